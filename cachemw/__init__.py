@@ -1,0 +1,34 @@
+"""Make LLM prompt caches pay: place breakpoints where they pay, and prove it from the returned usage."""
+
+from cachemw.core.diagnose import Miss
+from cachemw.core.planner import Breakpoint, Plan, Reason
+from cachemw.core.receipt import Receipt
+from cachemw.core.usage import Usage
+from cachemw.decisions import Call
+from cachemw.engine import AsyncMiddleware, Middleware, labels
+from cachemw.errors import BodyError, CachemwError, ConfigError, StoreError
+from cachemw.integrations.client import of, wrap
+from cachemw.ledger import Report, Row
+from cachemw.settings import Settings
+
+__all__ = [
+    "AsyncMiddleware",
+    "BodyError",
+    "Breakpoint",
+    "CachemwError",
+    "Call",
+    "ConfigError",
+    "Middleware",
+    "Miss",
+    "Plan",
+    "Reason",
+    "Receipt",
+    "Report",
+    "Row",
+    "Settings",
+    "StoreError",
+    "Usage",
+    "labels",
+    "of",
+    "wrap",
+]

@@ -1,0 +1,171 @@
+"""Read a request body as blocks in the order the provider sees them: tools, system, messages.
+
+Lives here: which parts of a body are sections, which order the provider gives them, and which
+parameters change the key of an entry; `core.wire` knows the shape of a single message. Must not
+know: stores, prices, plans.
+
+A message or tool is read once: its blocks are kept in a bounded memo under the hash of its bytes,
+so a conversation that grows by a turn costs little more than hashing it. Nothing in the memo holds text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from xxhash import xxh3_128_digest
+
+from cachemw.core.providers import Kind, Model, Ttl
+from cachemw.core.tokens import Counter
+from cachemw.core.wire import (
+    Block, Item, Json, Path, chat_message, dump, marker_ttl, native_message, system_block, tool,
+)  # fmt: skip
+from cachemw.errors import BodyError
+
+Wire = Literal["chat", "messages"]
+
+# Request parameters that are part of an entry's key (Anthropic, prompt caching, August 2026).
+# A change of these loses everything; of the second group, the messages section only.
+_ROOT_KEYS = (
+    "thinking", "reasoning", "reasoning_effort", "output_config", "response_format", "output_format",
+    "speed", "web_search_options", "functions",
+)  # fmt: skip
+_MESSAGE_KEYS = ("tool_choice", "parallel_tool_calls", "disable_parallel_tool_use", "function_call")
+
+_MEMO_LIMIT = 32_768
+
+
+@dataclass(slots=True)
+class Parsed:
+    """A request as columns: `blocks[k]` stands in item `items[k]` of section `sections`.
+
+    `tools` and `system` are the numbers of blocks up to the end of those sections. `root` and
+    `params` are the canonical bytes of what keys everything, and the messages section. `owned`
+    counts all of the client's markers; `automatic` is the TTL of a top-level one.
+    """
+
+    wire: Wire
+    model: str
+    blocks: list[Block] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+    tools: int = 0
+    system: int = 0
+    root: bytes = b""
+    params: bytes = b""
+    owned: int = 0
+    automatic: Ttl | None = None
+
+    def path(self, index: int) -> Path:
+        """Return where block `index` stands in the body."""
+        if index < self.tools:
+            section = "tools"
+        elif self.wire == "messages" and index < self.system:
+            return ("system",) if self.items[index] < 0 else ("system", self.items[index])
+        else:
+            section = "messages"
+        return (section, self.items[index]) + self.blocks[index].sub
+
+
+class Parser:
+    """Read bodies, remembering what each message and tool was read as."""
+
+    def __init__(self, counter: Counter | None = None) -> None:
+        self._counter = counter
+        self._memo: dict[bytes, Item] = {}
+
+    def parse(self, body: Json, model: Model, wire: Wire = "chat") -> Parsed:
+        """Return the body's blocks in the provider's order.
+
+        Raises `BodyError` with a short reason where the body is no chat request.
+        """
+        tools, system, messages = _sections(body, wire)
+        name = body.get("model")
+        if not isinstance(name, str):
+            raise BodyError("bad_model")
+        parsed = Parsed(wire, name)
+        for index, definition in enumerate(tools):
+            self._add(parsed, index, self._item(definition, tool, b"t"))
+        parsed.tools = len(parsed.blocks)
+        for index, block in enumerate(system):
+            place = -1 if block is body.get("system") else index
+            self._add(parsed, place, self._item(block, system_block, b"s"))
+
+        read = chat_message if wire == "chat" else native_message
+        items = [self._item(message, read, b"c" if wire == "chat" else b"n") for message in messages]
+        lead = 0
+        while wire == "chat" and lead < len(items) and items[lead].role == "system":
+            self._add(parsed, lead, items[lead])
+            lead += 1
+        kept: Iterator[int] | range = range(lead, len(items))
+        if not model.mid_system and wire == "chat":
+            for index in kept:
+                if items[index].role == "system":
+                    self._add(parsed, index, items[index])
+            kept = (index for index in kept if items[index].role != "system")
+        parsed.system = len(parsed.blocks)
+        strip = _last_turn(items) if model.thinking == "stripped" else 0
+        for index in kept:
+            self._add(parsed, index, items[index], strip=index < strip)
+        if not parsed.blocks:
+            raise BodyError("no_content")
+
+        image = any(item.image for item in items)
+        parsed.root = _parameters(body, _ROOT_KEYS)
+        parsed.params = _parameters(body, _MESSAGE_KEYS) + (b"image" if image else b"")
+        parsed.automatic = marker_ttl(body)
+        parsed.owned += parsed.automatic is not None
+        return parsed
+
+    def _add(self, parsed: Parsed, index: int, item: Item, *, strip: bool = False) -> None:
+        blocks = item.blocks
+        if strip:
+            blocks = tuple(block for block in blocks if block.kind is not Kind.REASONING)
+        parsed.blocks.extend(blocks)
+        parsed.items.extend([index] * len(blocks))
+        parsed.owned += item.loose
+        for block in blocks:
+            if block.marker:
+                parsed.owned += 1
+
+    def _item(self, value: Any, read: Any, tag: bytes) -> Item:
+        raw = dump(value)
+        key = xxh3_128_digest(tag + raw)
+        item = self._memo.get(key)
+        if item is None:
+            if len(self._memo) >= _MEMO_LIMIT:
+                self._memo.clear()
+            item = self._memo[key] = read(value, self._counter)
+        return item
+
+
+def _sections(body: Json, wire: Wire) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    if not isinstance(body, Mapping):
+        raise BodyError("not_a_mapping")
+    messages = body.get("messages")
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise BodyError("no_messages")
+    tools = body.get("tools") or ()
+    if not isinstance(tools, (list, tuple)):
+        raise BodyError("bad_tools")
+    system: Any = ()
+    if wire == "messages":
+        system = body.get("system") or ()
+        if isinstance(system, str):
+            system = (system,) if system else ()
+        elif not isinstance(system, (list, tuple)):
+            raise BodyError("bad_system")
+    return tools, system, messages
+
+
+def _parameters(body: Json, keys: tuple[str, ...]) -> bytes:
+    present = {key: body[key] for key in keys if body.get(key) is not None}
+    # An effort of "high" is the default: sending it is the same as leaving it out.
+    if present.get("output_config") == {"effort": "high"}:
+        del present["output_config"]
+    return dump(present) if present else b""
+
+
+def _last_turn(items: Sequence[Item]) -> int:
+    """Return the index of the last message that is the user's own, not a tool's result."""
+    return next((i for i in range(len(items) - 1, -1, -1) if items[i].turn), 0)

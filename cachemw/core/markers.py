@@ -1,0 +1,100 @@
+"""Write breakpoints into a body without touching the caller's objects, and compare bodies without them.
+
+Lives here: path copy, and every place where a marker may stand. Must not know: why a breakpoint is
+where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cachemw.core.providers import Ttl
+from cachemw.core.wire import Json, Path
+
+_INNER = ("content", "tool_calls", "function")
+
+
+def marker(ttl: Ttl) -> dict[str, str]:
+    """Return a `cache_control` value; 5m is what a marker without a TTL means everywhere."""
+    return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
+
+
+def apply(body: Json, places: Iterable[tuple[Path, Ttl]]) -> Json:
+    """Return the body with a marker at each path; the body itself where there is none.
+
+    Only the dictionaries and lists on the way to a marker are copied, everything else is shared
+    with the caller's body. A string at the end of a path becomes a list of one text part.
+    """
+    root: dict[str, Any] | None = None
+    fresh: dict[Path, Any] = {}
+    for path, ttl in places:
+        if root is None:
+            root = fresh[()] = dict(body)
+        node: Any = root
+        for depth in range(1, len(path)):
+            here = path[:depth]
+            if here not in fresh:
+                fresh[here] = node[path[depth - 1]] = _copy(node[path[depth - 1]])
+            node = fresh[here]
+        last, control = path[-1], marker(ttl)
+        target = node[last]
+        if isinstance(target, str):
+            node[last] = [{"type": "text", "text": target, "cache_control": control}]
+        else:
+            node[last] = {**target, "cache_control": control}
+    return body if root is None else root
+
+
+def _copy(node: Any) -> Any:
+    return dict(node) if isinstance(node, Mapping) else list(node)
+
+
+def strip(body: Json) -> Json:
+    """Return the body without any marker, the client's own included; the caller's is untouched."""
+    return {
+        key: [_strip(item) for item in value]
+        if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))
+        else value
+        for key, value in body.items()
+        if key != "cache_control"
+    }
+
+
+def _strip(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    bare = {key: value for key, value in node.items() if key != "cache_control"}
+    for key in _INNER:
+        inner = bare.get(key)
+        if isinstance(inner, (list, tuple)):
+            bare[key] = [_strip(item) for item in inner]
+        elif isinstance(inner, Mapping):
+            bare[key] = {k: v for k, v in inner.items() if k != "cache_control"}
+    return bare
+
+
+def canonical(body: Json) -> Json:
+    """Return the form in which two bodies that say the same are equal.
+
+    Markers are dropped and a string content is its one-part list. Two bodies are the same request
+    exactly when their canonical forms are equal: what leaves cachemw equals what came.
+    """
+    bare = dict(strip(body))
+    if isinstance(bare.get("system"), str):
+        bare["system"] = [{"type": "text", "text": bare["system"]}]
+    messages = bare.get("messages")
+    if isinstance(messages, (list, tuple)):
+        bare["messages"] = [_listed(message) for message in messages]
+    return bare
+
+
+def _listed(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, (list, tuple)):
+        return {**message, "content": [_listed(part) for part in content]}
+    return message

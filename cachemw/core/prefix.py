@@ -1,0 +1,84 @@
+"""Blocks to a chain of prefix digests, and the bounded set of depths that are watched.
+
+Lives here: what a digest covers and which prefixes of a request are worth a record. Must not know:
+wire shapes, stores, plans.
+
+Digest k covers the namespace, the model, the parameters that key an entry, and blocks 0..k. Equal
+digests mean equal prefixes of one tenant on one model; two tenants or models share none.
+"""
+
+from __future__ import annotations
+
+from xxhash import xxh3_128_digest
+
+from cachemw.core.blocks import Parsed
+from cachemw.core.providers import model_key
+
+# How many of each are watched. A request's own end and the ends of earlier turns are where
+# conversations go on; tools, system and the first messages are where they part.
+_SYSTEM = 6
+_OPENING = 8
+_ENDS = 24
+_LAST_RUN = 8
+_SPREAD = 16
+
+
+def chain(parsed: Parsed, namespace: str) -> list[bytes]:
+    """Return the digest of each prefix of the request, 16 bytes each, shallow to deep."""
+    digest = xxh3_128_digest(
+        b"\x00".join(
+            (namespace.encode(), model_key(parsed.model).encode(), parsed.wire.encode(), parsed.root)
+        )
+    )
+    digests: list[bytes] = []
+    append, digest_of = digests.append, xxh3_128_digest
+    blocks, system = parsed.blocks, parsed.system
+    for block in blocks[:system]:
+        digest = digest_of(digest + block.digest)
+        append(digest)
+    if parsed.params:
+        digest = digest_of(digest + b"\x00params\x00" + parsed.params)
+    for block in blocks[system:]:
+        digest = digest_of(digest + block.digest)
+        append(digest)
+    return digests
+
+
+def watch(parsed: Parsed) -> list[int]:
+    """Return the indexes of the blocks whose prefixes are recorded, in order; the last is always one.
+
+    The number is bounded however long the request is (under 90), and a depth that was watched in one
+    request is, for the next turns, watched again.
+    """
+    blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
+    count = len(blocks)
+    if count <= 2 * _OPENING:
+        return list(range(max(tools - 1, 0), count))
+    chosen = set()
+    if tools:
+        chosen.add(tools - 1)
+    sections = range(tools, system)
+    chosen.update(sections if len(sections) <= _SYSTEM else (*sections[:3], *sections[-3:]))
+    chosen.update(range(system, min(system + _OPENING, count)))
+
+    roles = [block.role for block in blocks[system:]]
+    ends = [
+        index
+        for index, (role, after) in enumerate(zip(roles, roles[1:], strict=False), system)
+        if role != after
+    ]
+    run = ends[-1] + 1 if ends else system
+    chosen.update(range(run, min(run + _LAST_RUN, count)))
+    chosen.update(range(max(run, count - _LAST_RUN), count))
+    chosen.update(ends[-_ENDS:])
+    # Older ends at a stride that doubles: those of a longer conversation are among those of a shorter.
+    older = len(ends) - _ENDS
+    if older > 0:
+        stride = 4
+        while older > stride * _SPREAD:
+            stride *= 2
+        chosen.update(ends[stride - 1 : older : stride])
+    if parsed.owned:
+        marked = [index for index, block in enumerate(blocks) if block.marker]
+        chosen.update(marked[:4])
+    return sorted(chosen)

@@ -1,0 +1,361 @@
+"""The middleware: read, plan, let the host call, settle, write; and the one place that fails open.
+
+Lives here: the sync and async twins, which call the store and nothing else of their own. Must not
+know: how a decision is made (`decisions`), what a client looks like (`integrations`).
+
+Nothing here raises on the request path: an `Exception` of ours is counted by class and the original
+request goes on. A `BaseException`, such as a cancelled task, is never held up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+from cachemw import ledger
+from cachemw.core.blocks import Wire
+from cachemw.core.receipt import Receipt
+from cachemw.core.wire import Json
+from cachemw.decisions import Call, Decisions, State, Write, secret_of
+from cachemw.errors import ConfigError
+from cachemw.events import Hook
+from cachemw.ledger import Report
+from cachemw.settings import Settings
+from cachemw.stores import open_async_store, open_store
+from cachemw.writer import Writer
+
+_KEEP = ledger.KEEP_HOURS * ledger.HOUR
+_UNREAD = Receipt()
+_labels: ContextVar[Mapping[str, str]] = ContextVar("cachemw_labels", default={})  # noqa: B039  # never changed
+
+
+@contextmanager
+def labels(**values: str) -> Iterator[None]:
+    """Label the calls that are made inside, such as `with cachemw.labels(app="support"):`.
+
+    Labels of an outer block stay unless they are set again.
+    """
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"labels: {name} is {value!r}; a string is needed")
+    token = _labels.set({**_labels.get(), **values})
+    try:
+        yield
+    finally:
+        _labels.reset(token)
+
+
+class _Engine:
+    """What both twins are made of."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        hooks: Sequence[Hook] = (),
+        **settings_fields: Any,
+    ) -> None:
+        if settings is not None and settings_fields:
+            raise ConfigError("settings: give a Settings object or single fields, not both")
+        self.settings = settings or Settings(**settings_fields)
+        self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
+        self._closed = False
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each thing was counted in this process, by dotted name."""
+        return self._decisions.counters.all()
+
+    def count(self, name: str) -> None:
+        """Count one thing by name."""
+        self._decisions.count(name)
+
+    def _opened(
+        self,
+        body: Any,
+        labels: Mapping[str, str] | None,
+        namespace: str | None,
+        provider: str | None,
+        wire: Wire,
+    ) -> State | Call:
+        """Return what is known without the store, or the call of a body that passes as it is."""
+        chosen = _labels.get() if labels is None else labels
+        try:
+            return self._decisions.open(body, chosen, namespace, provider, wire)
+        except Exception as error:
+            return self._decisions.passed(None, body, error)
+
+    def _failed(self, where: str, error: Exception) -> None:
+        self._decisions.counters.add(f"error.{where}.{type(error).__name__}")
+
+    def _store_arguments(self) -> dict[str, Any]:
+        return {"secret": secret_of(self.settings), "timeout_ms": self.settings.store_timeout_ms}
+
+
+class Middleware(_Engine):
+    """Place breakpoints in requests and account for what came of them.
+
+    `Middleware(settings, clock=time.time, hooks=())`, or single settings by name. Any number of
+    threads may use one. Raises `ConfigError` at construction only.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        hooks: Sequence[Hook] = (),
+        **settings_fields: Any,
+    ) -> None:
+        super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
+        self._store = open_store(self.settings.store, **self._store_arguments())
+        self._writer = Writer(lost=lambda: self.count("error.writer.full"))
+
+    def prepare(
+        self,
+        body: Json,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        provider: str | None = None,
+        wire: Wire = "chat",
+    ) -> Call:
+        """Return the call to make: send its `body`, then `begun`, and `settle` or `fail`.
+
+        `provider` counts where the setting is "auto". `wire` is the body's shape: OpenAI "chat" or
+        Anthropic "messages". Never raises; the body itself is never changed.
+        """
+        state = self._opened(body, labels, namespace, provider, wire)
+        if isinstance(state, Call):
+            return state
+        try:
+            records = self._store.observe(state.arrival, state.start) if state.arrival else ()
+            return self._decisions.decide(state, records)
+        except Exception as error:
+            return self._decisions.passed(state, body, error)
+
+    def begun(self, call: Call) -> None:
+        """Note the first byte of a 2xx answer: from here the written entries can be read."""
+        try:
+            if write := self._decisions.begun(call):
+                self._later(lambda: self._write(write))
+        except Exception as error:
+            self._failed("begun", error)
+
+    def settle(self, call: Call, usage: Any, *, partial: bool = False) -> Receipt:
+        """Account for an answer and return its receipt.
+
+        `usage` is a usage dict, a response dict, an SDK object, or None for an answer that told no
+        usage. `partial` counts a stream that was closed early or broke. A second call changes nothing.
+        """
+        try:
+            receipt, writes, added = self._decisions.settle(call, usage, partial=partial)
+            for write in writes:
+                self._later(lambda write=write: self._write(write))  # type: ignore[misc]
+            if added:
+                self._later(lambda: self._add(call._state.namespace, added))
+            return receipt
+        except Exception as error:
+            self._failed("settle", error)
+            return _UNREAD
+
+    def fail(self, call: Call) -> None:
+        """Note that there is no answer: no entry, no money."""
+        try:
+            self._decisions.fail(call)
+        except Exception as error:
+            self._failed("fail", error)
+
+    def refused(self, call: Call, status: int, error: Any) -> Json | None:
+        """Return the original body to send once more if a 400 names a marker of ours, else None.
+
+        The kind of block that was refused is not marked again. `settle` the same call with what
+        the second request answers.
+        """
+        try:
+            return self._decisions.refused(call, status, error)
+        except Exception as failure:
+            self._failed("refused", failure)
+            return None
+
+    def report(self, scope: Literal["all", "process"] = "all") -> Report:
+        """Return the savings: of the namespace over all workers, or of this process.
+
+        The first writes out what is queued. Where the store can't be read, the count
+        "error.report..." tells and the process's own sums are returned.
+        """
+        decisions = self._decisions
+        try:
+            if (late := decisions.expired()) and scope == "all":
+                self._later(lambda: self._add(self.settings.namespace, late))
+            if scope == "all":
+                self.flush(5.0)
+                tables = ledger.tables(decisions.clock())
+                return ledger.report(self._store.read(self.settings.namespace, tables))
+        except Exception as error:
+            self._failed("report", error)
+        return ledger.report(dict(decisions.sums))
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait up to `timeout` seconds until what is queued is written; say whether it is."""
+        return self._writer.flush(timeout)
+
+    def close(self) -> None:
+        """Write what is queued, within five seconds, and give back the store; again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._writer.close(5.0)
+            self._store.close()
+        except Exception as error:
+            self._failed("close", error)
+
+    def _later(self, job: Callable[[], None]) -> None:
+        if self._store.local:
+            job()
+        else:
+            self._writer.submit(job)
+
+    def _write(self, write: Write) -> None:
+        arrival = write.state.arrival
+        try:
+            if arrival is not None:
+                start = write.state.start
+                self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
+        except Exception as error:
+            self._failed("write", error)
+
+    def _add(self, namespace: str, added: Mapping[str, int]) -> None:
+        try:
+            self._store.add(namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+        except Exception as error:
+            self._failed("ledger", error)
+
+
+class AsyncMiddleware(_Engine):
+    """`Middleware` for an event loop: the same calls, awaited, with writes as tasks."""
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        hooks: Sequence[Hook] = (),
+        **settings_fields: Any,
+    ) -> None:
+        super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
+        self._store = open_async_store(self.settings.store, **self._store_arguments())
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def prepare(
+        self,
+        body: Json,
+        labels: Mapping[str, str] | None = None,
+        namespace: str | None = None,
+        provider: str | None = None,
+        wire: Wire = "chat",
+    ) -> Call:
+        """See `Middleware.prepare`."""
+        state = self._opened(body, labels, namespace, provider, wire)
+        if isinstance(state, Call):
+            return state
+        try:
+            records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
+            return self._decisions.decide(state, records)
+        except Exception as error:
+            return self._decisions.passed(state, body, error)
+
+    async def begun(self, call: Call) -> None:
+        """See `Middleware.begun`."""
+        try:
+            if write := self._decisions.begun(call):
+                await self._later(self._write(write))
+        except Exception as error:
+            self._failed("begun", error)
+
+    async def settle(self, call: Call, usage: Any, *, partial: bool = False) -> Receipt:
+        """See `Middleware.settle`."""
+        try:
+            receipt, writes, added = self._decisions.settle(call, usage, partial=partial)
+            for write in writes:
+                await self._later(self._write(write))
+            if added:
+                await self._later(self._add(call._state.namespace, added))
+            return receipt
+        except Exception as error:
+            self._failed("settle", error)
+            return _UNREAD
+
+    async def fail(self, call: Call) -> None:
+        """See `Middleware.fail`."""
+        try:
+            self._decisions.fail(call)
+        except Exception as error:
+            self._failed("fail", error)
+
+    async def refused(self, call: Call, status: int, error: Any) -> Json | None:
+        """See `Middleware.refused`."""
+        try:
+            return self._decisions.refused(call, status, error)
+        except Exception as failure:
+            self._failed("refused", failure)
+            return None
+
+    async def report(self, scope: Literal["all", "process"] = "all") -> Report:
+        """See `Middleware.report`."""
+        decisions = self._decisions
+        try:
+            if (late := decisions.expired()) and scope == "all":
+                await self._later(self._add(self.settings.namespace, late))
+            if scope == "all":
+                await self.flush(5.0)
+                tables = ledger.tables(decisions.clock())
+                return ledger.report(await self._store.read(self.settings.namespace, tables))
+        except Exception as error:
+            self._failed("report", error)
+        return ledger.report(dict(decisions.sums))
+
+    async def flush(self, timeout: float = 5.0) -> bool:
+        """See `Middleware.flush`."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout)
+        return not self._tasks
+
+    async def close(self) -> None:
+        """See `Middleware.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            await self.flush(5.0)
+            await self._store.close()
+        except Exception as error:
+            self._failed("close", error)
+
+    async def _later(self, job: Awaitable[None]) -> None:
+        if self._store.local:
+            await job
+            return
+        task = asyncio.ensure_future(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _write(self, write: Write) -> None:
+        arrival = write.state.arrival
+        try:
+            if arrival is not None:
+                start = write.state.start
+                await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
+        except Exception as error:
+            self._failed("write", error)
+
+    async def _add(self, namespace: str, added: Mapping[str, int]) -> None:
+        try:
+            await self._store.add(namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+        except Exception as error:
+            self._failed("ledger", error)

@@ -1,0 +1,104 @@
+"""The contract of a store: four calls, and what each does when things fail.
+
+Lives here: the protocol that every store keeps and the values that cross it. Must not know: any
+particular store. A store never sees text: keys are chain digests, and one that leaves the process
+must key them with the secret before they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from cachemw.core.reuse import Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request's watched prefixes, shallow to deep.
+
+    `keys`: chain digests, 16 bytes each. `children`: a 32-bit hash of the block after each, 0 at
+    the end of the request. The first `heads` keys end in the tools or system section and belong to
+    `root` (a digest of model and first block); the others belong to `trunk` (the digest through
+    the first message block): a clustered store keeps what belongs together in one slot.
+    """
+
+    namespace: str
+    root: bytes
+    trunk: bytes
+    heads: int
+    keys: tuple[bytes, ...]
+    children: tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """What the provider holds for a prefix: gone at `expires`, `ttl` seconds after each use.
+
+    `head` says which slot the key belongs to (see `Arrival`). An `expires` of 0 says that the
+    provider no longer has it.
+    """
+
+    key: bytes
+    head: bool
+    expires: float
+    ttl: int
+
+
+class Store(Protocol):
+    """Keep records of prefixes and sums, for all workers that share it.
+
+    Every call may raise `StoreError` and nothing else: the engine then goes on without, so a
+    failure costs a saving, never a request. Updates commute: any order of the same calls leaves
+    the same sums and, but for what each call returned, the same records.
+    """
+
+    local: bool
+    """True where no call leaves the process: writes then need no queue."""
+
+    def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+        """Count one arrival of each key and return the records from before it, None where unknown.
+
+        One round trip. `now` is the arrival's time in seconds; None means the server's own clock.
+        """
+
+    def write(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    ) -> None:
+        """Set what the provider holds for each key.
+
+        The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins.
+        A key that no arrival counted (evicted, or never seen) is left out.
+        """
+
+    def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
+        """Add each amount to the sum of its name; the table is dropped `keep` seconds after its last use."""
+
+    def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
+        """Return the sums of all names over these tables; a table that isn't there is empty."""
+
+    def close(self) -> None:
+        """Give back what the store holds; a second close does nothing."""
+
+
+class AsyncStore(Protocol):
+    """`Store`, awaited."""
+
+    local: bool
+
+    async def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+        """See `Store.observe`."""
+
+    async def write(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    ) -> None:
+        """See `Store.write`."""
+
+    async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
+        """See `Store.add`."""
+
+    async def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
+        """See `Store.read`."""
+
+    async def close(self) -> None:
+        """See `Store.close`."""

@@ -1,0 +1,154 @@
+"""Store calls as Redis commands, and their replies as values: what both Redis stores share.
+
+Lives here: key names, the packed record, the scripts. Must not know: connections, sync or async.
+
+Every part in <> is a digest in hex, keyed by the secret and the namespace, so no namespace or text
+can be read from a key or reach another's. The braces put what one script touches into one slot of a
+cluster::
+
+    cachemw:{<namespace>:<root or trunk>}:p:<prefix>    string: one packed record
+    cachemw:{<namespace>:<table>}:t                     hash: name -> sum
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, TypeAlias
+
+from cachemw.core.reuse import Prefix
+from cachemw.errors import StoreError
+from cachemw.stores.base import Arrival, Entry
+
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+# The fields of Prefix in their order; Lua's half of the format is in record.lua.
+RECORD = struct.Struct("<I6dI2dI")
+_ENTRY = struct.Struct("<dI")
+# A digest is a microsecond and the heads come back with every request; this is some 10 MB when full.
+_REMEMBERED = 32_768
+
+
+def _lua(*names: str) -> str:
+    return "".join(files(__package__).joinpath(name).read_text("utf-8") for name in names)
+
+
+OBSERVE = _lua("record.lua", "observe.lua")
+WRITE = _lua("record.lua", "write.lua")
+ADD = _lua("add.lua")
+
+_TEXTS = {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in (OBSERVE, WRITE, ADD)}
+_SHAS = {text: sha for sha, text in _TEXTS.items()}
+
+
+def run(script: str, keys: Sequence[bytes], *arguments: bytes | str | int) -> Command:
+    """Return the command that runs a script which the server should know by its digest."""
+    return ("EVALSHA", _SHAS[script], len(keys), *keys, *arguments)
+
+
+def with_text(command: Command) -> Command:
+    """Return the same for a server that doesn't know the script: it learns it by this."""
+    return ("EVAL", _TEXTS[str(command[1])], *command[2:])
+
+
+class Commands:
+    """Turn the calls of a `Store` into commands, each for one slot, under one secret."""
+
+    def __init__(self, secret: bytes | None) -> None:
+        secret = secret or b""
+        self._secret = secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else _digest(secret, 64)
+        self._tenant = lru_cache(1024)(self._keyed_by)
+        self._named = lru_cache(_REMEMBERED)(_named)
+
+    def observe(self, arrival: Arrival, now: float | None) -> list[Command]:
+        """Return the commands that count an arrival: one for the heads, one for the others."""
+        stamp = "" if now is None else repr(float(now))
+        heads, count = arrival.heads, len(arrival.keys)
+        commands = []
+        for slot, start, stop in ((arrival.root, 0, heads), (arrival.trunk, heads, count)):
+            if start < stop:
+                keys = self._prefixes(arrival.namespace, slot, arrival.keys[start:stop])
+                children = struct.pack(f"<{stop - start}I", *arrival.children[start:stop])
+                commands.append(run(OBSERVE, keys, children, stamp))
+        return commands
+
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> list[Command]:
+        """Return the commands that set what the provider holds."""
+        commands = []
+        for slot, head in ((root, True), (trunk, False)):
+            chosen = [entry for entry in entries if entry.head == head]
+            if chosen:
+                keys = self._prefixes(namespace, slot, [entry.key for entry in chosen])
+                commands.append(run(WRITE, keys, *(_ENTRY.pack(entry.expires, entry.ttl) for entry in chosen)))
+        return commands
+
+    def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> list[Command]:
+        """Return the command that adds to a table, if there is anything to add."""
+        if not amounts:
+            return []
+        pairs = [part for name, amount in amounts.items() for part in (_utf8(name), amount)]
+        return [run(ADD, [self._table(namespace, table)], int(keep * 1000), *pairs)]
+
+    def read(self, namespace: str, tables: Sequence[str]) -> list[Command]:
+        """Return the commands that read tables."""
+        return [("HGETALL", self._table(namespace, table)) for table in tables]
+
+    def _prefixes(self, namespace: str, slot: bytes, keys: Sequence[bytes]) -> list[bytes]:
+        key, tenant = self._tenant(namespace)
+        named = self._named
+        front = b"cachemw:{%b:%b}:p:" % (tenant, named(key, slot)[:16])
+        return [front + named(key, digest) for digest in keys]
+
+    def _table(self, namespace: str, table: str) -> bytes:
+        key, tenant = self._tenant(namespace)
+        return b"cachemw:{%b:%b}:t" % (tenant, _named(key, _utf8(table))[:16])
+
+    def _keyed_by(self, namespace: str) -> tuple[bytes, bytes]:
+        """Return the key of this namespace's digests, and its name in keys."""
+        key = _digest(_utf8(namespace), 32, self._secret)
+        return key, _named(key, b"namespace")[:16]
+
+
+def records(replies: Sequence[Any]) -> list[Prefix | None]:
+    """Return the records from the replies to `Commands.observe`, None for each that was unknown."""
+    packed = b"".join(checked(replies))
+    return [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(packed)]
+
+
+def sums(replies: Sequence[Any]) -> dict[str, int]:
+    """Return the sums from the replies to `Commands.read`; what is no table, or no number, counts nothing."""
+    total: dict[str, int] = {}
+    for reply in replies:
+        if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
+            continue
+        for name, amount in checked([reply])[0].items():
+            try:
+                number = int(amount)
+            except ValueError:
+                continue
+            text = name.decode("utf-8", "surrogatepass")
+            total[text] = total.get(text, 0) + number
+    return total
+
+
+def checked(replies: Sequence[Any]) -> Sequence[Any]:
+    """Return the replies, or raise `StoreError` for the first that is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise StoreError(type(reply).__name__)
+    return replies
+
+
+def _named(key: bytes, digest: bytes) -> bytes:
+    return hashlib.blake2b(digest, key=key, digest_size=16).hexdigest().encode()
+
+
+def _digest(data: bytes, size: int, key: bytes = b"") -> bytes:
+    return hashlib.blake2b(data, key=key, digest_size=size).digest()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

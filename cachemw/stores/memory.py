@@ -1,0 +1,110 @@
+"""The store of one process: exact, bounded, and gone with it.
+
+Lives here: dictionaries and a lock. Must not know: clocks (`now` is given), the network, text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+from cachemw.core.reuse import Prefix, arrive, first
+from cachemw.stores.base import Arrival, Entry
+
+DEFAULT_MAX_PREFIXES = 200_000
+_FORGET = 7200.0
+
+
+class MemoryStore:
+    """Keep at most `max_prefixes` records, the longest unused dropped first.
+
+    A record not seen for two hours is as good as unknown: the provider's longest entry is an hour.
+    """
+
+    local = True
+
+    def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
+        self._limit = max_prefixes
+        self._records: dict[bytes, Prefix] = {}
+        self._tables: dict[tuple[str, str], dict[str, int]] = {}
+        self._lock = Lock()
+
+    def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
+        """See `Store.observe`; a `now` of None is refused, since this store has no clock."""
+        if now is None:
+            raise ValueError("the memory store has no clock of its own: give `now`")
+        records = self._records
+        found: list[Prefix | None] = []
+        with self._lock:
+            for key, child in zip(arrival.keys, arrival.children, strict=True):
+                record = records.pop(key, None)
+                if record is None or now - record.last > _FORGET:
+                    found.append(None)
+                    records[key] = first(child, now)
+                else:
+                    found.append(record)
+                    records[key] = arrive(record, child, now)
+            while len(records) > self._limit:
+                del records[next(iter(records))]
+        return found
+
+    def write(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    ) -> None:
+        """See `Store.write`."""
+        records = self._records
+        with self._lock:
+            for entry in entries:
+                record = records.get(entry.key)
+                if record is not None and (entry.expires == 0 or entry.expires > record.expires):
+                    records[entry.key] = record._replace(expires=entry.expires, ttl=entry.ttl)
+
+    def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
+        """See `Store.add`; tables live as long as the process."""
+        with self._lock:
+            sums = self._tables.setdefault((namespace, table), {})
+            for name, amount in amounts.items():
+                sums[name] = sums.get(name, 0) + amount
+
+    def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
+        """See `Store.read`."""
+        total: dict[str, int] = {}
+        with self._lock:
+            for table in tables:
+                for name, amount in self._tables.get((namespace, table), {}).items():
+                    total[name] = total.get(name, 0) + amount
+        return total
+
+    def close(self) -> None:
+        """See `Store.close`."""
+
+
+class AsyncMemoryStore:
+    """`MemoryStore` for the async engine; nothing in it waits."""
+
+    local = True
+
+    def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
+        self._store = MemoryStore(max_prefixes)
+
+    async def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
+        """See `Store.observe`."""
+        return self._store.observe(arrival, now)
+
+    async def write(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    ) -> None:
+        """See `Store.write`."""
+        self._store.write(namespace, root, trunk, entries, now)
+
+    async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
+        """See `Store.add`."""
+        self._store.add(namespace, table, amounts, keep)
+
+    async def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
+        """See `Store.read`."""
+        return self._store.read(namespace, tables)
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        self._store.close()

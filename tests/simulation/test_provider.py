@@ -1,0 +1,239 @@
+"""What a request reads, writes and leaves behind: the provider's worked examples, and the edges."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachemw.core.providers import Model, Ttl
+from cachemw.simulation.options import Options, Refused
+from cachemw.simulation.provider import ProviderCache, Ticket
+from tests.simulation.prompts import MODEL, TAIL, cache, prompt, send
+
+
+def tokens(ticket: Ticket) -> tuple[int, int, int, int]:
+    """Return read, write_5m, write_1h, plain."""
+    return ticket.read, ticket.write_5m, ticket.write_1h, ticket.plain
+
+
+def test_the_documents_own_example_of_the_lookback() -> None:
+    """Entries at 10 and 15; a marker at 35 misses the one at 15 by one, a second marker there finds it."""
+    provider = cache()
+    assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, 1000, 0, TAIL)
+    assert tokens(send(provider, prompt(15, {15: "5m"}), 1)) == (1000, 500, 0, TAIL)
+    assert provider.begin(prompt(35, {35: "5m"}), 2).read == 0
+    assert provider.begin(prompt(35, {15: "5m", 35: "5m"}), 2).read == 1500
+
+
+@pytest.mark.parametrize(
+    ("options", "distance", "found"),
+    [({}, 0, True), ({}, 19, True), ({}, 20, False), ({"lookback": 1}, 0, True), ({"lookback": 1}, 1, False)],
+)
+def test_a_marker_examines_twenty_positions_itself_included(
+    options: dict[str, object], distance: int, found: bool
+) -> None:
+    """An entry 19 blocks back is found, one 20 back is not."""
+    provider = cache(**options)
+    send(provider, prompt(10, {10: "5m"}), 0)
+    ticket = provider.begin(prompt(10 + distance, {10 + distance: "5m"}), 1)
+    assert ticket.read == (1000 if found else 0)
+    assert ticket.hit == (9 if found else -1)
+
+
+def test_the_longest_hit_is_read() -> None:
+    """With entries at 5 and 10 alive, 10 is read although a marker stands on both."""
+    provider = cache()
+    send(provider, prompt(10, {5: "5m", 10: "5m"}), 0)
+    assert tokens(provider.begin(prompt(12, {5: "5m", 12: "5m"}), 1)) == (1000, 200, 0, TAIL)
+
+
+def test_nothing_is_written_where_no_marker_stood() -> None:
+    """A shorter prompt over the same blocks reads nothing but at a former marker."""
+    provider = cache()
+    send(provider, prompt(10, {10: "5m"}), 0)
+    assert provider.begin(prompt(9, {9: "5m"}), 1).read == 0
+    assert provider.begin(prompt(9, {}), 1).plain == 900 + TAIL
+
+
+@pytest.mark.parametrize(
+    ("ttl", "begins", "refreshed", "at", "found"),
+    [
+        ("5m", 0.0, None, 299.999, True),
+        ("5m", 0.0, None, 300.0, False),
+        ("5m", 290.0, None, 299.999, True),
+        ("5m", 290.0, None, 300.0, False),
+        ("5m", 0.0, 200.0, 499.999, True),
+        ("5m", 0.0, 200.0, 500.0, False),
+        ("1h", 0.0, None, 3599.999, True),
+        ("1h", 0.0, None, 3600.0, False),
+        ("1h", 0.0, 3000.0, 6599.999, True),
+        ("1h", 0.0, 3000.0, 6600.0, False),
+    ],
+)
+def test_a_ttl_runs_from_the_start_of_the_request_that_wrote_or_read(
+    ttl: Ttl, begins: float, refreshed: float | None, at: float, found: bool
+) -> None:
+    """A slow answer gives no more life, a read does, from the reader's start on."""
+    provider = cache()
+    send(provider, prompt(10, {10: ttl}), 0, begins)
+    if refreshed is not None:
+        # The reader marks 5m: the entry keeps the TTL that it was written with.
+        assert send(provider, prompt(10, {10: "5m"}), refreshed, refreshed + 60).read == 1000
+    assert provider.begin(prompt(10, {10: ttl}), at).read == (1000 if found else 0)
+
+
+def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
+    """The head lives on by its own marker only, however often the tail behind it is read."""
+    for marked, alive in (({5: "5m", 10: "5m"}, True), ({10: "5m"}, False)):
+        provider = cache()
+        send(provider, prompt(10, {5: "5m", 10: "5m"}), 0)
+        assert send(provider, prompt(10, marked), 200).read == 1000
+        assert provider.begin(prompt(5, {5: "5m"}), 400).read == (500 if alive else 0)
+
+
+@pytest.mark.parametrize(
+    ("warm", "length", "markers", "expected"),
+    [
+        ({}, 12, {5: "1h", 10: "5m"}, (0, 500, 500, 200 + TAIL)),
+        ({}, 12, {5: "1h", 10: "1h"}, (0, 0, 1000, 200 + TAIL)),
+        ({10: "5m"}, 15, {12: "1h", 15: "5m"}, (1000, 300, 200, TAIL)),
+        ({10: "5m"}, 15, {5: "1h", 15: "5m"}, (1000, 500, 0, TAIL)),
+        ({10: "5m"}, 15, {15: "1h"}, (1000, 0, 500, TAIL)),
+        ({10: "1h"}, 15, {5: "1h", 10: "1h"}, (1000, 0, 0, 500 + TAIL)),
+        ({10: "1h"}, 15, {}, (0, 0, 0, 1500 + TAIL)),
+    ],
+)
+def test_mixed_ttls_are_billed_by_the_highest_1h_marker_past_the_hit(
+    warm: dict[int, Ttl], length: int, markers: dict[int, Ttl], expected: tuple[int, int, int, int]
+) -> None:
+    """Read up to the hit, 1h up to the last 1h marker after it, 5m up to the last marker, plain after."""
+    provider = cache()
+    if warm:
+        send(provider, prompt(10, warm), 0)
+    assert tokens(provider.begin(prompt(length, markers), 1)) == expected
+
+
+def test_a_1h_marker_on_a_living_5m_prefix_buys_no_life() -> None:
+    """At or before the hit a marker writes and bills nothing, and the entry keeps its TTL."""
+    provider = cache()
+    send(provider, prompt(10, {10: "5m"}), 0)
+    assert tokens(send(provider, prompt(10, {10: "1h"}), 100)) == (1000, 0, 0, TAIL)
+    assert provider.begin(prompt(10, {10: "1h"}), 400).read == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "marker", "life"), [("5m", "1h", 300), ("1h", "5m", 300), ("1h", "1h", 3600), ("5m", "5m", 300)]
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_lapsed_head_comes_back_free_with_the_shorter_ttl(
+    source: Ttl, marker: Ttl, life: int, late: bool
+) -> None:
+    """The head lives as long as its marker says, but no longer than what was read."""
+    provider = cache()
+    again = {"5m": 200.0, "1h": 3000.0}[source]
+    send(provider, prompt(10, {5: source, 10: source}), 0)
+    send(provider, prompt(10, {10: source}), again)
+    now = {"5m": 400.0, "1h": 4000.0}[source]
+    back = send(provider, prompt(10, {5: marker, 10: "5m"}), now)
+    assert tokens(back) == (1000, 0, 0, TAIL)
+    assert provider.begin(prompt(5, {5: "5m"}), now + life - 0.001 + late).read == (0 if late else 500)
+
+
+def test_an_entry_is_readable_once_its_writers_answer_has_begun() -> None:
+    """Requests before that write the same prefix again; the first after it reads."""
+    provider = cache()
+    request = prompt(10, {10: "5m"})
+    cold = [provider.begin(request, at) for at in (0.0, 0.0, 0.5)]
+    assert [ticket.write_5m for ticket in cold] == [1000] * 3
+    provider.answer_began(cold[0], 2.0)
+    assert provider.begin(request, 1.999).write_5m == 1000
+    assert provider.begin(request, 2.0).read == 1000
+
+
+def test_a_request_that_was_never_answered_leaves_nothing() -> None:
+    """Only `answer_began` writes."""
+    provider = cache()
+    provider.begin(prompt(10, {10: "5m"}), 0)
+    assert provider.begin(prompt(10, {10: "5m"}), 100).read == 0
+
+
+def test_two_writers_leave_the_longer_life() -> None:
+    """Whoever paid for an hour gets it, whichever answer begins first."""
+    for order in ((0, 1), (1, 0)):
+        provider = cache()
+        tickets = [provider.begin(prompt(10, {10: ttl}), 0) for ttl in ("5m", "1h")]
+        for index in order:
+            provider.answer_began(tickets[index], 1 + index)
+        assert provider.begin(prompt(10, {10: "5m"}), 1).read == (1000)
+        assert provider.begin(prompt(10, {10: "5m"}), 3599).read == 1000
+
+
+def test_a_lapsed_entry_is_replaced_and_not_merged() -> None:
+    """A new 5m write over a dead 1h entry lives five minutes."""
+    provider = cache()
+    send(provider, prompt(10, {10: "1h"}), 0)
+    send(provider, prompt(10, {10: "5m"}), 4000)
+    assert provider.begin(prompt(10, {10: "5m"}), 4299).read == 1000
+    assert provider.begin(prompt(10, {10: "5m"}), 4599 + 1).read == 0
+
+
+@pytest.mark.parametrize(("minimum", "written"), [(1000, 1000), (1001, 0), (None, 0)])
+def test_a_prefix_under_the_minimum_is_silently_not_stored(minimum: int | None, written: int) -> None:
+    """1,000 tokens pass a minimum of 1,000, not one of 1,001, and not the model's own 1,024."""
+    provider = cache(minimum=minimum)
+    assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, written, 0, 1000 - written + TAIL)
+    assert provider.begin(prompt(10, {10: "5m"}), 1).read == written
+
+
+def test_the_minimum_counts_the_whole_prefix() -> None:
+    """A marker on a head under the minimum does nothing, one further on writes head and all."""
+    provider = cache(minimum=1024)
+    assert tokens(send(provider, prompt(11, {5: "1h", 11: "5m"}), 0)) == (0, 1100, 0, TAIL)
+    assert provider.begin(prompt(5, {5: "5m"}), 1).read == 0
+
+
+@pytest.mark.parametrize(("collapse", "read"), [(False, 0), (True, 100)])
+def test_a_wide_fan_out_is_bridged_only_where_runs_collapse(collapse: bool, read: int) -> None:
+    """24 calls and their 24 results are 48 positions, or two."""
+    provider = cache(run_collapse=collapse)
+    kinds = ["text", *["tool_use"] * 24, *["tool_result"] * 24]
+    send(provider, prompt(1, {1: "5m"}, kinds=kinds), 0)
+    assert provider.begin(prompt(49, {49: "5m"}, kinds=kinds), 1).read == read
+
+
+def test_too_many_markers_and_a_late_1h_are_refused() -> None:
+    """The texts of these two 400s, for a hand-built prompt."""
+    provider = cache()
+    with pytest.raises(Refused) as many:
+        provider.begin(prompt(5, dict.fromkeys(range(1, 6), "5m")), 0)
+    assert (many.value.status, many.value.message) == (
+        400,
+        "A maximum of 4 blocks with cache_control may be provided. Found 5.",
+    )
+    with pytest.raises(Refused, match="a ttl='1h' cache_control block must not come after a ttl='5m'"):
+        provider.begin(prompt(5, {1: "5m", 2: "1h"}), 0)
+
+
+def test_a_model_without_breakpoints_ignores_markers() -> None:
+    """Markers on a model that Databricks serves without prompt caching bill nothing and are no 400."""
+    provider = ProviderCache(Model("gpt-test", 0, None, caching="automatic"), Options(minimum=0))
+    part = {"type": "text", "text": "hello", "cache_control": {"type": "odd"}}
+    ticket = provider.begin({"messages": [{"role": "user", "content": [part]}]}, 0)
+    assert tokens(ticket) == (0, 0, 0, ticket.request.total)
+
+
+def test_the_dead_are_swept_and_the_living_stay() -> None:
+    """Thousands of dead entries are dropped; a living one is still read."""
+    provider = cache()
+    send(provider, prompt(1, {1: "1h"}, seed="kept"), 0)
+    for number in range(9000):
+        send(provider, prompt(1, {1: "5m"}, seed=str(number)), number)
+    assert len(provider._entries) < 5000
+    assert provider.begin(prompt(1, {1: "1h"}, seed="kept"), 3000).read == 100
+
+
+def test_each_provider_counts_with_a_bias_of_its_own() -> None:
+    """Token counts differ by seed, within 0.9 to 1.2 of the plain count."""
+    body = {"messages": [{"role": "user", "content": "Some words to count. " * 500}]}
+    totals = {ProviderCache(MODEL, Options(bias_seed=seed)).convert(body).total for seed in range(20)}
+    assert len(totals) > 15
+    assert 1.1 < max(totals) / min(totals) < 1.34
