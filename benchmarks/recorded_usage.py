@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cachemw.core.providers import find_model
+from cachemw.simulation.options import Options
 from cachemw.simulation.provider import Position, ProviderCache, Request
 
 _CHARACTERS_PER_TOKEN = 4  # only decides whether a prefix reaches the minimum
@@ -35,11 +36,13 @@ def positions(row: Mapping[str, Any]) -> list[Position]:
         tokens = max(1, block["chars"] // _CHARACTERS_PER_TOKEN)
         prefix += tokens
         place = (block["s"], block["i"], block["j"])
-        found.append(Position(place, str(block["role"]), str(block["type"]), chain, tokens, prefix, block["cc"]))
+        found.append(
+            Position(place, str(block["role"]), str(block["type"]), chain, tokens, prefix, block["cc"])
+        )
     return found
 
 
-def predict(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+def predict(rows: Iterable[Mapping[str, Any]], options: Options | None = None) -> Counter[str]:
     """Return how many reads were predicted `exact`, `unknown`, `zero` (none, and none was) or `wrong`."""
     caches: dict[str, ProviderCache] = {}
     lengths: dict[bytes, int] = {}
@@ -47,7 +50,7 @@ def predict(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
     for row in sorted(rows, key=lambda row: float(row["t"])):
         model = find_model(row["model"])
         assert model is not None, row["model"]
-        cache = caches.setdefault(row["model"], ProviderCache(model))
+        cache = caches.setdefault(row["model"], ProviderCache(model, options))
         blocks = positions(row)
         ticket = cache.begin(Request(blocks, blocks[-1].prefix), row["t"])
         digest = blocks[ticket.hit].digest if ticket.hit >= 0 else None

@@ -1,7 +1,7 @@
 """Make LLM prompt caches pay: place breakpoints where they pay, and prove it from the returned usage."""
 
 from cachemw.core.diagnose import Miss
-from cachemw.core.planner import Breakpoint, Plan, Reason
+from cachemw.core.plan import Breakpoint, Plan, Reason
 from cachemw.core.receipt import Receipt
 from cachemw.core.usage import Usage
 from cachemw.decisions import Call

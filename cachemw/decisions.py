@@ -8,19 +8,21 @@ rules and calibrations by model, kinds that were refused, calls that are under w
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from cachemw import ledger
-from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, reuse, usage
+from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parsed, Parser, Wire
-from cachemw.core.planner import Plan, Reason
+from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import TTL_SECONDS, Kind, Mark, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
+from cachemw.core.reuse import Reuse
 from cachemw.core.tokens import Calibration
 from cachemw.core.wire import Json
 from cachemw.errors import BodyError
@@ -32,6 +34,7 @@ _PENDING_LIMIT = 100_000
 _RULES_LIMIT = 4_096
 _OTHER = "other"
 _NO_PLAN = Plan()
+Amounts = list[tuple[str, dict[str, int]]]  # namespace, and what is added to its ledger
 
 
 @dataclass(slots=True)
@@ -80,6 +83,15 @@ class Write:
     entries: tuple[Entry, ...]
 
 
+class _Pending(NamedTuple):
+    """What is kept of a call until it ends: enough to count it as unsettled, and no body."""
+
+    start: float
+    namespace: str
+    labels: Mapping[str, str]
+    model: str
+
+
 class Decisions:
     """Turn bodies, records and usage into calls, writes and receipts."""
 
@@ -89,32 +101,34 @@ class Decisions:
         self.counters = Counters()
         self.hooks = hooks
         self._parser = Parser()
+        self._reuse = Reuse()
         self._rules: dict[tuple[str, str], Rules | None] = {}
         self._learned_models: dict[str, str] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._refused: dict[tuple[str, str], set[Kind]] = {}
         self._label_values: dict[str, set[str]] = {}
-        self._pending: dict[str, State] = {}
+        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self._late: dict[str, dict[str, int]] = {}
         self._lock = Lock()
         self.sums: dict[str, int] = {}
 
     # -- before the request -------------------------------------------------------------------
 
-    def open(
-        self, body: Any, labels: Mapping[str, str], namespace: str | None, provider: str | None, wire: Wire
-    ) -> State:
+    def start(self, body: Any, labels: Mapping[str, str], namespace: str | None) -> State:
+        """Return what is known of a call before its body is read."""
+        name = providers.model_key(_model(body))
+        return State(body, self.clock(), namespace or self.settings.namespace, self.cut(labels), name)
+
+    def read(self, state: State, provider: str | None, wire: Wire) -> None:
         """Read a body as far as it goes without the store. Raises `BodyError`."""
-        settings, now = self.settings, self.clock()
-        model = body.get("model") if isinstance(body, Mapping) else None
-        name = model if isinstance(model, str) else ""
-        state = State(body, now, namespace or settings.namespace, self.cut(labels), providers.model_key(name))
-        if not isinstance(body, Mapping):
+        settings = self.settings
+        if not isinstance(state.body, Mapping):
             raise BodyError("not_a_mapping")
         chosen = settings.provider if provider is None or settings.provider != "auto" else provider
         if chosen == "auto":
             state.plan = Plan(skipped=Reason.PROVIDER_UNKNOWN)
-            return state
-        rules = state.rules = self.rules(chosen, name)
+            return
+        rules = state.rules = self.rules(chosen, _model(state.body))
         if settings.mode == "off":
             state.plan = Plan(skipped=Reason.NOT_OPTIMIZING)
         elif rules is None:
@@ -123,7 +137,6 @@ class Decisions:
             state.plan = Plan(skipped=Reason.MODEL_AUTOMATIC)
         else:
             self._read(state, rules, wire)
-        return state
 
     def _read(self, state: State, rules: Rules, wire: Wire) -> None:
         parsed = state.parsed = self._parser.parse(state.body, rules.model, wire)
@@ -147,7 +160,7 @@ class Decisions:
         """Return the call, its body annotated as the records and the rules say."""
         parsed, rules = state.parsed, state.rules
         if parsed is not None and rules is not None:
-            depths = reuse.depths(parsed, state.watched, records, state.start)
+            depths = self._reuse.judge(parsed, state.chain, state.watched, records, state.start)
             kinds = self.kinds(rules)
             plan = planner.plan(parsed, depths, rules, self.calibration(rules), kinds)
             self._expect(state, plan, records)
@@ -190,43 +203,49 @@ class Decisions:
         else:
             self.count(f"error.prepare.{type(error).__name__}")
         if state is None:
-            state = State(body, 0.0, self.settings.namespace, {}, "")
+            return untracked(body)
         state.plan, state.arrival, state.parsed = Plan(skipped=reason), None, None
         state.entries = state.refreshed = ()
         return self._call(state, body)
 
     def _call(self, state: State, body: Json) -> Call:
         call = Call(uuid4().hex, body, state.plan, state.labels, state)
-        with self._lock:
-            self._pending[call.id] = state
         if state.plan.skipped:
             self.count(f"skip.{state.plan.skipped}")
         self.tell(Prepared(call.id, call.labels, call.plan))
+        with self._lock:
+            self._pending[call.id] = _Pending(state.start, state.namespace, state.labels, state.model)
+            self._sweep(state.start)
         return call
 
-    def expired(self) -> dict[str, int]:
-        """Forget calls that nobody settled within an hour, and return what they add to the ledger."""
-        late: list[str] = []
+    def expired(self) -> Amounts:
+        """Forget calls that nobody settled within an hour, and return what is due to each ledger."""
         now = self.clock()
         with self._lock:
-            for name, state in self._pending.items():
-                if state.start + TTL_SECONDS["1h"] > now and len(self._pending) - len(late) < _PENDING_LIMIT:
-                    break
-                late.append(name)
-            states = [self._pending.pop(name) for name in late]
-        added: dict[str, int] = {}
-        for state in states:
-            state.closed = True
-            self._sum(added, ledger.amounts(state.labels, state.model, {"calls": 1, "unsettled": 1}))
-        self._sum(self.sums, added)
-        return added
+            self._sweep(now)
+            late, self._late = self._late, {}
+        return list(late.items())
+
+    def _sweep(self, now: float) -> None:
+        """Count as unsettled what is too old, or too much; the lock is held."""
+        while self._pending:
+            name, call = next(iter(self._pending.items()))
+            if call.start + TTL_SECONDS["1h"] > now and len(self._pending) <= _PENDING_LIMIT:
+                return
+            del self._pending[name]
+            added = ledger.amounts(call.labels, call.model, {"calls": 1, "unsettled": 1})
+            _sum(self._late.setdefault(call.namespace, {}), added)
+            _sum(self.sums, added)
 
     # -- after it -----------------------------------------------------------------------------
 
     def begun(self, call: Call) -> Write | None:
         """Note that the answer has begun: what was written can be read, what was read lives on."""
         state = call._state
-        if state.begun or state.closed or state.arrival is None:
+        return None if state.closed else self._readable(state)
+
+    def _readable(self, state: State) -> Write | None:
+        if state.begun or state.arrival is None:
             return None
         state.begun = True
         entries = (*state.entries, *state.refreshed)
@@ -234,40 +253,48 @@ class Decisions:
 
     def settle(
         self, call: Call, response: Any, *, partial: bool = False
-    ) -> tuple[Receipt, list[Write], dict[str, int]]:
-        """Return the receipt, the writes that are due, and what is added to the ledger."""
+    ) -> tuple[Receipt, list[Write], Amounts]:
+        """Return the receipt, the writes that are due, and what is added to each ledger.
+
+        The first end of a call is its only one: after it nothing changes.
+        """
         state = call._state
-        if state.receipt is not None:
-            return state.receipt, [], {}
         with self._lock:
-            self._pending.pop(call.id, None)
-        writes = [write] if (write := self.begun(call)) else []
-        state.closed = True
+            if state.closed:
+                return state.receipt or Receipt(), [], []
+            state.closed = True
+            # A call that had been given up as unsettled has been counted already.
+            calls = {"calls": 1} if self._pending.pop(call.id, None) else {"unsettled": -1}
+        writes = [write] if (write := self._readable(state)) else []
         read = usage.normalise(response, ttl=self._only_ttl(state.plan))
         if read is None:
             self.count("settle.no_usage")
             state.receipt = Receipt()
-            added = ledger.amounts(state.labels, state.model, {"calls": 1})
+            added = ledger.amounts(state.labels, state.model, calls)
         else:
             self._learn_model(state, response)
             if dead := self._corrected(state, read):
                 writes.append(Write(state, dead))
             miss = self._miss(state, read)
             state.receipt = receipt(read, state.rules.model if state.rules else None, miss)
-            added = self._account(state, state.receipt)
-        self._sum(self.sums, added)
+            added = self._account(state, state.receipt, calls)
+        with self._lock:
+            _sum(self.sums, added)
+            late, self._late = self._late, {}
         if partial:
             self.count("settle.partial")
         self.tell(Settled(call.id, call.labels, state.receipt, partial))
-        return state.receipt, writes, added
+        return state.receipt, writes, [*late.items(), (state.namespace, added)]
 
     def fail(self, call: Call) -> None:
         """Close a call that got no answer: nothing was written, nothing is owed."""
         state = call._state
-        state.closed = True
         with self._lock:
-            if self._pending.pop(call.id, None) is not None:
-                self.count("fail")
+            if state.closed:
+                return
+            state.closed = True
+            self._pending.pop(call.id, None)
+        self.count("fail")
 
     def refused(self, call: Call, status: int, error: Any) -> Json | None:
         """Return the original body once if a 400 names a marker of ours, and remember the kind."""
@@ -334,11 +361,11 @@ class Decisions:
             self._learned_models[state.model] = model.name
             self._rules.clear()
 
-    def _account(self, state: State, bill: Receipt) -> dict[str, int]:
+    def _account(self, state: State, bill: Receipt, calls: Mapping[str, int]) -> dict[str, int]:
         read = bill.usage
         assert read is not None
         sums: dict[str, int | Decimal] = {
-            "calls": 1, "read": read.read, "write_5m": read.write_5m, "write_1h": read.write_1h,
+            **calls, "read": read.read, "write_5m": read.write_5m, "write_1h": read.write_1h,
             "plain": read.plain, "output": read.output,
         }  # fmt: skip
         if bill.paid is not None and bill.baseline is not None and bill.saved is not None:
@@ -387,10 +414,13 @@ class Decisions:
         refused = self._refused.get((rules.provider.name, rules.model.name), ())
         return {kind: "off" if kind in refused else rules.kinds.get(kind, "off") for kind in Kind}
 
-    def cut(self, labels: Mapping[str, str]) -> Mapping[str, str]:
-        """Return labels within the limits; what goes over them counts as "other"."""
+    def cut(self, labels: Mapping[Any, Any]) -> Mapping[str, str]:
+        """Return labels within the limits; what goes over them, or is no string, counts as "other"."""
         limited: dict[str, str] = {}
         for name, value in labels.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                name, value = _OTHER, _OTHER
+                self.count("labels.cut")
             values = self._label_values.get(name)
             if values is None:
                 if (
@@ -423,10 +453,21 @@ class Decisions:
             except Exception as error:
                 self.counters.add(f"error.hook.{type(error).__name__}")
 
-    def _sum(self, into: dict[str, int], added: Mapping[str, int]) -> None:
-        with self._lock:
-            for name, amount in added.items():
-                into[name] = into.get(name, 0) + amount
+
+def untracked(body: Json) -> Call:
+    """Return a call that nothing is known of: its body goes as it came, and how it ends changes nothing."""
+    plan = Plan(skipped=Reason.FAILED)
+    return Call("", body, plan, {}, State(body, 0.0, "", {}, "", plan=plan, closed=True))
+
+
+def _model(body: Any) -> str:
+    name = body.get("model") if isinstance(body, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def _sum(into: dict[str, int], added: Mapping[str, int]) -> None:
+    for name, amount in added.items():
+        into[name] = into.get(name, 0) + amount
 
 
 def secret_of(settings: Settings) -> bytes:

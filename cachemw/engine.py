@@ -10,9 +10,10 @@ request goes on. A `BaseException`, such as a cancelled task, is never held up.
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from cachemw import ledger
 from cachemw.core.blocks import Wire
 from cachemw.core.receipt import Receipt
 from cachemw.core.wire import Json
-from cachemw.decisions import Call, Decisions, State, Write, secret_of
+from cachemw.decisions import Amounts, Call, Decisions, State, Write, secret_of, untracked
 from cachemw.errors import ConfigError
 from cachemw.events import Hook
 from cachemw.ledger import Report
@@ -85,13 +86,24 @@ class _Engine:
     ) -> State | Call:
         """Return what is known without the store, or the call of a body that passes as it is."""
         chosen = _labels.get() if labels is None else labels
+        state = None
         try:
-            return self._decisions.open(body, chosen, namespace, provider, wire)
+            state = self._decisions.start(body, chosen, namespace)
+            self._decisions.read(state, provider, wire)
+            return state
         except Exception as error:
-            return self._decisions.passed(None, body, error)
+            return self._passed(state, body, error)
+
+    def _passed(self, state: State | None, body: Any, error: Exception) -> Call:
+        try:
+            return self._decisions.passed(state, body, error)
+        except Exception as failure:
+            self._failed("passed", failure)
+            return untracked(body)
 
     def _failed(self, where: str, error: Exception) -> None:
-        self._decisions.counters.add(f"error.{where}.{type(error).__name__}")
+        with suppress(Exception):
+            self._decisions.counters.add(f"error.{where}.{type(error).__name__}")
 
     def _store_arguments(self) -> dict[str, Any]:
         return {"secret": secret_of(self.settings), "timeout_ms": self.settings.store_timeout_ms}
@@ -136,13 +148,13 @@ class Middleware(_Engine):
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
             return self._decisions.decide(state, records)
         except Exception as error:
-            return self._decisions.passed(state, body, error)
+            return self._passed(state, body, error)
 
     def begun(self, call: Call) -> None:
         """Note the first byte of a 2xx answer: from here the written entries can be read."""
         try:
             if write := self._decisions.begun(call):
-                self._later(lambda: self._write(write))
+                self._later(functools.partial(self._write, write))
         except Exception as error:
             self._failed("begun", error)
 
@@ -153,11 +165,10 @@ class Middleware(_Engine):
         usage. `partial` counts a stream that was closed early or broke. A second call changes nothing.
         """
         try:
-            receipt, writes, added = self._decisions.settle(call, usage, partial=partial)
+            receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
-                self._later(lambda write=write: self._write(write))  # type: ignore[misc]
-            if added:
-                self._later(lambda: self._add(call._state.namespace, added))
+                self._later(functools.partial(self._write, write))
+            self._add_later(amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -190,8 +201,7 @@ class Middleware(_Engine):
         """
         decisions = self._decisions
         try:
-            if (late := decisions.expired()) and scope == "all":
-                self._later(lambda: self._add(self.settings.namespace, late))
+            self._add_later(decisions.expired())
             if scope == "all":
                 self.flush(5.0)
                 tables = ledger.tables(decisions.clock())
@@ -209,11 +219,11 @@ class Middleware(_Engine):
         if self._closed:
             return
         self._closed = True
-        try:
-            self._writer.close(5.0)
-            self._store.close()
-        except Exception as error:
-            self._failed("close", error)
+        for close in (functools.partial(self._writer.close, 5.0), self._store.close):
+            try:
+                close()
+            except Exception as error:
+                self._failed("close", error)
 
     def _later(self, job: Callable[[], None]) -> None:
         if self._store.local:
@@ -229,6 +239,11 @@ class Middleware(_Engine):
                 self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
         except Exception as error:
             self._failed("write", error)
+
+    def _add_later(self, amounts: Amounts) -> None:
+        for namespace, added in amounts:
+            if added:
+                self._later(functools.partial(self._add, namespace, added))
 
     def _add(self, namespace: str, added: Mapping[str, int]) -> None:
         try:
@@ -268,7 +283,7 @@ class AsyncMiddleware(_Engine):
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
             return self._decisions.decide(state, records)
         except Exception as error:
-            return self._decisions.passed(state, body, error)
+            return self._passed(state, body, error)
 
     async def begun(self, call: Call) -> None:
         """See `Middleware.begun`."""
@@ -281,11 +296,10 @@ class AsyncMiddleware(_Engine):
     async def settle(self, call: Call, usage: Any, *, partial: bool = False) -> Receipt:
         """See `Middleware.settle`."""
         try:
-            receipt, writes, added = self._decisions.settle(call, usage, partial=partial)
+            receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
                 await self._later(self._write(write))
-            if added:
-                await self._later(self._add(call._state.namespace, added))
+            await self._add_later(amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -310,8 +324,7 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.report`."""
         decisions = self._decisions
         try:
-            if (late := decisions.expired()) and scope == "all":
-                await self._later(self._add(self.settings.namespace, late))
+            await self._add_later(decisions.expired())
             if scope == "all":
                 await self.flush(5.0)
                 tables = ledger.tables(decisions.clock())
@@ -353,6 +366,11 @@ class AsyncMiddleware(_Engine):
                 await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
         except Exception as error:
             self._failed("write", error)
+
+    async def _add_later(self, amounts: Amounts) -> None:
+        for namespace, added in amounts:
+            if added:
+                await self._later(self._add(namespace, added))
 
     async def _add(self, namespace: str, added: Mapping[str, int]) -> None:
         try:

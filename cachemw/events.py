@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Protocol, TypeAlias
 
-from cachemw.core.planner import Plan
+from cachemw.core.plan import Plan
 from cachemw.core.receipt import Receipt
 
 

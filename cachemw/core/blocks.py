@@ -10,8 +10,9 @@ so a conversation that grows by a turn costs little more than hashing it. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from xxhash import xxh3_128_digest
@@ -19,30 +20,34 @@ from xxhash import xxh3_128_digest
 from cachemw.core.providers import Kind, Model, Ttl
 from cachemw.core.tokens import Counter
 from cachemw.core.wire import (
-    Block, Item, Json, Path, chat_message, dump, marker_ttl, native_message, system_block, tool,
+    Block, Item, Json, Path, chat_message, dump, envelope, marker_ttl, native_message, system_block, tool,
 )  # fmt: skip
 from cachemw.errors import BodyError
 
 Wire = Literal["chat", "messages"]
 
 # Request parameters that are part of an entry's key (Anthropic, prompt caching, August 2026).
-# A change of these loses everything; of the second group, the messages section only.
+# A change of these loses everything; of the second group, all but the tools; of the third, the messages.
 _ROOT_KEYS = (
     "thinking", "reasoning", "reasoning_effort", "output_config", "response_format", "output_format",
-    "speed", "web_search_options", "functions",
+    "functions",
 )  # fmt: skip
+_SYSTEM_KEYS = ("speed", "web_search_options")
 _MESSAGE_KEYS = ("tool_choice", "parallel_tool_calls", "disable_parallel_tool_use", "function_call")
 
 _MEMO_LIMIT = 32_768
+
+Reader = Callable[[Any, Counter | None], Item]
 
 
 @dataclass(slots=True)
 class Parsed:
     """A request as columns: `blocks[k]` stands in item `items[k]` of section `sections`.
 
-    `tools` and `system` are the numbers of blocks up to the end of those sections. `root` and
-    `params` are the canonical bytes of what keys everything, and the messages section. `owned`
-    counts all of the client's markers; `automatic` is the TTL of a top-level one.
+    `tools` and `system` are the numbers of blocks up to the end of those sections. `root`,
+    `system_params` and `params` are the canonical bytes of what keys everything, everything but the
+    tools, and the messages. `owned` counts all of the client's markers; `automatic` is the TTL of a
+    top-level one.
     """
 
     wire: Wire
@@ -52,6 +57,7 @@ class Parsed:
     tools: int = 0
     system: int = 0
     root: bytes = b""
+    system_params: bytes = b""
     params: bytes = b""
     owned: int = 0
     automatic: Ttl | None = None
@@ -83,60 +89,72 @@ class Parser:
         name = body.get("model")
         if not isinstance(name, str):
             raise BodyError("bad_model")
+        if not all(isfinite(value) for value in body.values() if isinstance(value, float)):
+            raise BodyError("not_json")
         parsed = Parsed(wire, name)
-        for index, definition in enumerate(tools):
-            self._add(parsed, index, self._item(definition, tool, b"t"))
+        for index, definition in enumerate(self._items(tools, tool, b"t")):
+            _add(parsed, index, definition)
         parsed.tools = len(parsed.blocks)
-        for index, block in enumerate(system):
-            place = -1 if block is body.get("system") else index
-            self._add(parsed, place, self._item(block, system_block, b"s"))
+        whole = isinstance(body.get("system"), str)
+        for index, block in enumerate(self._items(system, system_block, b"s")):
+            _add(parsed, -1 if whole else index, block)
 
-        read = chat_message if wire == "chat" else native_message
-        items = [self._item(message, read, b"c" if wire == "chat" else b"n") for message in messages]
+        read, tag = (chat_message, b"c") if wire == "chat" else (native_message, b"n")
+        items = self._items(messages, read, tag)
         lead = 0
         while wire == "chat" and lead < len(items) and items[lead].role == "system":
-            self._add(parsed, lead, items[lead])
+            _add(parsed, lead, items[lead])
             lead += 1
         kept: Iterator[int] | range = range(lead, len(items))
         if not model.mid_system and wire == "chat":
             for index in kept:
                 if items[index].role == "system":
-                    self._add(parsed, index, items[index])
+                    _add(parsed, index, items[index])
             kept = (index for index in kept if items[index].role != "system")
         parsed.system = len(parsed.blocks)
         strip = _last_turn(items) if model.thinking == "stripped" else 0
         for index in kept:
-            self._add(parsed, index, items[index], strip=index < strip)
+            _add(parsed, index, items[index], strip=index < strip)
         if not parsed.blocks:
             raise BodyError("no_content")
 
-        image = any(item.image for item in items)
         parsed.root = _parameters(body, _ROOT_KEYS)
-        parsed.params = _parameters(body, _MESSAGE_KEYS) + (b"image" if image else b"")
+        parsed.system_params = _parameters(body, _SYSTEM_KEYS)
+        parsed.params = _parameters(body, _MESSAGE_KEYS)
+        if any(item.cited for item in items):
+            parsed.system_params += b"cited"
+        if any(item.image for item in items):
+            parsed.params += b"image"
         parsed.automatic = marker_ttl(body)
         parsed.owned += parsed.automatic is not None
         return parsed
 
-    def _add(self, parsed: Parsed, index: int, item: Item, *, strip: bool = False) -> None:
-        blocks = item.blocks
-        if strip:
-            blocks = tuple(block for block in blocks if block.kind is not Kind.REASONING)
+    def _items(self, values: Sequence[Any], read: Reader, tag: bytes) -> list[Item]:
+        memo, items = self._memo, []
+        for value in values:
+            key = xxh3_128_digest(tag + dump(value))
+            item = memo.get(key)
+            if item is None:
+                if len(memo) >= _MEMO_LIMIT:
+                    memo.clear()
+                item = memo[key] = read(value, self._counter)
+            items.append(item)
+        return items
+
+
+def _add(parsed: Parsed, index: int, item: Item, *, strip: bool = False) -> None:
+    blocks = item.blocks
+    if strip:
+        blocks = tuple(
+            [block for block in blocks if block.kind is not Kind.REASONING or block.role != "assistant"]
+        )
+    if len(blocks) == 1:
+        parsed.blocks.append(blocks[0])
+        parsed.items.append(index)
+    else:
         parsed.blocks.extend(blocks)
         parsed.items.extend([index] * len(blocks))
-        parsed.owned += item.loose
-        for block in blocks:
-            if block.marker:
-                parsed.owned += 1
-
-    def _item(self, value: Any, read: Any, tag: bytes) -> Item:
-        raw = dump(value)
-        key = xxh3_128_digest(tag + raw)
-        item = self._memo.get(key)
-        if item is None:
-            if len(self._memo) >= _MEMO_LIMIT:
-                self._memo.clear()
-            item = self._memo[key] = read(value, self._counter)
-        return item
+    parsed.owned += item.owned
 
 
 def _sections(body: Json, wire: Wire) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
@@ -153,16 +171,24 @@ def _sections(body: Json, wire: Wire) -> tuple[Sequence[Any], Sequence[Any], Seq
         system = body.get("system") or ()
         if isinstance(system, str):
             system = (system,) if system else ()
-        elif not isinstance(system, (list, tuple)):
+        elif not isinstance(system, (list, tuple)) or any(isinstance(block, str) for block in system):
             raise BodyError("bad_system")
     return tools, system, messages
 
 
 def _parameters(body: Json, keys: tuple[str, ...]) -> bytes:
-    present = {key: body[key] for key in keys if body.get(key) is not None}
+    present = {
+        key: envelope(value) if isinstance(value, Mapping) else value
+        for key in keys
+        if (value := body.get(key)) is not None
+    }
+    config = present.get("output_config")
     # An effort of "high" is the default: sending it is the same as leaving it out.
-    if present.get("output_config") == {"effort": "high"}:
-        del present["output_config"]
+    if isinstance(config, dict):
+        if config.get("effort") == "high":
+            del config["effort"]
+        if not config:
+            del present["output_config"]
     return dump(present) if present else b""
 
 

@@ -13,6 +13,7 @@ from xxhash import xxh3_128_digest
 
 from cachemw.core.blocks import Parsed
 from cachemw.core.providers import model_key
+from cachemw.core.wire import dump
 
 # How many of each are watched. A request's own end and the ends of earlier turns are where
 # conversations go on; tools, system and the first messages are where they part.
@@ -25,22 +26,20 @@ _SPREAD = 16
 
 def chain(parsed: Parsed, namespace: str) -> list[bytes]:
     """Return the digest of each prefix of the request, 16 bytes each, shallow to deep."""
-    digest = xxh3_128_digest(
-        b"\x00".join(
-            (namespace.encode(), model_key(parsed.model).encode(), parsed.wire.encode(), parsed.root)
-        )
-    )
+    blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
     digests: list[bytes] = []
     append, digest_of = digests.append, xxh3_128_digest
-    blocks, system = parsed.blocks, parsed.system
-    for block in blocks[:system]:
-        digest = digest_of(digest + block.digest)
-        append(digest)
-    if parsed.params:
-        digest = digest_of(digest + b"\x00params\x00" + parsed.params)
-    for block in blocks[system:]:
-        digest = digest_of(digest + block.digest)
-        append(digest)
+    digest = digest_of(dump((namespace, model_key(parsed.model), parsed.wire)) + parsed.root)
+    for section, params in (
+        (blocks[:tools], b""),
+        (blocks[tools:system], parsed.system_params),
+        (blocks[system:], parsed.params),
+    ):
+        # A section that is empty passes on what it would have been keyed by.
+        digest = digest_of(digest + b"section" + params)
+        for block in section:
+            digest = digest_of(digest + block.digest)
+            append(digest)
     return digests
 
 
@@ -52,9 +51,12 @@ def watch(parsed: Parsed) -> list[int]:
     """
     blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
     count = len(blocks)
-    if count <= 2 * _OPENING:
-        return list(range(max(tools - 1, 0), count))
     chosen = set()
+    if parsed.owned:
+        chosen.update([index for index, block in enumerate(blocks) if block.marker][:4])
+    if count <= 2 * _OPENING:
+        chosen.update(range(max(tools - 1, 0), count))
+        return sorted(chosen)
     if tools:
         chosen.add(tools - 1)
     sections = range(tools, system)
@@ -78,7 +80,4 @@ def watch(parsed: Parsed) -> list[int]:
         while older > stride * _SPREAD:
             stride *= 2
         chosen.update(ends[stride - 1 : older : stride])
-    if parsed.owned:
-        marked = [index for index, block in enumerate(blocks) if block.marker]
-        chosen.update(marked[:4])
     return sorted(chosen)

@@ -209,12 +209,12 @@ def check(
         if row is None or (row.name not in MODELS and row.caching != "automatic"):
             _one_of(f"models[{name!r}]", target, MODELS)
     for kind, mark in mark_kinds.items():
-        _one_of("mark_kinds", kind, [known.value for known in Kind if known is not Kind.OPAQUE])
+        _one_of("a key of mark_kinds", kind, [known.value for known in Kind if known is not Kind.OPAQUE])
         _one_of(f"mark_kinds[{str(kind)!r}]", mark, ("on", "off", "learn"))
     if ttl is not None:
         _one_of("ttl", ttl, ("5m", "1h", "auto"))
-    if minimum is not None and (not isinstance(minimum, int) or isinstance(minimum, bool) or minimum < 0):
-        raise ConfigError(f"min_tokens is {minimum!r}; allowed: a whole number of tokens from 0")
+    if minimum is not None and minimum < 0:
+        raise ConfigError(f"min_tokens is {minimum!r}; allowed: a number of tokens from 0")
     for name, price in prices.items():
         _prices(name, price)
 
@@ -240,10 +240,8 @@ _PRICE_KEYS = ("input", "write_5m", "write_1h", "read", "output")
 
 def _prices(name: str, price: Mapping[str, Any]) -> Prices:
     setting = f"prices[{name!r}]"
-    if not isinstance(price, Mapping):
-        raise ConfigError(f"{setting} is {price!r}; allowed: a table of {', '.join(_PRICE_KEYS)}")
     for key in price:
-        _one_of(setting, key, _PRICE_KEYS)
+        _one_of(f"a key of {setting}", key, _PRICE_KEYS)
     missing = [key for key in _PRICE_KEYS if key not in price]
     if missing:
         raise ConfigError(f"{setting} lacks {', '.join(missing)}; needed: {', '.join(_PRICE_KEYS)}")

@@ -33,11 +33,11 @@ def refused_kinds(text: str, marked: Collection[Kind]) -> frozenset[Kind]:
     """Return the kinds, among those that were marked, that the text says can't be.
 
     All of them where the text names none: a gateway that refuses markers as such is then asked at
-    most once for each kind.
+    most once for each kind. None where it names another: that marker was the client's.
     """
     if _NOT_A_KIND.search(text):
         return frozenset()
     for pattern, kind in _PLACES:
-        if kind in marked and re.search(pattern, text, re.IGNORECASE):
-            return frozenset({kind})
+        if re.search(pattern, text, re.IGNORECASE):
+            return frozenset({kind} & set(marked))
     return frozenset(marked)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from cachemw.core.providers import Ttl
 
@@ -91,8 +92,9 @@ def fold(previous: object, chunk: object) -> object:
     """
     found = _carried(chunk)
     get = _reader(found)
-    fresh: dict[str, object] = {key: get(key) for key in _COUNTERS if _count(get(key)) is not None}
-    if fresh:
+    if get("prompt_tokens") is None and (
+        fresh := {key: get(key) for key in _COUNTERS if _count(get(key)) is not None}
+    ):
         fresh |= {key: get(key) for key in _TABLES if get(key) is not None}
         return {**previous, **fresh} if isinstance(previous, dict) else fresh
     return found if normalise(found) is not None else previous
@@ -180,6 +182,8 @@ def _inside(
 def _split(written: int | None, ttl: Ttl | None, *tables: object) -> tuple[int, int]:
     """Return written tokens as 5m and 1h ones by the first table that tells; the total is never exceeded."""
     for table in tables:
+        if table is None:
+            continue
         get = _reader(table)
         write_5m = _count(get("ephemeral_5m_input_tokens")) or 0
         write_1h = _count(get("ephemeral_1h_input_tokens")) or 0
@@ -208,12 +212,12 @@ def _carried(response: object) -> object:
 
 def _reader(source: object) -> _Get:
     """Return how to read a field: missing ones are None, whether `source` is a mapping or an object."""
-    if isinstance(source, Mapping):
-        return source.get
+    if isinstance(source, Mapping) or source is None:
+        return cast("_Get", (source or {}).get)
     # A pydantic model's own attribute lookup costs microseconds for each name that it hasn't got.
-    extra = getattr(source, "__pydantic_extra__", source)
+    extra = getattr(source, "__pydantic_extra__", False)
     if extra is None or isinstance(extra, dict):
-        return {**vars(source), **(extra or {})}.get
+        return cast("_Get", {**vars(source), **(extra or {})}.get)
     return lambda name: getattr(source, name, None)
 
 
@@ -226,7 +230,11 @@ def _count(value: object) -> int | None:
 
 
 def _most(*counts: int | None) -> int | None:
-    return max((count for count in counts if count is not None), default=None)
+    most = None
+    for count in counts:
+        if count is not None and (most is None or count > most):
+            most = count
+    return most
 
 
 def _either(get: _Get, camel: str, snake: str) -> int | None:

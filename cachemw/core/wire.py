@@ -9,7 +9,7 @@ schema or a call's input they are, and a call's `arguments` are hashed as the st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,8 +23,10 @@ from cachemw.errors import BodyError
 Path: TypeAlias = tuple[str | int, ...]
 Json: TypeAlias = Mapping[str, Any]
 
-_REASONING = {"reasoning", "thinking", "redacted_thinking"}
-_DOCUMENTS = {"document", "search_result"}
+_REASONING = ("reasoning", "thinking", "redacted_thinking")
+_DOCUMENTS = ("document", "search_result")
+_IMAGES = ("image_url", "image")
+_FEW = 24
 
 
 class Block(NamedTuple):
@@ -45,50 +47,66 @@ class Block(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What one tool, system block or message holds."""
+    """What one tool, system block or message holds.
+
+    `turn`: it starts a new turn of the user, so earlier thinking may be stripped. `image`, `cited`: it
+    holds an image, a document that asks for citations. `owned` counts the client's markers in it,
+    those that stand on no block of ours included.
+    """
 
     role: str
     blocks: tuple[Block, ...]
-    turn: bool  # starts a new turn of the user: earlier thinking may be stripped
+    turn: bool
     image: bool
-    loose: int  # the client's markers inside it that stand on no block of ours
+    cited: bool
+    owned: int
 
 
-def dump(value: Any) -> bytes:
-    """Return JSON bytes of a value, keys in their own order.
+def dump(value: Any, *, ordered: bool = True) -> bytes:
+    """Return JSON bytes of a value, keys in their own order or, where that is no content, sorted.
 
     Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
     integers over 64 bits, nesting deeper than about 250, foreign objects.
     """
     try:
-        raw = orjson.dumps(value)
+        raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
     except (TypeError, ValueError, RecursionError):
         raise BodyError("not_json") from None
-    if b"null" in raw and not _finite(value):
+    if not _finite(value, raw):
         raise BodyError("not_json")
     return raw
 
 
-def _finite(value: Any) -> bool:
-    """Say whether every float is a number: the serialiser writes the others as null."""
-    stack = [value]
+def _finite(value: Any, raw: bytes) -> bool:
+    """Say whether every float is a number: the serialiser writes the others as null.
+
+    A message has few values and long texts, a schema many values and short ones: so the first few
+    values are looked at, and only where there are more is the text searched for a null.
+    """
+    stack, looked = [value], 0
     while stack:
         node = stack.pop()
-        if isinstance(node, Mapping):
-            stack.extend(node.values())
-        elif isinstance(node, (list, tuple)):
-            stack.extend(node)
-        elif isinstance(node, float) and not isfinite(node):
+        kind = node.__class__
+        if kind is str:
+            continue
+        if kind is float and not isfinite(node):
             return False
+        looked += 1
+        if looked == _FEW and b"null" not in raw:
+            return True
+        if kind is dict or isinstance(node, Mapping):
+            stack.extend(node.values())
+        elif kind is list or kind is tuple:
+            stack.extend(node)
     return True
 
 
 def marker_ttl(holder: Json) -> Ttl | None:
     """Return the TTL of the client's marker on an object, None where it has none."""
     control = holder.get("cache_control")
-    if not isinstance(control, Mapping):
+    if control is None:
         return None
-    return "1h" if control.get("ttl") == "1h" else "5m"
+    return "1h" if isinstance(control, Mapping) and control.get("ttl") == "1h" else "5m"
 
 
 def envelope(value: Json, *drop: str) -> dict[str, Any]:
@@ -110,15 +128,20 @@ def _block(
 def _text(role: str, sub: Path, text: str, rest: Json, counter: Counter | None, marker: Ttl | None) -> Block:
     raw = text.encode()
     size = float(counter(text)) if counter else estimate(Kind.TEXT, len(raw))
-    content = raw + b"\x00" + dump(rest) if rest else raw
-    return _block(role, Kind.TEXT, sub, content, size, bool(text.strip()), marker)
+    block = _block(role, Kind.TEXT, sub, raw, size, bool(text.strip()), marker)
+    return _with(block, b"part", rest) if rest else block
+
+
+def _with(block: Block, what: bytes, rest: Json) -> Block:
+    """Return a block whose digest covers what else its part or message says."""
+    return block._replace(digest=xxh3_128_digest(block.digest + what + dump(rest, ordered=False)))
 
 
 def _json(
     role: str, kind: Kind, sub: Path, value: Any, counter: Counter | None, marker: Ttl | None,
     markable: bool = True,
 ) -> Block:  # fmt: skip
-    raw = dump(value)
+    raw = dump(value, ordered=kind in (Kind.TOOL, Kind.TOOL_CALL))
     size = float(counter(raw.decode())) if counter else estimate(kind, len(raw))
     return _block(role, kind, sub, raw, size, markable, marker)
 
@@ -132,24 +155,22 @@ def tool(tool: Any, counter: Counter | None) -> Item:
     if isinstance(function, Mapping):
         value["function"] = envelope(function)
         marker = marker or marker_ttl(function)
-    return Item("tool", (_json("tool", Kind.TOOL, (), value, counter, marker),), False, False, 0)
+    return _item("tool", [_json("tool", Kind.TOOL, (), value, counter, marker)])
 
 
 def system_block(value: Any, counter: Counter | None) -> Item:
     """Read one entry of the Messages API's `system`; a plain string is the whole field."""
     if isinstance(value, str):
-        return Item("system", (_text("system", (), value, {}, counter, None),), False, False, 0)
-    return Item("system", (_part("system", (), value, counter),), False, False, 0)
+        return _item("system", [_text("system", (), value, {}, counter, None)])
+    return _item("system", [_part("system", (), value, counter)])
 
 
 def chat_message(message: Any, counter: Counter | None) -> Item:
     role, content = _role(message)
     provider_role = {"developer": "system", "tool": "user", "function": "user"}.get(role, role)
     blocks: list[Block] = []
-    loose = 0
     if role == "tool":
         blocks.append(_chat_result(message, content, counter))
-        loose = max(0, _count_markers(content) - 1)
     elif isinstance(content, str):
         if content or not message.get("tool_calls"):
             blocks.append(_text(provider_role, ("content",), content, {}, counter, None))
@@ -157,56 +178,80 @@ def chat_message(message: Any, counter: Counter | None) -> Item:
         blocks += [_part(provider_role, ("content", i), part, counter) for i, part in enumerate(content)]
     elif content is not None:
         raise BodyError("bad_message")
+    loose = _loose(content, blocks, whole=role == "tool")
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, (list, tuple)):
         raise BodyError("bad_message")
     for index, call in enumerate(calls):
         if not isinstance(call, Mapping):
             raise BodyError("bad_message")
-        value = envelope(call)
-        if isinstance(call.get("function"), Mapping):
-            value["function"] = envelope(call["function"])
+        value, function = envelope(call), call.get("function")
+        if isinstance(function, Mapping):
+            value["function"] = envelope(function)
+            loose += marker_ttl(function) is not None
         sub = ("tool_calls", index)
         blocks.append(_json(provider_role, Kind.TOOL_CALL, sub, value, counter, marker_ttl(call)))
     extra = envelope(message, "role", "content", "tool_calls", "tool_call_id")
-    return _finish(provider_role, blocks, extra, message, role != "tool", loose)
+    return _finish(provider_role, blocks, extra, message, loose)
 
 
 def _chat_result(message: Json, content: Any, counter: Counter | None) -> Block:
     """Read a `role: tool` message as the one tool_result block that it becomes."""
     sub: Path = ("content",)
-    marker = None
     markable = isinstance(content, str) and bool(content.strip())
-    value: Any = content
-    if isinstance(content, str):
-        value = [{"text": content, "type": "text"}]
-    elif isinstance(content, (list, tuple)):
+    if isinstance(content, (list, tuple)):
         if not all(isinstance(part, Mapping) for part in content):
             raise BodyError("bad_message")
-        value = [envelope(part) for part in content]
         if content:
             sub = ("content", len(content) - 1)
-            marker = marker_ttl(content[-1])
             markable = _part_markable(content[-1])
-    identity = message.get("tool_call_id")
-    return _json("user", Kind.TOOL_RESULT, sub, [identity, value], counter, marker, markable)
+    elif content is not None and not isinstance(content, str):
+        raise BodyError("bad_message")
+    value = [message.get("tool_call_id"), _held(content) or []]
+    return _json("user", Kind.TOOL_RESULT, sub, value, counter, _lifted(content), markable)
+
+
+def _held(content: Any) -> Any:
+    """Return what a tool result holds without markers; a string is one text part."""
+    if isinstance(content, str):
+        return [{"text": content, "type": "text"}]
+    if isinstance(content, (list, tuple)):
+        return [envelope(part) if isinstance(part, Mapping) else part for part in content]
+    return content
+
+
+def _lifted(content: Any) -> Ttl | None:
+    """Return the marker on the last part inside a tool result: the provider takes it as the result's own."""
+    last = content[-1] if isinstance(content, (list, tuple)) and content else None
+    return marker_ttl(last) if isinstance(last, Mapping) else None
+
+
+def _loose(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
+    """Count the markers in a content that stand on no block: those inside tool results that aren't lifted.
+
+    `whole`: the content as such is one tool result.
+    """
+    if not isinstance(content, (list, tuple)):
+        return 0
+    here = sum(isinstance(part, Mapping) and marker_ttl(part) is not None for part in content)
+    inside = 0 if whole else sum(_inside(part) for part in content)
+    return here + inside - sum(block.marker is not None for block in blocks)
+
+
+def _inside(part: Any) -> int:
+    inner = part.get("content") if isinstance(part, Mapping) and part.get("type") == "tool_result" else None
+    return _loose(inner, [], whole=True)
 
 
 def native_message(message: Any, counter: Counter | None) -> Item:
     role, content = _role(message)
-    loose = 0
     if isinstance(content, str):
         blocks = [_text(role, ("content",), content, {}, counter, None)]
     elif isinstance(content, (list, tuple)):
-        blocks = []
-        for index, part in enumerate(content):
-            blocks.append(_part(role, ("content", index), part, counter))
-            if blocks[-1].kind is Kind.TOOL_RESULT:
-                loose += _count_markers(part.get("content"))
+        blocks = [_part(role, ("content", index), part, counter) for index, part in enumerate(content)]
     else:
         raise BodyError("bad_message")
-    turn = not all(block.kind is Kind.TOOL_RESULT for block in blocks)
-    return _finish(role, blocks, envelope(message, "role", "content"), message, turn, loose)
+    return _finish(role, blocks, envelope(message, "role", "content"), message, _loose(content, blocks))
 
 
 def _role(message: Any) -> tuple[str, Any]:
@@ -215,20 +260,42 @@ def _role(message: Any) -> tuple[str, Any]:
     return message["role"], message.get("content")
 
 
-def _finish(role: str, blocks: list[Block], extra: Json, message: Json, turn: bool, loose: int) -> Item:
+def _finish(role: str, blocks: list[Block], extra: Json, message: Json, loose: int) -> Item:
     """Fold what a message says beside its blocks into the first of them."""
-    if not blocks:
+    if blocks and extra:
+        blocks[0] = _with(blocks[0], b"message", extra)
+    elif extra or (not blocks and role != "system"):  # an empty system message leaves nothing in a prompt
         blocks = [_json(role, Kind.OPAQUE, (), extra, None, None, markable=False)]
-    elif extra:
-        first = blocks[0]
-        blocks[0] = first._replace(digest=xxh3_128_digest(first.digest + dump(extra)))
     own = marker_ttl(message)
-    if own and blocks[-1].marker is None:
+    if own and blocks and blocks[-1].marker is None:
         blocks[-1] = blocks[-1]._replace(marker=own)
     elif own:
         loose += 1
-    image = any(block.kind is Kind.IMAGE for block in blocks)
-    return Item(role, tuple(blocks), turn and role == "user", image, loose)
+    content = message.get("content")
+    return _item(role, blocks, content if isinstance(content, (list, tuple)) else (), loose)
+
+
+def _item(role: str, blocks: list[Block], parts: Sequence[Any] = (), loose: int = 0) -> Item:
+    turn = role == "user" and not all(block.kind is Kind.TOOL_RESULT for block in blocks)
+    image, cited = _facts(parts)
+    owned = loose + sum(block.marker is not None for block in blocks)
+    return Item(role, tuple(blocks), turn, image, cited, owned)
+
+
+def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
+    """Say whether parts, or those in a tool result among them, hold an image and ask for citations."""
+    image = cited = False
+    for part in parts:
+        if not isinstance(part, Mapping):
+            continue
+        kind, inner, citations = part.get("type"), part.get("content"), part.get("citations")
+        if kind == "tool_result" and isinstance(inner, (list, tuple)):
+            inner_image, inner_cited = _facts(inner)
+            image, cited = image or inner_image, cited or inner_cited
+        image = image or kind in _IMAGES
+        if kind in _DOCUMENTS and isinstance(citations, Mapping):
+            cited = cited or citations.get("enabled") is True
+    return image, cited
 
 
 def _part(role: str, sub: Path, part: Any, counter: Counter | None) -> Block:
@@ -239,20 +306,18 @@ def _part(role: str, sub: Path, part: Any, counter: Counter | None) -> Block:
     if kind == "text" and isinstance(part.get("text"), str):
         return _text(role, sub, part["text"], envelope(part, "type", "text"), counter, marker)
     value = envelope(part)
-    if kind in ("image_url", "image"):
+    if kind in _IMAGES:
         data = _image_data(part)
-        content = dump(value)
+        content = dump(value, ordered=False)
         size = image_size(data) if data else image_size("")
         return _block(role, Kind.IMAGE, sub, content, size, data is not None, marker)
-    if kind == "tool_use" or kind == "server_tool_use":
+    if kind in ("tool_use", "server_tool_use"):
         return _json(role, Kind.TOOL_CALL, sub, value, counter, marker)
     if kind == "tool_result":
         inner = part.get("content")
-        if isinstance(inner, str):
-            value["content"] = [{"text": inner, "type": "text"}]
-        elif isinstance(inner, (list, tuple)):
-            value["content"] = [envelope(x) if isinstance(x, Mapping) else x for x in inner]
-        return _json(role, Kind.TOOL_RESULT, sub, value, counter, marker)
+        if inner is not None:
+            value["content"] = _held(inner)
+        return _json(role, Kind.TOOL_RESULT, sub, value, counter, marker or _lifted(inner))
     if kind in _REASONING:
         return _json(role, Kind.REASONING, sub, value, counter, marker)
     if kind in _DOCUMENTS:
@@ -263,7 +328,7 @@ def _part(role: str, sub: Path, part: Any, counter: Counter | None) -> Block:
 def _part_markable(part: Json) -> bool:
     if part.get("type") == "text":
         return isinstance(part.get("text"), str) and bool(part["text"].strip())
-    return part.get("type") in ("image_url", "image") and _image_data(part) is not None
+    return part.get("type") in _IMAGES and _image_data(part) is not None
 
 
 def _image_data(part: Json) -> str | None:
@@ -277,9 +342,3 @@ def _image_data(part: Json) -> str | None:
     if not isinstance(url, str) or not url.startswith("data:") or ";base64," not in url[:64]:
         return None
     return url.partition(";base64,")[2] or None
-
-
-def _count_markers(content: Any) -> int:
-    if not isinstance(content, (list, tuple)):
-        return 0
-    return sum(isinstance(part, Mapping) and marker_ttl(part) is not None for part in content)

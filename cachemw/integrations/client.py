@@ -15,8 +15,9 @@ unhooked, so these two are replaced as well, and `close`.
 
 How usage is read. An answer that the SDK has parsed is taken before the caller's own parser may refuse it.
 An answer still unread is watched while the caller reads it: the HTTP response's decoding iterator, through
-which lines, text, JSON and SDK streams all go, passes each chunk on as the same object, at once. A stream
-that is dropped without being read to its end or closed is not settled; it expires with its TTL.
+which lines, text, JSON and SDK streams all go, passes each chunk on as the same object, at once. Bytes read
+below it (`iter_raw`) are not seen: such a call settles without usage. A stream that is dropped before its
+first chunk and never closed is not settled; it expires with its TTL.
 
 The middleware ends with the HTTP client that it serves: closing the wrapped client, or a copy that shares
 its HTTP client, closes the middleware too, one that was given to `wrap` included.

@@ -8,13 +8,13 @@ Nothing here raises: whatever fails is counted and the call goes on as it would 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from cachemw.core.providers import find_provider
-from cachemw.engine import AsyncMiddleware, Call, Middleware
+from cachemw.decisions import Call
+from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.integrations.sse import UsageReader
 
 _Engine = Middleware | AsyncMiddleware
@@ -46,7 +46,7 @@ class Exchange:
     @classmethod
     def of(cls, mw: _Engine, client: Any, options: Any) -> Exchange | None:
         """Read the request out of the SDK's options; None where it is no chat request."""
-        with _guarded(mw, "client.body"):
+        with _Guard(mw, "client.body"):
             invoked = _INVOCATIONS.search(options.url)
             if options.method.lower() != "post" or not (invoked or _CHAT.search(options.url)):
                 return None
@@ -64,7 +64,7 @@ class Exchange:
 
     def outgoing(self, options: Any) -> Any:
         """Return a copy of the caller's options, with the annotated body until that was refused."""
-        with _guarded(self._mw, "client.options"):
+        with _Guard(self._mw, "client.options"):
             changed: dict[str, Any] = {"post_parser": self._taking(options.post_parser)}
             if self.call.body is not self.body and not self._refused:
                 body = {k: v for k, v in self.call.body.items() if not (self._model_in_url and k == "model")}
@@ -76,8 +76,9 @@ class Exchange:
         """Keep what the SDK parsed before the caller's parser may refuse it: it was answered, and is billed."""
 
         def take(parsed: Any) -> Any:
-            if not self._over and _http(parsed) is None:
-                self.parsed = parsed
+            with _Guard(self._mw, "client.answer"):
+                if not self._over and _http(parsed) is None:
+                    self.parsed = parsed
             return parser(parsed) if callable(parser) else parsed
 
         return take
@@ -92,15 +93,15 @@ class Exchange:
 
     def unread(self, result: Any) -> Any | None:
         """Return the HTTP response of an answer whose bytes are still to come, else None."""
-        with _guarded(self._mw, "client.answer"):
+        with _Guard(self._mw, "client.answer"):
             response = _http(result)
-            return None if response is None or response.is_stream_consumed else response
+            return response if response is not None and not response.is_stream_consumed else None
         return None
 
     def usage(self, result: Any = None) -> Any:
         """Return what `settle` takes of an answer that is here: from its bytes, or as the SDK parsed it."""
         self._over = True
-        with _guarded(self._mw, "client.usage"):
+        with _Guard(self._mw, "client.usage"):
             response = _http(result)
             answer = self.parsed if response is None and self.parsed is not None else result
             if response is not None:
@@ -113,12 +114,12 @@ class Exchange:
 
     def see(self, chunk: bytes) -> None:
         """Look at a chunk that passes."""
-        with _guarded(self._mw, "client.usage"):
+        with _Guard(self._mw, "client.usage"):
             self.reader.feed(chunk)
 
     def seen(self) -> dict[str, Any] | None:
         """Return the usage in the bytes seen so far."""
-        with _guarded(self._mw, "client.usage"):
+        with _Guard(self._mw, "client.usage"):
             self.reader.finish()
         return self.reader.answer
 
@@ -135,13 +136,21 @@ class Exchange:
         return True
 
 
-@contextmanager
-def _guarded(mw: _Engine, what: str) -> Iterator[None]:
-    """Count and swallow a failure of ours: the one place that does."""
-    try:
-        yield
-    except Exception:
-        mw.count(what)
+class _Guard:
+    """Count and swallow a failure of ours, never a `BaseException`: the one place that does."""
+
+    def __init__(self, mw: _Engine, what: str) -> None:
+        self._mw = mw
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        self._mw.count(self._what)
+        return True
 
 
 def _merged(data: Any, extra: Any) -> dict[str, Any] | None:
@@ -157,8 +166,9 @@ def _merged(data: Any, extra: Any) -> dict[str, Any] | None:
 
 def _http(result: Any) -> Any | None:
     """Find the HTTP response, of httpx or httpx2, that an answer of the SDK is or holds."""
-    for found in (result, getattr(result, "http_response", None), getattr(result, "response", None)):
-        if hasattr(found, "is_stream_consumed"):
+    held = getattr(result, "__dict__", {})  # attribute lookup is slow on pydantic models
+    for found in (result, held.get("http_response"), held.get("response")):
+        if "is_stream_consumed" in getattr(found, "__dict__", ()):
             return found
     return None
 

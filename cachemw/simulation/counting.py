@@ -29,7 +29,7 @@ _WEIGHTS = (
 _PUNCTUATION = 0.85
 # Opus 4.7 and later make about 1.3 times as many tokens of a text (Anthropic, token counting, 2026).
 _RATES: Mapping[str, float] = {"old": 1.0, "new": 1.3, "openai": 0.87}
-_FRAME = 4  # tokens around each block
+FRAME = 4  # tokens around each block
 TAIL = 4  # tokens after the last block, never stored: recorded requests show 0 to 9
 _IMAGE_MOST = 1600  # width x height / 750 up to about this (Anthropic, vision, 2025)
 _IMAGE_HEAD = 65_536  # characters of base64 in which the size stands
@@ -56,14 +56,14 @@ def block_tokens(block: Mapping[str, Any]) -> float:
     """Return the plain tokens of one block in Anthropic form, its frame included."""
     kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
-        return _FRAME + text_tokens(block["text"])
+        return FRAME + text_tokens(block["text"])
     if kind == "image":
-        return _FRAME + _image(block.get("source"))
+        return FRAME + _image(block.get("source"))
     if kind == "tool_result" and isinstance(block.get("content"), list):
-        return _FRAME + sum(block_tokens(part) for part in block["content"] if isinstance(part, Mapping))
+        return FRAME + sum(block_tokens(part) for part in block["content"] if isinstance(part, Mapping))
     if kind == "tool_use" and isinstance(block.get("input"), str):
-        return _FRAME + text_tokens(f"{block.get('name')}{block['input']}")
-    return _FRAME + text_tokens(orjson.dumps(block).decode())
+        return FRAME + text_tokens(f"{block.get('name')}{block['input']}")
+    return FRAME + text_tokens(orjson.dumps(block).decode())
 
 
 def _image(source: Any) -> float:

@@ -1,8 +1,35 @@
-"""Stores by URL."""
-from typing import Any
-from cachemw.stores.memory import AsyncMemoryStore, MemoryStore
+"""Where prefixes are remembered: stores, and how one is opened by its URL.
+
+Lives here: which store a URL's scheme means. Must not know: what a store does. A store's library is
+imported when a URL asks for it, never before.
+"""
+
+from __future__ import annotations
+
 from cachemw.stores.base import AsyncStore, Store
-def open_store(url: str, *, secret: bytes, timeout_ms: int) -> Store:
-    return MemoryStore()
-def open_async_store(url: str, *, secret: bytes, timeout_ms: int) -> AsyncStore:
-    return AsyncMemoryStore()
+from cachemw.stores.memory import DEFAULT_MAX_PREFIXES, AsyncMemoryStore, MemoryStore
+from cachemw.stores.url import parse
+
+
+def open_store(url: str, *, secret: bytes | None, timeout_ms: int) -> Store:
+    """Open the store that a URL names: memory://[?max_prefixes=N], redis://, rediss:// or unix://.
+
+    `secret` keys the hashes that leave the process. `timeout_ms` bounds connecting and each answer.
+    Nothing is connected yet. Raises `ConfigError` for a URL that isn't allowed.
+    """
+    scheme, parameters = parse(url)
+    if scheme == "memory":
+        return MemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
+    from cachemw.stores.redis import RedisStore
+
+    return RedisStore(url, secret=secret, timeout_ms=timeout_ms)
+
+
+def open_async_store(url: str, *, secret: bytes | None, timeout_ms: int) -> AsyncStore:
+    """Open the same for the async engine: see `open_store`."""
+    scheme, parameters = parse(url)
+    if scheme == "memory":
+        return AsyncMemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
+    from cachemw.stores.redis import AsyncRedisStore
+
+    return AsyncRedisStore(url, secret=secret, timeout_ms=timeout_ms)

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from cachemw.core.reuse import Prefix
@@ -40,7 +41,9 @@ OBSERVE = _lua("record.lua", "observe.lua")
 WRITE = _lua("record.lua", "write.lua")
 ADD = _lua("add.lua")
 
-_TEXTS = {hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in (OBSERVE, WRITE, ADD)}
+_TEXTS = {
+    hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in (OBSERVE, WRITE, ADD)
+}
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
 
 
@@ -55,35 +58,37 @@ def with_text(command: Command) -> Command:
 
 
 class Commands:
-    """Turn the calls of a `Store` into commands, each for one slot, under one secret."""
+    """Turn the calls of a `Store` into commands under one secret.
 
-    def __init__(self, secret: bytes | None) -> None:
+    `clustered`: no command may name keys of two slots; otherwise a call is one command.
+    """
+
+    def __init__(self, secret: bytes | None, *, clustered: bool = False) -> None:
         secret = secret or b""
         self._secret = secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else _digest(secret, 64)
+        self._clustered = clustered
         self._tenant = lru_cache(1024)(self._keyed_by)
         self._named = lru_cache(_REMEMBERED)(_named)
 
     def observe(self, arrival: Arrival, now: float | None) -> list[Command]:
-        """Return the commands that count an arrival: one for the heads, one for the others."""
+        """Return the commands that count an arrival."""
         stamp = "" if now is None else repr(float(now))
-        heads, count = arrival.heads, len(arrival.keys)
-        commands = []
-        for slot, start, stop in ((arrival.root, 0, heads), (arrival.trunk, heads, count)):
-            if start < stop:
-                keys = self._prefixes(arrival.namespace, slot, arrival.keys[start:stop])
-                children = struct.pack(f"<{stop - start}I", *arrival.children[start:stop])
-                commands.append(run(OBSERVE, keys, children, stamp))
-        return commands
+        namespace, heads, digests = arrival.namespace, arrival.heads, arrival.keys
+        keys = self._prefixes(namespace, arrival.root, digests[:heads])
+        keys += self._prefixes(namespace, arrival.trunk, digests[heads:])
+        return [
+            run(OBSERVE, keys[part], struct.pack(f"<{len(keys[part])}I", *arrival.children[part]), stamp)
+            for part in self._parts(heads, len(keys))
+        ]
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> list[Command]:
         """Return the commands that set what the provider holds."""
-        commands = []
-        for slot, head in ((root, True), (trunk, False)):
-            chosen = [entry for entry in entries if entry.head == head]
-            if chosen:
-                keys = self._prefixes(namespace, slot, [entry.key for entry in chosen])
-                commands.append(run(WRITE, keys, *(_ENTRY.pack(entry.expires, entry.ttl) for entry in chosen)))
-        return commands
+        heads = [entry for entry in entries if entry.head]
+        others = [entry for entry in entries if not entry.head]
+        keys = self._prefixes(namespace, root, [entry.key for entry in heads])
+        keys += self._prefixes(namespace, trunk, [entry.key for entry in others])
+        packed = [_ENTRY.pack(entry.expires, entry.ttl) for entry in heads + others]
+        return [run(WRITE, keys[part], *packed[part]) for part in self._parts(len(heads), len(keys))]
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> list[Command]:
         """Return the command that adds to a table, if there is anything to add."""
@@ -95,6 +100,11 @@ class Commands:
     def read(self, namespace: str, tables: Sequence[str]) -> list[Command]:
         """Return the commands that read tables."""
         return [("HGETALL", self._table(namespace, table)) for table in tables]
+
+    def _parts(self, heads: int, count: int) -> list[slice]:
+        """Return which keys go in one command: the first `heads` share a slot, and so do the others."""
+        borders = (0, heads, count) if self._clustered else (0, count)
+        return [slice(start, stop) for start, stop in pairwise(borders) if start < stop]
 
     def _prefixes(self, namespace: str, slot: bytes, keys: Sequence[bytes]) -> list[bytes]:
         key, tenant = self._tenant(namespace)
@@ -119,17 +129,16 @@ def records(replies: Sequence[Any]) -> list[Prefix | None]:
 
 
 def sums(replies: Sequence[Any]) -> dict[str, int]:
-    """Return the sums from the replies to `Commands.read`; what is no table, or no number, counts nothing."""
+    """Return the sums from the replies to `Commands.read`; what is neither table nor number is left out."""
     total: dict[str, int] = {}
     for reply in replies:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
             continue
         for name, amount in checked([reply])[0].items():
             try:
-                number = int(amount)
+                text, number = name.decode("utf-8", "surrogatepass"), int(amount)
             except ValueError:
                 continue
-            text = name.decode("utf-8", "surrogatepass")
             total[text] = total.get(text, 0) + number
     return total
 

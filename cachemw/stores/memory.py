@@ -2,9 +2,11 @@
 
 Lives here: dictionaries and a lock. Must not know: clocks (`now` is given), the network, text.
 """
+# ruff: noqa: ARG002 - a store takes what the protocol says, used or not
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
@@ -25,7 +27,8 @@ class MemoryStore:
 
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._limit = max_prefixes
-        self._records: dict[bytes, Prefix] = {}
+        # A plain dict would look for its first key through the holes that earlier evictions left.
+        self._records: OrderedDict[bytes, Prefix] = OrderedDict()
         self._tables: dict[tuple[str, str], dict[str, int]] = {}
         self._lock = Lock()
 
@@ -33,10 +36,11 @@ class MemoryStore:
         """See `Store.observe`; a `now` of None is refused, since this store has no clock."""
         if now is None:
             raise ValueError("the memory store has no clock of its own: give `now`")
-        records = self._records
+        records, tenant = self._records, _tenant(arrival.namespace)
         found: list[Prefix | None] = []
         with self._lock:
-            for key, child in zip(arrival.keys, arrival.children, strict=True):
+            for digest, child in zip(arrival.keys, arrival.children, strict=True):
+                key = tenant + digest
                 record = records.pop(key, None)
                 if record is None or now - record.last > _FORGET:
                     found.append(None)
@@ -45,19 +49,20 @@ class MemoryStore:
                     found.append(record)
                     records[key] = arrive(record, child, now)
             while len(records) > self._limit:
-                del records[next(iter(records))]
+                records.popitem(last=False)
         return found
 
     def write(
         self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
     ) -> None:
         """See `Store.write`."""
-        records = self._records
+        records, tenant = self._records, _tenant(namespace)
         with self._lock:
             for entry in entries:
-                record = records.get(entry.key)
+                key = tenant + entry.key
+                record = records.get(key)
                 if record is not None and (entry.expires == 0 or entry.expires > record.expires):
-                    records[entry.key] = record._replace(expires=entry.expires, ttl=entry.ttl)
+                    records[key] = record._replace(expires=entry.expires, ttl=entry.ttl)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`; tables live as long as the process."""
@@ -77,6 +82,10 @@ class MemoryStore:
 
     def close(self) -> None:
         """See `Store.close`."""
+
+
+def _tenant(namespace: str) -> bytes:
+    return namespace.encode("utf-8", "surrogatepass")
 
 
 class AsyncMemoryStore:

@@ -4,8 +4,8 @@
 for i, key in ipairs(KEYS) do
   local record = redis.pcall("GET", key)
   if type(record) == "string" and #record == SIZE then
-    local expires = struct.unpack("<d", ARGV[i])
-    if expires == 0 or expires > struct.unpack("<d", record, ENTRY + 1) then
+    local expires = take("<d", ARGV[i])
+    if expires == 0 or expires > take("<d", record, ENTRY + 1) then
       redis.call("SETRANGE", key, ENTRY, ARGV[i])
     end
   end

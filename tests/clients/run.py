@@ -53,17 +53,16 @@ def verdicts(python: Path, tests: list[str]) -> tuple[bool, Verdicts]:
     """Run the tests; return whether all passed, and for (client, style, colour) what came of it."""
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [python, "-m", "pytest", "--quiet", *tests, f"--junitxml={report}", "--no-cov"]
+        command = [str(python), "-m", "pytest", "--quiet", *tests, f"--junitxml={report}", "--no-cov"]
         passed = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
         cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
-        found = {}
+        found: Verdicts = {}
         for case in cases:
             if match := CASE.fullmatch(case.get("name", "")):
                 kinds = {child.tag for child in case}
-                found[match.groups()] = (
-                    "NO" if kinds & {"failure", "error"} else "-" if "skipped" in kinds else "yes"
-                )
-    return passed, found  # type: ignore[return-value]
+                verdict = "NO" if kinds & {"failure", "error"} else "-" if "skipped" in kinds else "yes"
+                found[match[1], match[2], match[3]] = verdict
+    return passed, found
 
 
 def table(columns: dict[str, Verdicts]) -> str:
@@ -75,7 +74,8 @@ def table(columns: dict[str, Verdicts]) -> str:
         for colour in ("sync", "async")
     ]
     styles = dict.fromkeys(key[1] for found in columns.values() for key in found)
-    rows = [["call style", *(part)] for part in zip(*heads, strict=True)] if heads else []
+    labels = ("openai / databricks-openai", "client", "call style")
+    rows = [[label, *parts] for label, parts in zip(labels, zip(*heads, strict=True), strict=False)]
     rows += [
         [style, *(columns[n].get((client, style, colour), "-") for n, client, colour in heads)]
         for style in styles
@@ -96,7 +96,9 @@ def main(arguments: list[str]) -> int:
         print(f"{name}: {version}", flush=True)
         passed, columns[version] = verdicts(python, TESTS.get(name, ["tests/clients", "tests/integrations"]))
         good &= passed
-    print("\ncaught: one arrival, annotated, usage settled once, caller's objects untouched\n")
+    print(
+        "\nyes: one arrival, annotated, usage settled once, caller's objects untouched; -: the client itself fails\n"
+    )
     print(table(columns))
     return 0 if good else 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -63,20 +62,15 @@ def test_caught(endpoint: Endpoint, client: str, style: str, colour: type[Record
     """One arrival, annotated and otherwise the same; usage settled once; the caller's objects untouched."""
     if (client, style) == ("databricks", "with_options"):
         pytest.skip("with_options of databricks-openai itself fails")
-    asked = conversation()
-    if client == "databricks":
-        # this client changes the caller's tools and empty contents by itself
-        del asked["tools"][0]["function"]["strict"]
-        del asked["messages"][2]["content"]
-    before = deepcopy(asked)
-    assert _call(style, CLIENTS[client], endpoint.url, asked, None) == TEXT
-    recorder = colour()
+    bare, asked, recorder = conversation(), conversation(), colour()
+    assert _call(style, CLIENTS[client], endpoint.url, bare, None) == TEXT
     assert _call(style, CLIENTS[client], endpoint.url, asked, recorder) == TEXT
 
     came, left = (arrival.body for arrival in endpoint.arrived)
     assert marks(came) == 0 < marks(left)
     assert canonical(left) == canonical(came)
-    assert asked == before
+    assert asked == bare  # databricks-openai changes the caller's tools by itself
+    assert asked == conversation() or client == "databricks"
     assert _names(recorder.events) == ["prepare", "begun", "settle", "close"]
     _, receipt, partial = recorder.events[2]
     assert not partial

@@ -249,7 +249,8 @@ def test_refused_markers_are_sent_again_without(endpoint: Endpoint, stream: bool
     assert marks(first)
     assert not marks(second)
     assert canonical(first) == canonical(second)
-    assert _names(recorder) == ["prepare", "refused", "close"]
+    assert _names(recorder) == ["prepare", "refused", "begun", "settle", "close"]
+    assert _settled(recorder)[0].read == 4000
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -260,7 +261,8 @@ async def test_async_refused_markers_are_sent_again_without(endpoint: Endpoint, 
         answer = await client.chat.completions.create(**conversation(), stream=stream)
         assert len([chunk async for chunk in answer] if stream else answer.choices) == (5 if stream else 1)
     assert [bool(marks(arrival.body)) for arrival in endpoint.arrived] == [True, False]
-    assert _names(recorder) == ["prepare", "refused", "close"]
+    assert _names(recorder) == ["prepare", "refused", "begun", "settle", "close"]
+    assert _settled(recorder)[0].read == 4000
 
 
 def test_resent_once_only(endpoint: Endpoint) -> None:
@@ -273,7 +275,7 @@ def test_resent_once_only(endpoint: Endpoint) -> None:
         client.chat.completions.create(**conversation())
     assert not isinstance(raised.value.__context__, openai.OpenAIError)
     assert len(endpoint.arrived) == 2
-    assert _names(recorder) == ["prepare", "refused", "close"]
+    assert _names(recorder) == ["prepare", "refused", "fail", "close"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 500])
@@ -485,6 +487,34 @@ async def test_async_broken_stream(endpoint: Endpoint) -> None:
         with pytest.raises(Exception):  # noqa: B017
             [chunk async for chunk in stream]
     usage, partial = _settled(recorder)
+    assert (usage.read, partial) == (4000, True)
+
+
+async def test_a_cancelled_reader() -> None:
+    """Cancelling a task that waits for the next chunk settles with what came, and the cancellation goes on."""
+    waiting = asyncio.Event()
+
+    class Body(httpx.AsyncByteStream):  # type: ignore[misc]
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield event(chunks()[0])
+            waiting.set()
+            await asyncio.Event().wait()
+
+    async def read() -> None:
+        async for _ in await client.chat.completions.create(**conversation(), stream=True):
+            pass
+
+    http = httpx.AsyncClient(
+        transport=httpx.MockTransport(lambda request: httpx.Response(200, stream=Body()))
+    )
+    recorder = AsyncRecorder()
+    async with wrap(AsyncOpenAI(api_key="key", http_client=http), middleware=recorder) as client:
+        task = asyncio.create_task(read())
+        await waiting.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        usage, partial = _settled(recorder)
     assert (usage.read, partial) == (4000, True)
 
 

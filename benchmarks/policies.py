@@ -1,0 +1,49 @@
+"""Policies that the benchmark compares.
+
+Lives here: cachemw behind the replay's interface, on a clock that the replay moves; and any function
+from body to body. Must not know: streams, tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cachemw.engine import Middleware
+from cachemw.settings import Settings
+from cachemw.simulation.provider import Ticket
+from cachemw.simulation.replay import Answered, Body, Policy, Sent
+from cachemw.simulation.usage_forms import databricks_usage
+
+_OUTPUT = 100  # tokens of an answer: they cost the same whatever is done
+
+
+class Ours:
+    """A fresh middleware with a memory store, which knows nothing but what it is told as time passes."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._now = 0.0
+        self.middleware = Middleware(
+            Settings(provider="databricks", store="memory://", **settings), clock=lambda: self._now
+        )
+
+    def __call__(self, request: Sent) -> tuple[Body, Answered]:
+        """Prepare a request at its time; its answer's beginning and its usage come together."""
+        self._now = request.at
+        call = self.middleware.prepare(request.body, namespace=request.namespace)
+
+        def answered(at: float, ticket: Ticket) -> None:
+            self._now = at
+            self.middleware.begun(call)
+            self.middleware.settle(call, databricks_usage(ticket, _OUTPUT))
+
+        return call.body, answered
+
+
+def placing(place: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Policy:
+    """Return the policy of a function that annotates a body."""
+
+    def policy(request: Sent) -> tuple[Body, None]:
+        return place(dict(request.body)), None
+
+    return policy

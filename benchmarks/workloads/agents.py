@@ -1,0 +1,176 @@
+"""Conversations with and without tools: agents, long chats, what their clients do to the history.
+
+Lives here: which texts and which times make each. Must not know: policies.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.workloads import arrivals
+from benchmarks.workloads.recorded import MODEL, Talk, talks
+from cachemw.simulation import prose
+from cachemw.simulation.replay import Sent
+from cachemw.simulation.traffic import Body
+
+_FAN = 24  # calls of a turn
+_KEPT = 6  # messages that a truncating client keeps, about
+
+
+def human(rng: random.Random) -> list[Sent]:
+    """Return a customer-service agent with tools, people asking."""
+    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 60.0), arrivals.person, 700)
+
+
+def busy(rng: random.Random) -> list[Sent]:
+    """Return a customer-service agent with tools, a program asking, a conversation every ten seconds."""
+    bodies = (talk.requests() for talk in talks("A2", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 10.0), arrivals.busy, 800)
+
+
+def coding(rng: random.Random) -> list[Sent]:
+    """Return a coding agent: long conversations, a tool's gap between turns."""
+    bodies = (talk.requests() for talk in talks("A3", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 120.0), lambda rng, _: arrivals.tool(rng), 700)
+
+
+def slow(rng: random.Random) -> list[Sent]:
+    """Return conversations whose person comes back after 3 to 40 minutes; tools answer in seconds."""
+    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 300.0), arrivals.slow, 600)
+
+
+def truncated(rng: random.Random) -> list[Sent]:
+    """Return an agent whose client drops all but the latest messages."""
+    bodies = (
+        tuple([_cut(body) for body in talk.requests()]) for talk in talks("A2", rng, "support")
+    )
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 600)
+
+
+def _cut(body: Body) -> Body:
+    messages = list(body["messages"])
+    head = 1 if messages[0]["role"] == "system" else 0
+    start = max(head, len(messages) - _KEPT)
+    while start < len(messages) - 1 and messages[start]["role"] != "user":
+        start += 1
+    if messages[start]["role"] != "user":
+        start = next(i for i in range(start, -1, -1) if messages[i]["role"] == "user")
+    return {**body, "messages": [*messages[:head], *messages[start:]]}
+
+
+def fan_out(rng: random.Random) -> list[Sent]:
+    """Return an agent that calls 24 tools a turn and reads all their results."""
+    bodies = (_fanned(rng, talk).requests() for talk in talks("A1", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 25.0), arrivals.person, 350)
+
+
+def _fanned(rng: random.Random, talk: Talk) -> Talk:
+    """Return a conversation with these tools and this opening, and 24 generated calls in each turn."""
+    names = [tool["function"]["name"] for tool in talk.tools] or ["search"]
+    messages = list(talk.messages[: 2 if talk.messages[0]["role"] == "system" else 1])
+    for _ in range(rng.randint(1, 3)):
+        calls, results = [], []
+        for _ in range(_FAN):
+            call_id = f"call_{rng.getrandbits(64):016x}"
+            arguments = json.dumps({"query": prose.sentence(rng, prose.QUESTION)})
+            function = {"name": rng.choice(names), "arguments": arguments}
+            calls.append({"id": call_id, "type": "function", "function": function})
+            found = prose.paragraph(rng, prose.CLAUSE, rng.randint(1, 4))
+            results.append({"role": "tool", "tool_call_id": call_id, "content": found})
+        messages += [{"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    return Talk(talk.tools, [*messages, {"role": "assistant", "content": ""}])
+
+
+def dated_tools(rng: random.Random) -> list[Sent]:
+    """Return an agent with tools whose system prompt ends with the minute of the request."""
+    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    return dated(arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 700))
+
+
+def dated(sent: list[Sent]) -> list[Sent]:
+    """Return requests with the minute in which each is sent at the end of its system prompt."""
+    return [request._replace(body=_with_minute(request.body, request.at)) for request in sent]
+
+
+def _with_minute(body: Body, at: float) -> Body:
+    from datetime import UTC, datetime
+
+    first, *rest = body["messages"]
+    minute = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
+    system = {**first, "content": f"{first['content']}\n\nThe current time is {minute} UTC."}
+    return {**body, "messages": [system, *rest]}
+
+
+def shuffled_tools(rng: random.Random) -> list[Sent]:
+    """Return an agent whose client sends its tools in another order each time."""
+    bodies = (talk.requests() for talk in talks("A2", rng, "support"))
+    sent = arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 600)
+    return [request._replace(body=_shuffled(rng, request.body)) for request in sent]
+
+
+def _shuffled(rng: random.Random, body: Body) -> Body:
+    tools = list(body["tools"])
+    rng.shuffle(tools)
+    return {**body, "tools": tools}
+
+
+def thinking(rng: random.Random, model: str) -> list[Sent]:
+    """Return an agent with thinking on: each answer begins with a reasoning part that the client sends back."""
+    bodies = (_thought(rng, talk, model) for talk in talks("A1", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 40.0), arrivals.person, 500)
+
+
+def _thought(rng: random.Random, talk: Talk, model: str) -> tuple[Body, ...]:
+    messages = [
+        _with_reasoning(rng, message) if message["role"] == "assistant" else message
+        for message in talk.messages
+    ]
+    on = {"thinking": {"type": "enabled", "budget_tokens": 4096}}
+    return tuple([{**body, **on} for body in Talk(talk.tools, messages).requests(model)])
+
+
+def _with_reasoning(rng: random.Random, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    text = prose.paragraph(rng, prose.REPLY, rng.randint(2, 8))
+    signature = f"{rng.getrandbits(512):0128x}"
+    summary = [{"type": "summary_text", "text": text, "signature": signature}]
+    content = message.get("content")
+    said = [{"type": "text", "text": content}] if content else []
+    return {**message, "content": [{"type": "reasoning", "summary": summary}, *said]}
+
+
+def images(rng: random.Random) -> list[Sent]:
+    """Return conversations about photographs: a third of the user's messages bring one."""
+    bodies = (_pictured(rng, talk) for talk in talks("A2", rng, "support"))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 40.0), arrivals.person, 400)
+
+
+def _pictured(rng: random.Random, talk: Talk) -> tuple[Body, ...]:
+    pictures = _pictures(rng)
+    messages = [
+        {**message, "content": [next(pictures), {"type": "text", "text": message["content"]}]}
+        if message["role"] == "user" and message["content"] and rng.random() < 0.33
+        else message
+        for message in talk.messages
+    ]
+    return Talk(talk.tools, messages).requests(MODEL)
+
+
+def _pictures(rng: random.Random) -> Iterator[Mapping[str, Any]]:
+    """Yield PNG parts of a drawn size; the pixels are noise, which nobody looks at."""
+    import base64
+    import struct
+    import zlib
+
+    while True:
+        width, height = rng.choice(((640, 480), (1024, 768), (1200, 900)))
+        header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunks = b""
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rng.randbytes(600))), (b"IEND", b"")):
+            chunks += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        encoded = base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
+        yield {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}

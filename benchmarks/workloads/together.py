@@ -1,0 +1,50 @@
+"""Several at once: tenants with traffic of their own sort, and bursts of one moment.
+
+Lives here: which streams are laid over each other. Must not know: policies.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from benchmarks.workloads import agents, arrivals, single
+from benchmarks.workloads.recorded import MODEL
+from cachemw.simulation import prose
+from cachemw.simulation.replay import Sent
+from cachemw.simulation.traffic import START
+
+_BURST = 20
+
+
+def tenants(rng: random.Random) -> list[Sent]:
+    """Return five tenants with an agent, a classifier, documents, slow chats and a coding agent."""
+    kinds = (agents.human, single.few_shot_long, single.documents, agents.slow, agents.coding)
+    streams = [kind(random.Random(rng.random())) for kind in kinds]
+    sent: list[Sent] = []
+    for number, stream in enumerate(streams):
+        kept = stream[:280]
+        sent += [request._replace(namespace=f"tenant-{number}") for request in kept]
+    return arrivals.in_order(sent)
+
+
+def bursts(rng: random.Random) -> list[Sent]:
+    """Return bursts of twenty requests within a second, each burst about one document, most back soon."""
+    return arrivals.in_order(_bursts(rng))[:800]
+
+
+def _bursts(rng: random.Random) -> Iterator[Sent]:
+    policy = prose.sections(rng, prose.POLICY, 6_000)
+    start = START
+    for _ in range(20):
+        document = prose.sections(rng, prose.CLAUSE, rng.choice((8_000, 16_000, 30_000)))
+        start += 120.0 * rng.lognormvariate(0.0, 0.5)
+        at = start
+        for _ in range(rng.choice((1, 2, 3, 3))):
+            for _ in range(_BURST):
+                question = prose.sentence(rng, prose.QUESTION)
+                content = [{"type": "text", "text": text} for text in (document, question)]
+                messages = [{"role": "system", "content": policy}, {"role": "user", "content": content}]
+                body = {"model": MODEL, "messages": messages}
+                yield Sent(at + rng.random(), body, arrivals.latency(rng))
+            at += 60.0 * rng.lognormvariate(0.0, 0.8) + 10.0

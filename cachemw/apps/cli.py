@@ -1,0 +1,164 @@
+"""The command line: `cachemw demo | gateway | explain`.
+
+Lives here: options, exit codes and what goes to stderr. Must not know: what the commands do. Exit codes:
+0 all well, 1 a check failed, 2 bad input, said in one sentence.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+import cachemw
+from cachemw.errors import CachemwError, ConfigError
+from cachemw.simulation.options import Options
+
+app = typer.Typer(
+    help="Make LLM prompt caches pay: breakpoints where they pay, and proof from the returned usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and leave with its exit code."""
+    try:
+        app(args=arguments)
+    except CachemwError as error:
+        print(f"cachemw: {error}", file=sys.stderr)  # noqa: T201 - the one place that talks to stderr
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cachemw {version('cachemw')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    show: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Recorded conversations, or request bodies, one a line (.jsonl, .jsonl.gz)."),
+    ] = None,
+    html: Annotated[Path, typer.Option(help="Where the report is written.")] = Path("cachemw-demo.html"),
+    seed: Annotated[int, typer.Option(help="Draws conversations and arrival times.")] = 1,
+    conversations: Annotated[
+        int | None, typer.Option(min=1, help="How many; 120 are generated, of a file all are taken.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Send every request to this model.")] = None,
+) -> None:
+    """Send conversations through a wrapped client to a simulated provider, by three policies."""
+    from cachemw.apps.demo import CheckFailed
+    from cachemw.apps.demo import demo as run
+
+    try:
+        run(Console(), html, data=data, seed=seed, limit=conversations, model=model)
+    except CheckFailed as failed:
+        typer.echo(f"cachemw: check failed: {failed}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def gateway(
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
+    provider: Annotated[str, typer.Option(help="Whose shapes and quirks hold.")] = "databricks",
+    virtual_clock: Annotated[
+        bool,
+        typer.Option("--virtual-clock", help="Take the time from each request's x-cachemw-clock header."),
+    ] = False,
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Leave cached tokens out of Databricks' prompt_tokens.")
+    ] = False,
+    answer_after: Annotated[float, typer.Option(min=0, help="Seconds until an answer begins.")] = 0.0,
+    minimum: Annotated[
+        int | None, typer.Option(min=0, help="Fewest tokens that are cached, in place of the model's.")
+    ] = None,
+    lookback: Annotated[int, typer.Option(min=1, help="Positions that a marker examines.")] = 20,
+    max_markers: Annotated[int, typer.Option(min=0)] = 4,
+    run_collapse: Annotated[
+        bool, typer.Option(help="Whether a run of calls or results is one position of a lookback.")
+    ] = False,
+    thinking_scope: Annotated[
+        Literal["all", "messages"], typer.Option(help="What another thinking mode or effort loses.")
+    ] = "all",
+    reasoning_markers: Annotated[bool, typer.Option(help="Whether reasoning parts take markers.")] = False,
+    tool_markers: Annotated[bool, typer.Option(help="Whether tool definitions take markers.")] = True,
+    tool_result_markers: Annotated[bool, typer.Option(help="Whether tool results take markers.")] = True,
+    supports_1h: Annotated[bool, typer.Option(help="Whether a ttl is accepted.")] = True,
+    mid_system: Annotated[
+        Literal["model", "hoist", "keep", "refuse"],
+        typer.Option(help="What becomes of a system message after the first other one."),
+    ] = "model",
+    bias_seed: Annotated[int, typer.Option(help="Draws how token counts stray from plain ones.")] = 0,
+) -> None:
+    """Serve a simulated provider: Databricks' paths, Claude's caching and bills, answers of one sentence."""
+    from cachemw.apps import gateway as served
+
+    options = Options(
+        provider=provider,
+        max_markers=max_markers,
+        lookback=lookback,
+        minimum=minimum,
+        run_collapse=run_collapse,
+        thinking_scope=thinking_scope,
+        reasoning_markers=reasoning_markers,
+        tool_markers=tool_markers,
+        tool_result_markers=tool_result_markers,
+        supports_1h=supports_1h,
+        mid_system=mid_system,
+        bias_seed=bias_seed,
+    )
+    built = served.build(
+        options, inclusive=not exclusive, virtual_clock=virtual_clock, answer_after=answer_after
+    )
+    _free(host, port)
+    clock = "virtual time" if virtual_clock else "real time"
+    typer.echo(f"Simulated provider on http://{host}:{port}, {clock}; stop it with Ctrl-C.")
+    served.serve(built, host, port)
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="A request body as JSON, or one a line, in their order.")],
+    gap: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 30.0,
+) -> None:
+    """Say where breakpoints would go in requests that arrive one after another, and why."""
+    from cachemw.apps.conversations import bodies
+
+    settings = cachemw.Settings(store="memory://", mode="optimize")
+    provider = None if settings.provider != "auto" else "databricks"
+    found, now = bodies(file), 0.0
+    middleware = cachemw.Middleware(settings, clock=lambda: now)
+    for index, body in enumerate(found):
+        now = index * gap
+        call = middleware.prepare(body, provider=provider)
+        typer.echo(f"Request {index + 1}, after {now:g} s. {call.plan.explain()}")
+        middleware.begun(call)
+        middleware.settle(call, None)
+    middleware.close()
+
+
+def _free(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(f"port {port} of {host!r} can't be served: {error.strerror}") from None

@@ -1,0 +1,85 @@
+"""Traffic: conversations as request bodies, and when each of them arrives.
+
+Lives here: how a conversation becomes requests, the gaps between them, drawn by seed. Must not know:
+what is said (`families`), files, providers, who plans. Times are seconds since 1970 on a virtual clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeAlias
+
+Body: TypeAlias = Mapping[str, Any]
+
+START = datetime(2026, 11, 2, 9, tzinfo=UTC).timestamp()
+SPACING = 20.0  # seconds between two conversations, on average
+NOW = "{{now}}"  # in a dated conversation: the minute in which the request arrives
+
+# Seconds, log-normal: people answer within half a minute to a minute, one in forty after more than
+# five; tools answer within seconds.
+_PERSON, _TOOL = (35.0, 1.1), (4.0, 0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Requests in their order. `family` says what sort of traffic it is, `dated` that it holds `NOW`."""
+
+    family: str
+    requests: tuple[Body, ...]
+    dated: bool = False
+
+
+class Arrival(NamedTuple):
+    """One request at its time."""
+
+    at: float
+    family: str
+    body: Body
+
+
+def turns(model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] = ()) -> tuple[Body, ...]:
+    """Return the requests of a conversation: each holds what came before an assistant message."""
+    fixed: dict[str, Any] = {"model": model, **({"tools": list(tools)} if tools else {})}
+    ends = [index for index, message in enumerate(messages) if message.get("role") == "assistant" and index]
+    return tuple([{**fixed, "messages": list(messages[:end])} for end in ends])
+
+
+def schedule(
+    conversations: Sequence[Conversation], seed: int, spacing: float = SPACING, start: float = START
+) -> list[Arrival]:
+    """Return all requests by arrival time; those of different conversations interleave.
+
+    Conversations begin `spacing` seconds apart on average, in their order. Another number of them
+    changes no time of those before.
+    """
+    arrivals: list[Arrival] = []
+    begins = start
+    for index, conversation in enumerate(conversations):
+        rng = random.Random(f"{seed}/gaps/{index}")  # noqa: S311 - traffic, no secret
+        begins += rng.expovariate(1 / spacing)
+        for at, body in _timed(rng, begins, conversation.requests):
+            arrivals.append(Arrival(at, conversation.family, _at(body, at) if conversation.dated else body))
+    return sorted(arrivals, key=lambda arrival: arrival.at)
+
+
+def _timed(rng: random.Random, at: float, bodies: Sequence[Body]) -> Iterator[tuple[float, Body]]:
+    for index, body in enumerate(bodies):
+        if index:
+            median, spread = _TOOL if body["messages"][-1].get("role") == "tool" else _PERSON
+            at += median * rng.lognormvariate(0.0, spread)
+        yield at, body
+
+
+def _at(body: Body, at: float) -> Body:
+    """Return a dated body as it is sent at a time."""
+    minute = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+    messages = [
+        {**message, "content": message["content"].replace(NOW, minute)}
+        if message["role"] == "system"
+        else message
+        for message in body["messages"]
+    ]
+    return {**body, "messages": messages}

@@ -1,0 +1,403 @@
+"""What a body becomes, what of it is content, and what else decides an entry."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from cachemw.core.providers import Model
+from cachemw.simulation.anthropic_form import Wire
+from cachemw.simulation.options import Options
+from cachemw.simulation.provider import Position, ProviderCache
+
+KEPT = Model("claude-kept", 1024, None, mid_system=True)
+STRIPPED = Model("claude-stripped", 1024, None, thinking="stripped")
+EPHEMERAL = {"type": "ephemeral"}
+
+Body = dict[str, Any]
+
+
+def read(body: Mapping[str, Any], wire: Wire = "chat", model: Model = KEPT, **options: Any) -> list[Position]:
+    """Return a body's positions."""
+    return list(ProviderCache(model, Options(**options)).positions(body, wire))
+
+
+def user(*content: Any, **rest: Any) -> Body:
+    """Return a user message of one string or of parts."""
+    only = len(content) == 1 and isinstance(content[0], str)
+    return {"role": "user", "content": content[0] if only else list(content), **rest}
+
+
+def text(words: str, **rest: Any) -> Body:
+    """Return a text part."""
+    return {"type": "text", "text": words, **rest}
+
+
+def call(number: int, arguments: str = "{}", **rest: Any) -> Body:
+    """Return a tool call."""
+    return {
+        "id": f"c{number}",
+        "type": "function",
+        "function": {"name": "look", "arguments": arguments},
+        **rest,
+    }
+
+
+def tool(name: str, **schema: Any) -> Body:
+    """Return a tool definition."""
+    parameters = {"type": "object", "properties": schema}
+    return {"type": "function", "function": {"name": name, "description": "Looks.", "parameters": parameters}}
+
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+IMAGE: Body = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
+THOUGHT: Body = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm.", "signature": "s"}]}
+HIDDEN: Body = {"type": "reasoning", "summary": [{"type": "summary_encrypted_text", "data": "x"}]}
+
+AGENT: Body = {
+    "model": "databricks-claude-sonnet-4-5",
+    "tools": [tool("look", at={"type": "string"}), tool("buy")],
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": [text("Be kind."), text("Be right.")]},
+        user(text("What is this?"), IMAGE),
+        {
+            "role": "assistant",
+            "content": [THOUGHT, HIDDEN, text("Let me look.")],
+            "tool_calls": [call(1), call(2)],
+        },
+        {"role": "tool", "tool_call_id": "c1", "content": "A lamp."},
+        {"role": "tool", "tool_call_id": "c2", "content": [text("Red."), text("Old.")]},
+        {"role": "assistant", "content": None, "tool_calls": [call(3)]},
+        {"role": "tool", "tool_call_id": "c3", "content": ""},
+        user("Thank you."),
+    ],
+}
+
+
+def test_every_shape_of_the_databricks_document_has_its_place() -> None:
+    """Section, role and type of each position of a request with everything in it, and where it stands."""
+    found = [(p.place, p.role, p.type) for p in read(AGENT)]
+    assert found == [
+        (("tools", 0), "tools", "custom"),
+        (("tools", 1), "tools", "custom"),
+        (("system", 0), "system", "text"),
+        (("system", 1), "system", "text"),
+        (("system", 2), "system", "text"),
+        (("messages", 0, "content", 0), "user", "text"),
+        (("messages", 0, "content", 1), "user", "image"),
+        (("messages", 1, "content", 0), "assistant", "thinking"),
+        (("messages", 1, "content", 1), "assistant", "redacted_thinking"),
+        (("messages", 1, "content", 2), "assistant", "text"),
+        (("messages", 1, "content", 3), "assistant", "tool_use"),
+        (("messages", 1, "content", 4), "assistant", "tool_use"),
+        (("messages", 2, "content", 0), "user", "tool_result"),
+        (("messages", 2, "content", 1), "user", "tool_result"),
+        (("messages", 3, "content", 0), "assistant", "tool_use"),
+        (("messages", 4, "content", 0), "user", "tool_result"),
+        (("messages", 5, "content", 0), "user", "text"),
+    ]
+
+
+def test_prefixes_add_up() -> None:
+    """Each position has tokens, and its prefix is the sum so far."""
+    found = read(AGENT)
+    assert all(p.tokens > 0 for p in found)
+    assert [p.prefix for p in found] == [sum(q.tokens for q in found[: n + 1]) for n in range(len(found))]
+
+
+def reversed_keys(value: Any) -> Any:
+    """Return a value with the keys of all its objects reversed, but for tool schemas."""
+    if isinstance(value, list):
+        return [reversed_keys(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: inner if key == "parameters" else reversed_keys(inner) for key, inner in reversed(value.items())
+    }
+
+
+SAME: dict[str, tuple[Body, Body]] = {
+    "a string and its one-part list": ({"messages": [user("hello")]}, {"messages": [user(text("hello"))]}),
+    "a marker or none": (
+        {"messages": [user(text("hello"), text("you"))]},
+        {"messages": [user(text("hello", cache_control=EPHEMERAL), text("you"))]},
+    ),
+    "a marker on a tool call, a tool or in a result": (
+        AGENT,
+        {
+            **AGENT,
+            "tools": [AGENT["tools"][0], {**AGENT["tools"][1], "cache_control": EPHEMERAL}],
+            "messages": [
+                *AGENT["messages"][:6],
+                {**AGENT["messages"][6], "tool_calls": [{**call(3), "cache_control": EPHEMERAL}]},
+                *AGENT["messages"][7:],
+            ],
+        },
+    ),
+    "a tool result's string and its marked one-part list": (
+        {"messages": [{"role": "tool", "tool_call_id": "a", "content": "done"}]},
+        {
+            "messages": [
+                {"role": "tool", "tool_call_id": "a", "content": [text("done", cache_control=EPHEMERAL)]}
+            ]
+        },
+    ),
+    "a marker beside a string": (
+        {"messages": [user("hello")]},
+        {"messages": [user("hello", cache_control=EPHEMERAL)]},
+    ),
+    "a marker inside a tool's function": (
+        {"tools": [tool("look")], "messages": [user("hi")]},
+        {
+            "tools": [
+                {"type": "function", "function": {**tool("look")["function"], "cache_control": EPHEMERAL}}
+            ],
+            "messages": [user("hi")],
+        },
+    ),
+    "the key order of envelopes": (AGENT, reversed_keys(AGENT)),
+    "one message or two of one role": (
+        {"messages": [user(text("a"), text("b"))]},
+        {"messages": [user("a"), user("b")]},
+    ),
+    "system and developer": (
+        {"messages": [{"role": "system", "content": "Be brief."}, user("hi")]},
+        {"messages": [{"role": "developer", "content": "Be brief."}, user("hi")]},
+    ),
+    "no content, an empty one, or none at all beside tool calls": (
+        {"messages": [user("hi"), {"role": "assistant", "content": "", "tool_calls": [call(1)]}]},
+        {"messages": [user("hi"), {"role": "assistant", "tool_calls": [call(1)]}]},
+    ),
+    "an empty field or none": (
+        {"messages": [user("hi"), {"role": "assistant", "content": "yes"}]},
+        {
+            "messages": [
+                user("hi"),
+                {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None},
+            ]
+        },
+    ),
+    "the default effort or none": (
+        {"messages": [user("hi")]},
+        {"messages": [user("hi")], "reasoning_effort": "high", "output_config": {"effort": "high"}},
+    ),
+    "parameters that shape the answer only": (
+        {"messages": [user("hi")]},
+        {"messages": [user("hi")], "temperature": 0.5, "max_tokens": 5, "stream": True, "user": "x"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SAME, ids=str)
+def test_equal_content_is_an_equal_prefix(case: str) -> None:
+    """Digests and tokens agree at every position."""
+    one, other = SAME[case]
+    key = lambda p: (p.place[0], p.role, p.type, p.digest, p.prefix)  # noqa: E731
+    assert [key(p) for p in read(one)] == [key(p) for p in read(other)]
+
+
+def _swap(body: Body, change: Callable[[Body], None]) -> Body:
+    other = copy.deepcopy(body)
+    change(other)
+    return other
+
+
+DIFFERENT: dict[str, Callable[[Body], None]] = {
+    "a byte of a text": lambda b: b["messages"][2]["content"][0].update(text="What is that?"),
+    "a byte of an image": lambda b: b["messages"][2]["content"][1]["image_url"].update(
+        url="data:image/png;base64,AAAA"
+    ),
+    "an image's detail": lambda b: b["messages"][2]["content"][1]["image_url"].update(detail="low"),
+    "a thought": lambda b: b["messages"][3]["content"][0]["summary"][0].update(text="Ha."),
+    "a signature": lambda b: b["messages"][3]["content"][0]["summary"][0].update(signature="t"),
+    "white space in arguments": lambda b: b["messages"][3]["tool_calls"][0]["function"].update(
+        arguments="{ }"
+    ),
+    "a call's id": lambda b: b["messages"][3]["tool_calls"][0].update(id="c9"),
+    "which call a result answers": lambda b: b["messages"][4].update(tool_call_id="c9"),
+    "a result": lambda b: b["messages"][5]["content"].pop(),
+    "a message's other keys": lambda b: b["messages"][4].update(name="look"),
+    "a tool's description": lambda b: b["tools"][0]["function"].update(description="Looks well."),
+    "the order of tools": lambda b: b["tools"].reverse(),
+    "key order in a tool's schema": lambda b: b["tools"][0]["function"].update(
+        parameters=dict(reversed(b["tools"][0]["function"]["parameters"].items()))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT, ids=str)
+def test_changed_content_is_another_prefix(case: str) -> None:
+    """The whole prompt's digest differs, and the body that was read is not changed by reading."""
+    before = copy.deepcopy(AGENT)
+    assert read(_swap(AGENT, DIFFERENT[case]))[-1].digest != read(AGENT)[-1].digest
+    assert before == AGENT
+
+
+def test_roles_tell_equal_texts_apart() -> None:
+    """The same words of the user and of the assistant are two prefixes."""
+    said = {"messages": [user("a"), user("b")]}
+    answered = {"messages": [user("a"), {"role": "assistant", "content": "b"}]}
+    assert read(said)[-1].digest != read(answered)[-1].digest
+
+
+LOST: list[tuple[str, Body, dict[str, Any], str]] = [
+    ("another model", {}, {"model": Model("claude-other", 1024, None)}, "tools"),
+    ("a response format", {"response_format": {"type": "json_object"}}, {}, "tools"),
+    ("thinking", {"thinking": {"type": "enabled", "budget_tokens": 2048}}, {}, "tools"),
+    ("effort", {"reasoning_effort": "low"}, {}, "tools"),
+    ("effort of the Messages wire", {"output_config": {"effort": "low"}}, {}, "tools"),
+    ("effort, narrow reading", {"reasoning_effort": "low"}, {"thinking_scope": "messages"}, "messages"),
+    ("speed", {"speed": "fast"}, {}, "system"),
+    ("tool choice", {"tool_choice": "none"}, {}, "messages"),
+    ("parallel calls", {"parallel_tool_calls": False}, {}, "messages"),
+    (
+        "an image added at the end",
+        {"messages": [*AGENT["messages"][:2], user("hi"), user(IMAGE)]},
+        {},
+        "messages",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "options", "lost"), LOST, ids=[case[0] for case in LOST])
+def test_parameters_lose_their_section_and_those_after_it(
+    name: str, change: Body, options: dict[str, Any], lost: str
+) -> None:
+    """The invalidation table: which sections' prefixes another parameter changes."""
+    base: Body = {**AGENT, "messages": [*AGENT["messages"][:2], user("hi")]}
+    plain = {key: value for key, value in options.items() if key != "model"}
+    one, other = read(base, **plain), read({**base, **change}, **options)
+    order = ["tools", "system", "messages"]
+    for before, after in zip(one, other, strict=False):
+        section = str(before.place[0])
+        assert (before.digest != after.digest) == (order.index(section) >= order.index(lost)), (name, section)
+
+
+def test_old_thinking_is_not_in_the_prompt_of_a_model_that_strips() -> None:
+    """Thinking before the last turn of the user is gone there; turns of tool results keep it."""
+    kinds = [p.type for p in read(AGENT, model=STRIPPED)]
+    assert "thinking" not in kinds
+    assert "redacted_thinking" not in kinds
+    open_turn = {**AGENT, "messages": AGENT["messages"][:-1]}
+    kept = [p.type for p in read(open_turn, model=STRIPPED)]
+    assert (kept.count("thinking"), kept.count("redacted_thinking")) == (1, 1)
+
+
+def test_the_messages_wire_strips_alike() -> None:
+    """A user message of tool results only is no new turn, one with a text is."""
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
+    use = {"type": "tool_use", "id": "a", "name": "look", "input": {"at": "x"}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": "lamp"}
+    for last, kept in (([result], True), ([result, text("Go on.")], False)):
+        body = {
+            "messages": [
+                user("hi"),
+                {"role": "assistant", "content": [thought, use]},
+                {"role": "user", "content": last},
+            ]
+        }
+        assert ("thinking" in [p.type for p in read(body, "messages", STRIPPED)]) is kept
+
+
+@pytest.mark.parametrize(
+    ("model", "mid_system", "expected"),
+    [
+        (KEPT, "model", ["system", "user", "system", "user"]),
+        (STRIPPED, "model", ["system", "system", "user", "user"]),
+        (KEPT, "hoist", ["system", "system", "user", "user"]),
+        (STRIPPED, "keep", ["system", "user", "system", "user"]),
+    ],
+)
+def test_a_late_system_message_is_kept_or_hoisted(model: Model, mid_system: str, expected: list[str]) -> None:
+    """By the model's row, or by the reading that was chosen."""
+    body = {
+        "messages": [
+            {"role": "system", "content": "a"},
+            user("b"),
+            {"role": "system", "content": "c"},
+            user("d"),
+        ]
+    }
+    assert [p.role for p in read(body, model=model, mid_system=mid_system)] == expected
+
+
+def test_the_key_order_of_a_calls_input_is_content_on_the_messages_wire() -> None:
+    """Two orders of the same input are two prefixes."""
+    bodies = [
+        {
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [{"type": "tool_use", "id": "a", "name": "n", "input": given}],
+                }
+            ]
+        }
+        for given in ({"x": 1, "y": 2}, {"y": 2, "x": 1})
+    ]
+    one, other = (read(body, "messages")[-1].digest for body in bodies)
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("size", "tokens"),
+    [((300, 250), 100), ((4000, 3000), 1600), (None, 1600)],
+    ids=["small", "large", "unreadable"],
+)
+def test_images_count_by_their_pixels(size: tuple[int, int] | None, tokens: int) -> None:
+    """Width times height over 750, up to 1,600; as much where the size can't be read."""
+    data = (
+        b"nothing"
+        if size is None
+        else (
+            b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+            + size[0].to_bytes(4, "big")
+            + size[1].to_bytes(4, "big")
+            + bytes(9)
+        )
+    )
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    model = Model("claude-image", 0, None, tokenizer="old")
+    (position,) = read({"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model)
+    assert 0.9 * (tokens + 4) - 1 <= position.tokens <= 1.2 * (tokens + 4) + 1
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ({"messages": [user({"type": "file", "file": {"file_id": "f"}})]}, "document"),
+        ({"messages": [user({"type": "input_audio", "input_audio": {"data": "x"}})]}, "input_audio"),
+        ({"messages": [user({"type": "image_url", "image_url": f"data:image/png;base64,{PNG}"})]}, "image"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "custom": {"input": "x"}}]}]},
+            "tool_use",
+        ),
+        ({"messages": [user("a")], "tools": [{"type": "web_search", "max_uses": 2}]}, "web_search"),
+        ({"messages": [user("a")], "tools": [{**tool("look"), "defer_loading": True}]}, "custom"),
+        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": None}]}, "tool_result"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "reasoning", "summary": []}]}]},
+            "thinking",
+        ),
+    ],
+)
+def test_odd_shapes_are_blocks_too(body: Body, kind: str) -> None:
+    """What the document doesn't show is read as what it is nearest to, and counted."""
+    first = read(body)[0]
+    assert first.type == kind
+    assert first.tokens > 0
+
+
+def test_a_cut_image_header_counts_as_the_largest_image() -> None:
+    """Bytes that start like a PNG and end at once, or that are no base64, don't fail the count."""
+    model = Model("claude-image", 0, None, tokenizer="old")
+    for data in ("iVBORw0KGgo=", "iVBOR", "é"):
+        url = f"data:image/png;base64,{data}"
+        (position,) = read(
+            {"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model
+        )
+        assert position.tokens > 1400

@@ -1,0 +1,56 @@
+"""The provider's own token counts stay near what real tokenizers give."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cachemw.simulation.counting import block_tokens, rate, text_tokens
+
+PROSE = (
+    "This licence lets anyone copy the work and share it with others, as long as the notice is kept. "
+    "If you change a file, say so where a reader will see it, and give the date of the change. "
+)
+CODE = '''def total(rows: list[Row], since: float) -> Decimal:
+    """Return what the rows cost."""
+    return sum((row.cost for row in rows if row.time >= since), Decimal(0))
+'''
+DATA = json.dumps(
+    {"type": "object", "properties": {"user_id": {"type": "string", "description": "The user's id"}}}
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "characters_per_token"),
+    [
+        (PROSE, (4.0, 5.2)),
+        (CODE, (2.9, 4.0)),
+        (DATA, (2.4, 3.4)),
+        ("2026-11-24T08:15:00Z 73156 ", (1.4, 2.0)),
+    ],
+    ids=["prose", "code", "json", "digits"],
+)
+def test_texts_have_the_density_of_their_kind(text: str, characters_per_token: tuple[float, float]) -> None:
+    """Characters per token of the older tokenizer, by kind of text."""
+    low, high = characters_per_token
+    assert low <= len(text) / text_tokens(text) <= high
+
+
+def test_counts_add_up_over_a_cut() -> None:
+    """Cutting a text in two loses and gains nothing."""
+    assert text_tokens(PROSE + CODE) == pytest.approx(text_tokens(PROSE) + text_tokens(CODE))
+
+
+def test_a_tool_result_counts_what_is_in_it() -> None:
+    """Its parts, and nothing for what is no part."""
+    part = {"type": "text", "text": PROSE}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [part, part, "odd"]}
+    assert block_tokens(result) == pytest.approx(4 + 2 * (4 + text_tokens(PROSE)))
+
+
+def test_newer_models_make_more_tokens() -> None:
+    """By about 1.3, under the same bias."""
+    assert rate("m", "new", 0) == pytest.approx(1.3 * rate("m", "old", 0))
+    assert rate("m", "old", 0) != rate("m", "old", 1)
+    assert rate("m", "old", 0) != rate("n", "old", 0)

@@ -1,0 +1,31 @@
+"""Readings that don't exist are said so at construction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cachemw.errors import ConfigError
+from cachemw.simulation.options import Options
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"provider": "acme"},
+            "provider is 'acme'; allowed: databricks, anthropic, openrouter, litellm, openai",
+        ),
+        ({"thinking_scope": "system"}, "thinking_scope is 'system'; allowed: all, messages"),
+        ({"mid_system": "drop"}, "mid_system is 'drop'; allowed: model, hoist, keep, refuse"),
+        ({"lookback": 0}, "lookback is 0; allowed: 1 or more"),
+        ({"max_markers": -1}, "max_markers is -1; allowed: 0 or more"),
+        ({"minimum": -5}, "minimum is -5; allowed: 0 or more"),
+    ],
+)
+def test_a_bad_reading_is_a_config_error(given: dict[str, Any], message: str) -> None:
+    """It names the setting, the value and what is allowed."""
+    with pytest.raises(ConfigError) as error:
+        Options(**given)
+    assert str(error.value) == message

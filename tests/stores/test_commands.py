@@ -1,0 +1,94 @@
+"""What leaves the process for Redis: key names, packed records, and into which slots they go."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+from redis.exceptions import ResponseError
+
+from cachemw.core.reuse import Prefix
+from cachemw.errors import StoreError
+from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.commands import RECORD, Command, Commands, records, sums
+
+KEYS = tuple(bytes([index]) * 16 for index in range(9))
+ARRIVAL = Arrival("{acme}:p:", b"r" * 16, b"t" * 16, 3, KEYS, tuple(range(9)))
+ENTRIES = [Entry(key, index < 3, 9.5, 300) for index, key in enumerate(KEYS)]
+NAME = re.compile(rb"cachemw:\{[0-9a-f]{16}:[0-9a-f]{16}\}:(p:[0-9a-f]{32}|t)")
+
+
+def keys(commands: list[Command]) -> list[list[Any]]:
+    """Return the keys of each script call."""
+    return [list(command[3 : 3 + int(command[2])]) for command in commands]
+
+
+def test_a_record_has_the_fields_of_a_prefix() -> None:
+    """The packed record and the tuple have the same fields."""
+    assert len(RECORD.unpack(bytes(RECORD.size))) == len(Prefix._fields)
+
+
+def test_names_are_hex_and_nothing_else() -> None:
+    """No namespace, table or digest of the chain can be read from a key."""
+    commands = Commands(b"secret")
+    names = [
+        *keys(commands.observe(ARRIVAL, 1.0))[0],
+        *keys(commands.write("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES))[0],
+        *keys(commands.add("{acme}:p:", "hour }:p:", {"tokens": 1}, 60))[0],
+        commands.read("{acme}:p:", ["hour }:p:"])[0][1],
+    ]
+    assert len(names) == 20
+    for name in names:
+        assert NAME.fullmatch(name)
+        for plain in KEYS:
+            assert plain.hex().encode() not in name
+            assert hashlib.blake2b(plain, digest_size=16).hexdigest().encode() not in name
+
+
+def test_writes_name_what_arrivals_named() -> None:
+    """A key has one name, in whichever call, in whatever order of entries."""
+    commands = Commands(b"secret")
+    (arrived,) = keys(commands.observe(ARRIVAL, 1.0))
+    (written,) = keys(commands.write(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1]))
+    assert len(set(arrived)) == 9
+    assert set(arrived) == set(written)
+
+
+@pytest.mark.parametrize(("heads", "calls"), [(0, 1), (3, 2), (9, 1)])
+def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
+    """At most two slots a request, and never two in one call; otherwise one call is enough."""
+    arrival = Arrival("acme", b"r" * 16, b"t" * 16, heads, KEYS, tuple(range(9)))
+    entries = [Entry(key, index < heads, 9.5, 300) for index, key in enumerate(KEYS)]
+    for clustered in (False, True):
+        commands = Commands(b"secret", clustered=clustered)
+        for made in (
+            commands.observe(arrival, 1.0),
+            commands.write(arrival.namespace, arrival.root, arrival.trunk, entries),
+        ):
+            assert len(made) == (calls if clustered else 1)
+            slots = [{key_slot(name) for name in part} for part in keys(made)]
+            assert sorted(map(len, slots)) == ([1] * calls if clustered else [calls])
+
+
+def test_the_packed_children_follow_their_keys() -> None:
+    """Each part of an arrival carries the children of its own keys."""
+    heads, others = Commands(b"", clustered=True).observe(ARRIVAL, None)
+    assert heads[-2:] == (b"".join(child.to_bytes(4, "little") for child in range(3)), "")
+    assert others[-2:] == (b"".join(child.to_bytes(4, "little") for child in range(3, 9)), "")
+
+
+def test_an_error_among_replies_becomes_a_store_error() -> None:
+    """The message is the class; no text of the server's is in it."""
+    for decode in (records, sums):
+        with pytest.raises(StoreError) as failed:
+            decode([ResponseError("OOM near cachemw:{...}")])
+        assert str(failed.value) == "ResponseError"
+
+
+def test_garbage_in_a_table_counts_nothing() -> None:
+    """Another type, a name that is no text and an amount that is no integer are left out."""
+    replies = [ResponseError("WRONGTYPE Operation"), {b"\xff": b"1", b"tokens": b"1.5"}, {b"tokens": b"-2"}]
+    assert sums(replies) == {"tokens": -2}

@@ -1,0 +1,294 @@
+"""What every store promises, on every kind of store, sync and async."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cachemw.core.reuse import Prefix, arrive, first
+from cachemw.stores.base import Arrival, Entry, Store
+from cachemw.stores.memory import MemoryStore
+
+ROOT, TRUNK = b"r" * 16, b"t" * 16
+HEADS = [bytes([index]) * 16 for index in range(3)]
+OTHERS = [bytes([index]) * 16 for index in range(100, 106)]
+FORGET = 7200.0
+
+Namespaces = Callable[[], str]
+
+
+def arrival(namespace: str, *keys: bytes, children: tuple[int, ...] | None = None) -> Arrival:
+    """Return an arrival of these keys, heads first."""
+    heads = sum(key in HEADS for key in keys)
+    return Arrival(namespace, ROOT, TRUNK, heads, keys, children or (0,) * len(keys))
+
+
+def entry(key: bytes, expires: float, ttl: int = 300) -> Entry:
+    """Return an entry of a key."""
+    return Entry(key, key in HEADS, expires, ttl)
+
+
+def same(left: Any, right: Any) -> bool:
+    """Say whether two answers hold the same records, floats to a millionth."""
+    return len(left) == len(right) and all(
+        (a is None and b is None)
+        or (a is not None and b is not None and tuple(a) == pytest.approx(tuple(b), rel=1e-6))
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def known(store: Store, namespace: str, *keys: bytes, now: float) -> list[Prefix | None]:
+    """Return what a store knows of keys, by an arrival that nothing else is told of."""
+    return list(store.observe(arrival(namespace, *keys), now))
+
+
+observing = st.tuples(
+    st.just("observe"),
+    st.lists(st.sampled_from(HEADS), unique=True),
+    st.lists(st.sampled_from(OTHERS), unique=True),
+    st.lists(st.sampled_from([0, 1, 2**31, 2**32 - 1]), min_size=9, max_size=9),
+)
+writing = st.tuples(
+    st.just("write"),
+    st.lists(
+        st.builds(
+            entry,
+            st.sampled_from(HEADS + OTHERS),
+            st.sampled_from([0.0, 1e9 + 5.5, 1e9 + 900.25, 1e9 + 3600.0]),
+            st.sampled_from([0, 300, 3600]),
+        ),
+        max_size=4,
+    ),
+)
+# Steps of the clock: on, back (another worker's clock), at the edges of what a record tells apart.
+steps = st.one_of(
+    st.sampled_from(
+        [0.0, -3.25, 0.001, 299.999, 300.0, 300.001, 3600.0, 3600.5, FORGET, FORGET + 0.001, -9000.0]
+    ),
+    st.floats(-100, 4000),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=st.lists(st.tuples(st.one_of(observing, writing), steps), min_size=1, max_size=25))
+def test_every_store_answers_as_the_memory_store(
+    store: Store, fresh: Namespaces, calls: list[tuple[tuple[Any, ...], float]]
+) -> None:
+    """The same calls get the same answers, whatever the clock does between them."""
+    namespace, model, now = fresh(), MemoryStore(), 1e9
+    for (name, *rest), step in calls:
+        now += step
+        if name == "observe":
+            heads, others, children = rest
+            keys = (*heads, *others)
+            asked = arrival(namespace, *keys, children=tuple(children[: len(keys)]))
+            assert same(store.observe(asked, now), model.observe(asked, now))
+        else:
+            for each in (store, model):
+                each.write(namespace, ROOT, TRUNK, rest[0], now)
+
+
+def test_a_first_arrival_is_unknown_and_a_second_finds_it(store: Store, fresh: Namespaces) -> None:
+    """Records are returned from before the arrival that asks."""
+    namespace = fresh()
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9) == [None, None]
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9 + 9.5) == [first(0, 1e9)] * 2
+    assert known(store, namespace, HEADS[0], now=1e9 + 20) == [arrive(first(0, 1e9), 0, 1e9 + 9.5)]
+
+
+@pytest.mark.parametrize("gap", [0.0, 299.999, 300.0, 300.001, 3599.999, 3600.0, 3600.001, FORGET])
+def test_a_gap_counts_as_in_python_to_its_edges(store: Store, fresh: Namespaces, gap: float) -> None:
+    """Five minutes and an hour belong to themselves; scripts and Python agree on every edge."""
+    namespace, record = fresh(), first(0, 0.0)
+    known(store, namespace, OTHERS[0], now=0.0)
+    for now in (gap, gap + 1.5):
+        assert known(store, namespace, OTHERS[0], now=now) == [record]
+        record = arrive(record, 0, now)
+
+
+def test_nothing_asked_is_nothing_answered(store: Store, fresh: Namespaces) -> None:
+    """An arrival without keys, a write without entries and a table without amounts are no calls."""
+    namespace = fresh()
+    assert list(store.observe(arrival(namespace), 1e9)) == []
+    store.write(namespace, ROOT, TRUNK, [], 1e9)
+    store.add(namespace, "hour", {}, 60)
+    assert store.read(namespace, []) == {}
+    assert store.read(namespace, ["hour"]) == {}
+
+
+@pytest.mark.parametrize(("idle", "forgotten"), [(FORGET, False), (FORGET + 0.01, True)])
+def test_two_hours_of_silence_forget_a_prefix(
+    store: Store, fresh: Namespaces, idle: float, forgotten: bool
+) -> None:
+    """A record outlives two hours by not a moment, and takes its entry along."""
+    namespace = fresh()
+    known(store, namespace, OTHERS[0], now=1e9)
+    store.write(namespace, ROOT, TRUNK, [entry(OTHERS[0], 1e9 + 9999)], 1e9)
+    found = known(store, namespace, OTHERS[0], now=1e9 + idle)
+    assert (found == [None]) is forgotten
+    (after,) = known(store, namespace, OTHERS[0], now=1e9 + idle)
+    assert after is not None
+    assert (after.seen, after.expires) == ((1, 0.0) if forgotten else (2, 1e9 + 9999))
+
+
+def test_a_late_arrival_counts_and_takes_no_time_back(store: Store, fresh: Namespaces) -> None:
+    """A worker whose clock is behind adds an arrival; `last` stays where it was."""
+    namespace = fresh()
+    known(store, namespace, OTHERS[0], now=1e9 + 100)
+    known(store, namespace, OTHERS[0], now=1e9)
+    (record,) = known(store, namespace, OTHERS[0], now=1e9 + 130)
+    assert record is not None
+    assert (record.seen, record.last, record.gap) == (2, 1e9 + 100, 0.0)
+
+
+def test_children_are_remembered_and_leavings_counted(store: Store, fresh: Namespaces) -> None:
+    """`child` is the block that followed last; `left` counts arrivals that went on by another."""
+    namespace = fresh()
+    for child in (7, 7, 2**32 - 1):
+        store.observe(arrival(namespace, OTHERS[0], children=(child,)), 1e9)
+    (record,) = known(store, namespace, OTHERS[0], now=1e9)
+    assert record is not None
+    assert (record.child, record.left) == (2**32 - 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "held"),
+    [
+        ([100.0], 100.0),
+        ([100.0, 200.0], 200.0),
+        ([200.0, 100.0], 200.0),
+        ([200.0, 0.0], 0.0),
+        ([200.0, 0.0, 100.0], 100.0),
+    ],
+)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_later_end_wins_and_zero_always(
+    store: Store, fresh: Namespaces, written: list[float], held: float, together: bool
+) -> None:
+    """A slow worker takes no life from an entry; one that is known to be dead is dead."""
+    namespace = fresh()
+    known(store, namespace, HEADS[0], OTHERS[0], now=1.0)
+    entries = [entry(key, expires, int(expires)) for expires in written for key in (HEADS[0], OTHERS[0])]
+    for part in [entries] if together else [[one] for one in entries]:
+        store.write(namespace, ROOT, TRUNK, part, 1.0)
+    for record in known(store, namespace, HEADS[0], OTHERS[0], now=2.0):
+        assert record is not None
+        assert (record.expires, record.ttl) == (held, int(held))
+        assert record.living(held - 1)
+        assert not record.living(held)
+
+
+def test_an_entry_of_an_unknown_prefix_is_left_out(store: Store, fresh: Namespaces) -> None:
+    """What no arrival counted gets no record."""
+    namespace = fresh()
+    store.write(namespace, ROOT, TRUNK, [entry(HEADS[0], 5.0), entry(OTHERS[0], 5.0)], 1.0)
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=1.0) == [None, None]
+
+
+def test_the_order_of_updates_does_not_matter(opened: Callable[[], Store], fresh: Namespaces) -> None:
+    """Arrivals, entries and amounts leave the same counts, ends and sums in any order."""
+    results = []
+    moves = [
+        ("seen", 1e9),
+        ("seen", 1e9 + 250.5),
+        ("entry", 1e9 + 300),
+        ("entry", 1e9 + 550),
+        ("sum", 2),
+        ("sum", -5),
+    ]
+    for order in itertools.islice(itertools.permutations(moves), 0, 720, 37):
+        store, namespace = opened(), fresh()
+        known(store, namespace, OTHERS[0], now=1e9 - 1)
+        for kind, value in order:
+            if kind == "seen":
+                known(store, namespace, OTHERS[0], now=value)
+            elif kind == "entry":
+                store.write(namespace, ROOT, TRUNK, [entry(OTHERS[0], value)], 1e9)
+            else:
+                store.add(namespace, "hour", {"tokens": int(value)}, 60)
+        (record,) = known(store, namespace, OTHERS[0], now=1e9 + 260)
+        assert record is not None
+        results.append((record.seen, record.last, record.expires, store.read(namespace, ["hour"])))
+    assert results == [(3, 1e9 + 250.5, 1e9 + 550, {"tokens": -3})] * len(results)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a", "b"), ("a}:p:", "a"), ("a:b", "a"), ("", "\x00"), ("ä", "a"), ("\ud800", "\ud801")],
+)
+def test_namespaces_never_see_each_other(store: Store, fresh: Namespaces, one: str, other: str) -> None:
+    """Neither records nor entries nor sums are reached from another namespace."""
+    base = fresh()
+    one, other = base + one, base + other
+    known(store, one, HEADS[0], OTHERS[0], now=1.0)
+    store.add(one, "hour", {"tokens": 1}, 60)
+    assert known(store, other, HEADS[0], OTHERS[0], now=1.0) == [None, None]
+    assert store.read(other, ["hour"]) == {}
+    store.write(other, ROOT, TRUNK, [entry(OTHERS[0], 9.0)], 1.0)
+    (record,) = known(store, one, OTHERS[0], now=1.0)
+    assert record is not None
+    assert record.expires == 0
+
+
+def test_secrets_never_see_each_other(opened: Callable[..., Store], fresh: Namespaces) -> None:
+    """Two secrets on one server share nothing; secrets longer than a hash's key differ to the end."""
+    namespace = fresh()
+    secrets = [b"", b"a", b"b", b"x" * 64, b"x" * 65, b"x" * 64 + b"y"]
+    stores = [opened(secret=secret) for secret in secrets]
+    for store in stores:
+        assert known(store, namespace, HEADS[0], OTHERS[0], now=1.0) == [None, None]
+        assert store.read(namespace, ["hour"]) == {}
+        store.add(namespace, "hour", {"tokens": 1}, 60)
+
+
+def test_workers_with_one_secret_share_what_they_know(opened: Callable[..., Any], fresh: Namespaces) -> None:
+    """What one worker saw, wrote and added, another reads; a memory store belongs to one process."""
+    one, other, namespace = opened(), opened(), fresh()
+    if one.local:
+        pytest.skip("a memory store is not shared")
+    known(one, namespace, HEADS[0], OTHERS[0], now=1.0)
+    one.write(namespace, ROOT, TRUNK, [entry(HEADS[0], 9.0)], 1.0)
+    one.add(namespace, "hour", {"tokens": 1}, 60)
+    assert known(other, namespace, HEADS[0], OTHERS[0], now=2.0) == [
+        first(0, 1.0)._replace(expires=9.0, ttl=300),
+        first(0, 1.0),
+    ]
+    assert other.read(namespace, ["hour"]) == {"tokens": 1}
+
+
+def test_sums_add_up_over_tables(store: Store, fresh: Namespaces) -> None:
+    """Amounts of one name add up in a table and over tables; names keep any text."""
+    namespace = fresh()
+    odd = "app=späti:{x} \n\ud800"
+    store.add(namespace, "10", {"read": 5, odd: -2}, 60)
+    store.add(namespace, "10", {"read": 2**53 + 1}, 60)
+    store.add(namespace, "11", {"read": 1, "": 3}, 60)
+    store.add(namespace, "12", {"read": 100}, 60)
+    assert store.read(namespace, ["10", "11", "missing"]) == {"read": 2**53 + 7, odd: -2, "": 3}
+    assert store.read(namespace, ["10"]) == {"read": 2**53 + 6, odd: -2}
+
+
+def test_a_thousand_keys_arrive_at_once(store: Store, fresh: Namespaces) -> None:
+    """No bound of a script or a protocol is near what one request asks."""
+    keys = tuple(index.to_bytes(16, "big") for index in range(1, 1001))
+    asked = Arrival(fresh(), ROOT, TRUNK, 300, keys, tuple(range(1000)))
+    assert list(store.observe(asked, 1.0)) == [None] * 1000
+    found = store.observe(asked, 2.0)
+    assert [record.child for record in found if record] == list(range(1000))
+
+
+def test_a_closed_store_may_be_closed_again(opened: Callable[[], Any], fresh: Namespaces) -> None:
+    """A second close does nothing."""
+    store = opened()
+    known(store, fresh(), OTHERS[0], now=1.0)
+    inner = getattr(store, "store", store)
+    for _ in range(2):
+        if inner is store:
+            store.close()
+        else:
+            store._runner.run(inner.close())

@@ -1,0 +1,71 @@
+"""What only the memory store promises: a bound, and a lock."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.memory import AsyncMemoryStore, MemoryStore
+
+
+def arrival(*keys: int) -> Arrival:
+    """Return an arrival of keys by number."""
+    names = tuple(key.to_bytes(16, "big") for key in keys)
+    return Arrival("tenant", b"r" * 16, b"t" * 16, 0, names, (0,) * len(keys))
+
+
+def seen(store: MemoryStore, *keys: int) -> list[int]:
+    """Return how often each key was seen, 0 for an unknown one."""
+    return [record.seen if record else 0 for record in store.observe(arrival(*keys), 1.0)]
+
+
+def test_the_longest_unused_goes_first() -> None:
+    """Over its bound a store drops what was not used for longest, never what has just arrived."""
+    store = MemoryStore(max_prefixes=3)
+    store.observe(arrival(1, 2, 3), 1.0)
+    store.observe(arrival(1, 4), 1.0)
+    assert seen(store, 1, 4, 3) == [2, 1, 1]
+    assert seen(store, 2) == [0]
+
+
+def test_an_arrival_over_the_bound_keeps_its_end() -> None:
+    """Of more keys than a store holds, the deepest stay."""
+    store = MemoryStore(max_prefixes=2)
+    store.observe(arrival(1, 2, 3, 4), 1.0)
+    assert seen(store, 4) == [1]
+    assert seen(store, 1) == [0]
+
+
+def test_the_bound_holds_over_namespaces() -> None:
+    """All tenants share one bound."""
+    store = MemoryStore(max_prefixes=50)
+    for tenant in range(40):
+        keys = tuple(bytes([tenant, index]) * 8 for index in range(7))
+        store.observe(Arrival(f"tenant {tenant}", b"", b"", 0, keys, (0,) * 7), 1.0)
+        assert len(store._records) <= 50
+
+
+def test_threads_lose_no_arrival_and_no_amount() -> None:
+    """Eight threads count as one."""
+    store = MemoryStore()
+
+    def work(_: int) -> None:
+        for _ in range(500):
+            store.observe(arrival(1, 2), 1.0)
+            store.add("tenant", "hour", {"calls": 1}, 60)
+            store.write("tenant", b"", b"", [Entry((1).to_bytes(16, "big"), False, 9.0, 300)], 1.0)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert seen(store, 1, 2) == [4000, 4000]
+    assert store.read("tenant", ["hour"]) == {"calls": 4000}
+
+
+async def test_it_has_no_clock() -> None:
+    """A `now` of None is refused: only a server has a time of its own."""
+    with pytest.raises(ValueError, match="no clock"):
+        MemoryStore().observe(arrival(1), None)
+    with pytest.raises(ValueError, match="no clock"):
+        await AsyncMemoryStore().observe(arrival(1), None)

