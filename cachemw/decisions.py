@@ -19,6 +19,7 @@ from uuid import uuid4
 from cachemw import ledger
 from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parsed, Parser, Wire
+from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import TTL_SECONDS, Kind, Mark, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
@@ -213,9 +214,10 @@ class Decisions:
         if state.plan.skipped:
             self.count(f"skip.{state.plan.skipped}")
         self.tell(Prepared(call.id, call.labels, call.plan))
+        pending = _Pending(state.start, state.namespace, state.labels, state.model)
         with self._lock:
-            self._pending[call.id] = _Pending(state.start, state.namespace, state.labels, state.model)
             self._sweep(state.start)
+            self._pending[call.id] = pending
         return call
 
     def expired(self) -> Amounts:
@@ -230,7 +232,7 @@ class Decisions:
         """Count as unsettled what is too old, or too much; the lock is held."""
         while self._pending:
             name, call = next(iter(self._pending.items()))
-            if call.start + TTL_SECONDS["1h"] > now and len(self._pending) <= _PENDING_LIMIT:
+            if call.start + TTL_SECONDS["1h"] > now and len(self._pending) < _PENDING_LIMIT:
                 return
             del self._pending[name]
             added = ledger.amounts(call.labels, call.model, {"calls": 1, "unsettled": 1})
@@ -341,7 +343,7 @@ class Decisions:
             minimum=state.rules.minimum,
             slack=min(2 * self.calibration(state.rules).spread, 0.5),
             usage=read,
-            prices=state.rules.prices,
+            prices=prices_for(state.rules.model, read.total),
         )
 
     @staticmethod
@@ -357,8 +359,9 @@ class Decisions:
         answered = (
             response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
         )
-        if isinstance(answered, str) and (model := providers.find_model(answered)) is not None:
-            self._learned_models[state.model] = model.name
+        model = providers.find_model(answered) if isinstance(answered, str) else None
+        if model is not None and model.name in providers.MODELS:
+            self._learned_models[str(state.body.get("model"))] = model.name
             self._rules.clear()
 
     def _account(self, state: State, bill: Receipt, calls: Mapping[str, int]) -> dict[str, int]:
@@ -392,11 +395,10 @@ class Decisions:
             if len(self._rules) >= _RULES_LIMIT:
                 self._rules.clear()
             settings = self.settings
-            learned = self._learned_models.get(providers.model_key(model))
             self._rules[key] = providers.resolve(
                 provider,
-                learned or model,
-                models=settings.models,
+                model,
+                models={**self._learned_models, **settings.models},
                 mark_kinds=settings.mark_kinds,
                 ttl=settings.ttl,
                 minimum=settings.min_tokens,

@@ -76,25 +76,8 @@ class _Engine:
         """Count one thing by name."""
         self._decisions.count(name)
 
-    def _opened(
-        self,
-        body: Any,
-        labels: Mapping[str, str] | None,
-        namespace: str | None,
-        provider: str | None,
-        wire: Wire,
-    ) -> State | Call:
-        """Return what is known without the store, or the call of a body that passes as it is."""
-        chosen = _labels.get() if labels is None else labels
-        state = None
-        try:
-            state = self._decisions.start(body, chosen, namespace)
-            self._decisions.read(state, provider, wire)
-            return state
-        except Exception as error:
-            return self._passed(state, body, error)
-
     def _passed(self, state: State | None, body: Any, error: Exception) -> Call:
+        """Return the call of a body that goes as it came."""
         try:
             return self._decisions.passed(state, body, error)
         except Exception as failure:
@@ -141,10 +124,10 @@ class Middleware(_Engine):
         `provider` counts where the setting is "auto". `wire` is the body's shape: OpenAI "chat" or
         Anthropic "messages". Never raises; the body itself is never changed.
         """
-        state = self._opened(body, labels, namespace, provider, wire)
-        if isinstance(state, Call):
-            return state
+        state: State | None = None
         try:
+            state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
+            self._decisions.read(state, provider, wire)
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
             return self._decisions.decide(state, records)
         except Exception as error:
@@ -228,8 +211,11 @@ class Middleware(_Engine):
     def _later(self, job: Callable[[], None]) -> None:
         if self._store.local:
             job()
-        else:
+            return
+        try:
             self._writer.submit(job)
+        except Exception as error:
+            self._failed("writer", error)
 
     def _write(self, write: Write) -> None:
         arrival = write.state.arrival
@@ -276,10 +262,10 @@ class AsyncMiddleware(_Engine):
         wire: Wire = "chat",
     ) -> Call:
         """See `Middleware.prepare`."""
-        state = self._opened(body, labels, namespace, provider, wire)
-        if isinstance(state, Call):
-            return state
+        state: State | None = None
         try:
+            state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
+            self._decisions.read(state, provider, wire)
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
             return self._decisions.decide(state, records)
         except Exception as error:

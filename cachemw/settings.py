@@ -15,13 +15,17 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
-    BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource,
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
 )  # fmt: skip
 
 from cachemw.core import providers
 from cachemw.errors import ConfigError
 
-_MAY_HOLD_PASSWORDS = {"store", "secret", "settings"}
+_MAY_HOLD_PASSWORDS = {"store", "secret"}
 
 
 class Settings(BaseSettings):
@@ -41,13 +45,13 @@ class Settings(BaseSettings):
 
     provider: Literal["databricks", "anthropic", "openrouter", "litellm", "openai", "auto"] = "auto"
     """Whose rules hold; "auto" takes it from the client's base URL or the proxy's route."""
-    store: str = "memory://"
+    store: str = Field("memory://", repr=False)
     """Where prefix hashes are kept: memory://, redis://, rediss:// or unix://."""
     mode: Literal["optimize", "observe", "off"] = "optimize"
     """"observe" learns and reports but changes no body; "off" only counts usage."""
     namespace: str = Field("default", min_length=1, max_length=256)
     """Tenants of different namespaces never see each other's hashes."""
-    secret: SecretStr | None = None
+    secret: SecretStr | None = Field(None, min_length=1)
     """Keys the hashes that leave the process."""
     models: Mapping[str, str] = Field(default_factory=dict)
     """A model's name or pattern, to the known model that it is."""
@@ -77,8 +81,10 @@ class Settings(BaseSettings):
             super().__init__(**fields)
         except ValidationError as error:
             raise ConfigError(_sentences(error)) from None
-        except (SettingsError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"settings: {error}") from None
+        except SettingsError as error:
+            raise ConfigError(f"settings: {error}; JSON is needed") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise ConfigError(f"{self.model_config['toml_file']}: {error}; a TOML file is needed") from None
 
     @classmethod
     def load(cls, config: str | Path, **fields: Any) -> Settings:
@@ -135,7 +141,10 @@ def _sentences(error: ValidationError) -> str:
             except ConfigError as unknown:
                 lines.append(str(unknown))
             continue
-        where = ".".join(map(str, fault["loc"])) or "settings"
+        if not fault["loc"]:
+            lines.append(fault["msg"].removeprefix("Value error, "))
+            continue
+        where = ".".join(map(str, fault["loc"]))
         shown = "" if name in _MAY_HOLD_PASSWORDS else f" {fault['input']!r}"[:100]
         message = fault["msg"].removeprefix("Value error, ")
         lines.append(f"{where}:{shown} is not allowed: {message}")

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 _LIMIT = 10_000
 Job = Callable[[], None]
@@ -23,20 +24,21 @@ class Writer:
 
     def __init__(self, lost: Callable[[], None]) -> None:
         self._lost = lost
-        self._lock = threading.Lock()
         self._reset()
 
     def _reset(self) -> None:
+        # A lock that another thread held at a fork would stay locked in the child.
+        self._lock = threading.Lock()
         self._queue: queue.Queue[Job | None] = queue.Queue(_LIMIT)
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
 
     def submit(self, job: Job) -> None:
         """Queue a job; never waits."""
+        if self._process != os.getpid():
+            self._reset()
         with self._lock:
-            if self._process != os.getpid():
-                self._reset()
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="cachemw-writer", daemon=True)
                 self._thread.start()
         try:
@@ -55,10 +57,13 @@ class Writer:
 
     def close(self, timeout: float) -> None:
         """Finish what is queued, within `timeout` seconds, and end the thread."""
+        if self._process != os.getpid():
+            return
         self.flush(timeout)
         with self._lock:
-            if self._thread is not None and self._process == os.getpid():
-                self._queue.put(None, timeout=1)
+            if self._thread is not None and self._thread.is_alive():
+                with suppress(queue.Full):
+                    self._queue.put(None, timeout=1)
                 self._thread.join(timeout)
             self._thread = None
 

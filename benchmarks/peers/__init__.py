@@ -108,7 +108,7 @@ def _peer(name: str) -> Peer:
 
 
 def _annotated(body: Body, marks: Iterable[Mark]) -> Body:
-    return dict(markers.apply(markers.strip(body), cast("Any", marks)))
+    return dict(markers.apply(markers.strip(body), marks))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

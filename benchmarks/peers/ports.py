@@ -6,11 +6,11 @@ marker is written into a body. Both applications author every marker themselves,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import groupby, islice
+from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
-from benchmarks.peers.skeleton import Mark, Path
+from benchmarks.peers.skeleton import Mark, Path, Skeleton
 
 
 def goose(body: Mapping[str, Any]) -> list[Mark]:
@@ -41,33 +41,22 @@ def copilot(body: Mapping[str, Any]) -> list[Mark]:
     """Mark the last tool, the last system block and the last block of each of the last two messages.
 
     Messages are Anthropic's, so a run of one role, tool results included, is one. Blank texts and
-    thinking are passed over (microsoft/vscode, Copilot's Messages API, 2026; 5 minutes, its default).
+    thinking are passed over (microsoft/vscode, Copilot's Messages API, 2026; its default of 5 minutes).
     """
-    messages = body["messages"]
-    paths: list[Path] = []
-    if body.get("tools"):
-        paths.append(("tools", len(body["tools"]) - 1))
-    systems = [index for index, message in enumerate(messages) if message["role"] in ("system", "developer")]
-    paths += islice(_last(messages, systems), 1)
-    rest = [index for index in range(len(messages)) if index not in set(systems)]
-    runs = [list(run) for _, run in groupby(rest, lambda index: messages[index]["role"] == "assistant")]
-    ends = (next(_last(messages, run), None) for run in reversed(runs))
-    paths += islice((path for path in ends if path is not None), 2)
-    return [(path, "5m") for path in paths]
+    heads: dict[str, list[Path]] = {"tools": [], "system": []}
+    turns: list[list[Path]] = []
+    for section, blocks in groupby(Skeleton(body).blocks, lambda block: _section(body, block.path)):
+        paths = [block.path for block in blocks if block.carries]
+        if section in heads:
+            heads[section] += paths
+        elif paths:
+            turns.append(paths)
+    return [(run[-1], "5m") for run in [*heads.values(), *turns[-2:]] if run]
 
 
-def _last(messages: list[Mapping[str, Any]], indices: list[int]) -> Iterator[Path]:
-    """Yield the paths of the blocks of some messages that may carry a marker, the last first."""
-    for index in reversed(indices):
-        message = messages[index]
-        calls = message.get("tool_calls") or ()
-        for number in reversed(range(len(calls))):
-            yield ("messages", index, "tool_calls", number)
-        content = message.get("content")
-        if isinstance(content, str) and content.strip():
-            yield ("messages", index, "content")
-        elif isinstance(content, list):
-            for number in reversed(range(len(content))):
-                part = content[number]
-                if part["type"] != "reasoning" and (part["type"] != "text" or part["text"].strip()):
-                    yield ("messages", index, "content", number)
+def _section(body: Mapping[str, Any], path: Path) -> str:
+    """Name the part of Anthropic's prompt that a block is in; within messages, whose turn it is."""
+    if path[0] == "tools":
+        return "tools"
+    role: str = body["messages"][path[1]]["role"]
+    return {"developer": "system", "tool": "user"}.get(role, role)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from skeleton import Block, Mark, Path, Skeleton
+from skeleton import Block, Mark, Path, Skeleton, Ttl
 
 _STAND_IN = re.compile(r"block-(\d+)-here")
 _BLANK = re.compile(r"\t( +)\t")
@@ -36,7 +36,7 @@ def marks(skeleton: Skeleton, request: Mapping[str, Any]) -> list[Mark]:
 
     A marker at the top of a request goes where Anthropic puts it: on the last block that can carry one.
     """
-    found: dict[Path, str] = {}
+    found: dict[Path, Ttl] = {}
     blocks, before, last = skeleton.blocks, -1, None
     for block in _sent(skeleton, request):
         number = _number(blocks, block, before)
@@ -131,5 +131,5 @@ def _words(part: Mapping[str, Any]) -> str:
     return ""
 
 
-def _ttl(control: Mapping[str, Any]) -> str:
-    return str(control.get("ttl") or "5m")
+def _ttl(control: Mapping[str, Any]) -> Ttl:
+    return "1h" if control.get("ttl") == "1h" else "5m"

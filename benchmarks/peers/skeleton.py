@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Path = tuple[str | int, ...]
-Mark = tuple[Path, str]
+Ttl = Literal["5m", "1h"]
+Mark = tuple[Path, Ttl]
 
 
 class Block(NamedTuple):

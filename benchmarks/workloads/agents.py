@@ -5,9 +5,13 @@ Lives here: which texts and which times make each. Must not know: policies.
 
 from __future__ import annotations
 
+import base64
 import json
 import random
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from benchmarks.workloads import arrivals
@@ -17,7 +21,7 @@ from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import Body
 
 _FAN = 24  # calls of a turn
-_KEPT = 6  # messages that a truncating client keeps, about
+_KEPT = 14  # messages that a truncating client keeps, about
 
 
 def human(rng: random.Random) -> list[Sent]:
@@ -27,9 +31,9 @@ def human(rng: random.Random) -> list[Sent]:
 
 
 def busy(rng: random.Random) -> list[Sent]:
-    """Return a customer-service agent with tools, a program asking, a conversation every ten seconds."""
+    """Return a customer-service agent with tools, a program asking, a conversation every 15 seconds."""
     bodies = (talk.requests() for talk in talks("A2", rng, "support"))
-    return arrivals.played(rng, bodies, arrivals.begins(rng, 10.0), arrivals.busy, 800)
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 15.0), arrivals.busy, 900)
 
 
 def coding(rng: random.Random) -> list[Sent]:
@@ -41,15 +45,14 @@ def coding(rng: random.Random) -> list[Sent]:
 def slow(rng: random.Random) -> list[Sent]:
     """Return conversations whose person comes back after 3 to 40 minutes; tools answer in seconds."""
     bodies = (talk.requests() for talk in talks("A1", rng, "support"))
-    return arrivals.played(rng, bodies, arrivals.begins(rng, 300.0), arrivals.slow, 600)
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 1200.0), arrivals.slow, 600)
 
 
 def truncated(rng: random.Random) -> list[Sent]:
-    """Return an agent whose client drops all but the latest messages."""
-    bodies = (
-        tuple([_cut(body) for body in talk.requests()]) for talk in talks("A2", rng, "support")
-    )
-    return arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 600)
+    """Return two agents, one with tools, whose client drops all but the latest messages."""
+    both = zip(talks("A2", rng, "support"), talks("A3", rng, "support"), strict=False)
+    bodies = (tuple([_cut(body) for body in talk.requests()]) for pair in both for talk in pair)
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 60.0), arrivals.person, 600)
 
 
 def _cut(body: Body) -> Body:
@@ -89,20 +92,18 @@ def _fanned(rng: random.Random, talk: Talk) -> Talk:
 def dated_tools(rng: random.Random) -> list[Sent]:
     """Return an agent with tools whose system prompt ends with the minute of the request."""
     bodies = (talk.requests() for talk in talks("A1", rng, "support"))
-    return dated(arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 700))
+    return dated(arrivals.played(rng, bodies, arrivals.begins(rng, 150.0), arrivals.unhurried, 700), "%Y-%m-%d %H:%M")
 
 
-def dated(sent: list[Sent]) -> list[Sent]:
-    """Return requests with the minute in which each is sent at the end of its system prompt."""
-    return [request._replace(body=_with_minute(request.body, request.at)) for request in sent]
+def dated(sent: list[Sent], form: str) -> list[Sent]:
+    """Return requests with the time at which each is sent at the end of its system prompt."""
+    return [request._replace(body=_with_time(request.body, request.at, form)) for request in sent]
 
 
-def _with_minute(body: Body, at: float) -> Body:
-    from datetime import UTC, datetime
-
+def _with_time(body: Body, at: float, form: str) -> Body:
     first, *rest = body["messages"]
-    minute = f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
-    system = {**first, "content": f"{first['content']}\n\nThe current time is {minute} UTC."}
+    now = datetime.fromtimestamp(at, UTC).strftime(form)
+    system = {**first, "content": f"{first['content']}\n\nThe current time is {now} UTC."}
     return {**body, "messages": [system, *rest]}
 
 
@@ -162,10 +163,6 @@ def _pictured(rng: random.Random, talk: Talk) -> tuple[Body, ...]:
 
 def _pictures(rng: random.Random) -> Iterator[Mapping[str, Any]]:
     """Yield PNG parts of a drawn size; the pixels are noise, which nobody looks at."""
-    import base64
-    import struct
-    import zlib
-
     while True:
         width, height = rng.choice(((640, 480), (1024, 768), (1200, 900)))
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -67,6 +67,11 @@ def person(rng: random.Random, body: Body) -> float:
     return tool(rng) if after_tool(body) else 35.0 * rng.lognormvariate(0.0, 1.1)
 
 
+def unhurried(rng: random.Random, _: Body) -> float:
+    """Return the seconds to the next request where both people and tools take minutes."""
+    return 200.0 * rng.lognormvariate(0.0, 0.7)
+
+
 def busy(rng: random.Random, body: Body) -> float:
     """Return the seconds to the next request where another program asks."""
     return tool(rng) if after_tool(body) else 8.0 * rng.lognormvariate(0.0, 0.6)

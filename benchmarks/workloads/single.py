@@ -49,8 +49,9 @@ def few_shot_short(rng: random.Random) -> list[Sent]:
 
 
 def dated_alone(rng: random.Random) -> list[Sent]:
-    """Return a classifier without tools whose system prompt ends with the minute of the request."""
-    return dated(_alone(rng, _bodies(rng, "A6", "classifier"), 30.0, 500))
+    """Return a classifier without tools whose system prompt ends with the second of the request."""
+    sent = dated(_alone(rng, _bodies(rng, "A6", "classifier"), 30.0, 500), "%Y-%m-%d %H:%M:%S")
+    return _retried(rng, sent, 0.02)
 
 
 def rag(rng: random.Random) -> list[Sent]:
@@ -71,7 +72,7 @@ def documents(rng: random.Random) -> list[Sent]:
 def one_text(rng: random.Random) -> list[Sent]:
     """Return the same with the question behind its document in one text, some sent twice."""
     joined = [request._replace(body=_joined(request.body)) for request in _of_documents(rng)]
-    return _retried(rng, arrivals.in_order(joined), 0.07)
+    return _retried(rng, arrivals.in_order(joined), 0.12)
 
 
 def _of_documents(rng: random.Random) -> Iterator[Sent]:
@@ -83,7 +84,7 @@ def _of_documents(rng: random.Random) -> Iterator[Sent]:
         at = start
         for body in bodies:
             yield Sent(at, body, arrivals.latency(rng))
-            at += 12.0 * rng.lognormvariate(0.0, 1.0) + 1.0
+            at += rng.choice((0.5, 12.0, 60.0)) * rng.lognormvariate(0.0, 0.5)
 
 
 def _joined(body: Body) -> Body:

@@ -18,8 +18,8 @@ _BURST = 20
 
 
 def tenants(rng: random.Random) -> list[Sent]:
-    """Return five tenants with an agent, a classifier, documents, slow chats and a coding agent."""
-    kinds = (agents.human, single.few_shot_long, single.documents, agents.slow, agents.coding)
+    """Return five tenants with an agent, a classifier, documents, slow chats and a dated agent."""
+    kinds = (agents.human, single.few_shot_long, single.documents, agents.slow, agents.dated_tools)
     streams = [kind(random.Random(rng.random())) for kind in kinds]
     sent: list[Sent] = []
     for number, stream in enumerate(streams):

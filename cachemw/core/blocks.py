@@ -20,7 +20,17 @@ from xxhash import xxh3_128_digest
 from cachemw.core.providers import Kind, Model, Ttl
 from cachemw.core.tokens import Counter
 from cachemw.core.wire import (
-    Block, Item, Json, Path, chat_message, dump, envelope, marker_ttl, native_message, system_block, tool,
+    Block,
+    Item,
+    Json,
+    Path,
+    chat_message,
+    dump,
+    envelope,
+    marker_ttl,
+    native_message,
+    system_block,
+    tool,
 )  # fmt: skip
 from cachemw.errors import BodyError
 

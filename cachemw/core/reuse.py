@@ -94,13 +94,17 @@ class Depth(NamedTuple):
 # Chances before anything is known, worth two observations. An agent with tools or a conversation in
 # progress is likely to go on within minutes; a single turn without tools is not; a whole prompt that
 # comes again is a retry, not the start of a series.
-_RUNNING, _SINGLE, _SINGLE_HEAD, _REPEAT, _LATE = 0.6, 0.1, 0.3, 0.2, 0.2
+_RUNNING, _SINGLE, _SINGLE_HEAD, _REPEAT = 0.6, 0.1, 0.3, 0.2
+_LATE, _LATE_REPEAT = 0.2, 0.05
 _PRIOR = 2.0
 # How many observations the level above is worth.
 _ABOVE = 3.0
 # A prefix's own record counts from its fourth arrival: its first reuse must not vouch for itself.
 _OWN_FROM = 4
-_OWN_PRIOR = 2.0
+_OWN_PRIOR = 4.0
+# From its eighth arrival on it speaks for itself alone, and no longer for its class.
+_VOTES = 8
+_KNOWN = 0.5
 # A class forgets: trials beyond the window, and half of all in half an hour.
 _WINDOW = 64.0
 _HALF_LIFE = 1800.0
@@ -243,7 +247,7 @@ class Reuse:
                 gap = _gap(passed)
                 if record.expires > now:
                     living = "1h" if record.ttl >= LONG else "5m"
-                if True:
+                if record.seen < _VOTES:
                     old = _gap(record.gap) if record.seen > 1 else -1
                     was = (*place[:-1], record.child == 0, min(record.seen, _OWN_FROM), old)
                     self._resolve(was, trunk, passed, now, whole=index == end)
@@ -257,7 +261,10 @@ class Reuse:
             else:
                 prior = _SINGLE_HEAD if index < end else _SINGLE
             start = sighting < _OWN_FROM
-            chance, late = self._chance(name, trunk, prior, now, start=True)
+            if sighting < _VOTES:
+                chance, late = self._chance(name, trunk, prior, now, start=True)
+            else:
+                chance, late = _KNOWN, _LATE
             if start:
                 more, more_hourly = self._after(place, sighting, trunk, prior, now)
                 if place[-1] and (whole := self._whole(name)):
@@ -308,7 +315,7 @@ class Reuse:
         self, name: tuple[object, ...], trunk: Sequence[object], prior: float, now: float, *, start: bool
     ) -> tuple[float, float]:
         """Return the chances of a class, and count one more trial of it if one starts."""
-        chance, late, weight = prior, _LATE, _PRIOR
+        chance, late, weight = prior, _LATE_REPEAT if name[-3] == "repeat" else _LATE, _PRIOR
         for level in range(len(trunk) + 1):
             key = (*name, *trunk[:level])
             found = self._classes.get(key)

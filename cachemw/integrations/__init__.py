@@ -1,0 +1,1 @@
+"""Doors: each translates between a host and the middleware, and knows no other."""

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
 import orjson
 
@@ -195,5 +195,5 @@ def sorted_tools(body: Body) -> Body:
     tools = body.get("tools")
     if not tools:
         return body
-    ordered = sorted((orjson.dumps(tool, option=orjson.OPT_SORT_KEYS) for tool in tools))
+    ordered = sorted(orjson.dumps(tool, option=orjson.OPT_SORT_KEYS) for tool in tools)
     return {**body, "tools": [orjson.loads(tool) for tool in ordered]}

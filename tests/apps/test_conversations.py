@@ -82,6 +82,7 @@ def test_bodies_keep_their_model_and_keys(tmp_path: Path) -> None:
             [{**BODY, "messages": [{"role": "bot"}]}],
             "expected messages[0].role to be one of system, developer",
         ),
+        ([{**BODY, "messages": [{"role": ""}]}], "assistant, tool, got an empty string"),
         (
             [{**BODY, "messages": [{**USER, "content": 1}]}],
             "expected messages[0].content to be a list of obj",

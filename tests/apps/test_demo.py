@@ -187,6 +187,13 @@ def test_requests_that_pass_unmarked_fail_the_check(monkeypatch: pytest.MonkeyPa
         run(POLICIES[2], schedule(mixed(1, 2), 1), priced({MODEL}), lambda: None)
 
 
+def test_a_body_nested_too_deeply_is_bad_input() -> None:
+    """What the client can't write as JSON is said to be so."""
+    deep = orjson.loads(b"[" * 1_000 + b"]" * 1_000)
+    with pytest.raises(ConfigError, match="nested too deeply"):
+        run(POLICIES[0], arrivals(body("one", metadata=deep)), priced({MODEL}), lambda: None)
+
+
 def test_a_page_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
     """The path is tried before anything is sent, and an older page stays until the new one is ready."""
     with pytest.raises(ConfigError, match=r"html: .* can't be written: No such file"):

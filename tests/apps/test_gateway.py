@@ -23,7 +23,7 @@ LONG = "A support agent reads the policy, looks at the order and answers in two 
 Body = dict[str, Any]
 
 
-def body(question: str = "Where is my order?", *, ttl: str | None = None, **rest: Any) -> Body:
+def body(question: str = "Where is my order?", *, ttl: str | None = None, **rest: Any) -> Any:
     """Return a request with a marked system prompt of some 2,000 tokens."""
     marker = {"type": "ephemeral", **({"ttl": ttl} if ttl else {})}
     system = {"role": "system", "content": [{"type": "text", "text": LONG, "cache_control": marker}]}
@@ -301,18 +301,12 @@ def test_a_real_client_reads_answers_streams_and_errors(served: tuple[Starlette,
     assert whole.usage is not None
     assert whole.usage.model_extra is not None
     written = whole.usage.model_extra["cache_creation_input_tokens"]
-    chunks = list(client.chat.completions.create(**body(), stream=True))
-    assert chunks[-1].usage.model_extra["cache_read_input_tokens"] == written > 0
+    last = list(client.chat.completions.create(**body(), stream=True))[-1].to_dict()
+    assert last["usage"]["cache_read_input_tokens"] == written > 0
+    part = {"type": "text", "text": " ", "cache_control": {"type": "ephemeral"}}
+    blank = {"role": "user", "content": [part]}
     with pytest.raises(openai.BadRequestError, match="cache_control cannot be set for empty text blocks"):
-        client.chat.completions.create(
-            model=MODEL,
-            messages=[
-                {
-                    "role": "user",
-                    "content": [{"type": "text", "text": " ", "cache_control": {"type": "ephemeral"}}],
-                }
-            ],  # type: ignore[list-item]
-        )
+        client.chat.completions.create(**body(), extra_body={"messages": [blank]})
     with pytest.raises(openai.AuthenticationError):
         client.chat.completions.create(**body(), extra_headers={"Authorization": "Basic x"})
 

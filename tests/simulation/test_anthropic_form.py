@@ -197,8 +197,10 @@ SAME: dict[str, tuple[Body, Body]] = {
 def test_equal_content_is_an_equal_prefix(case: str) -> None:
     """Digests and tokens agree at every position."""
     one, other = SAME[case]
-    key = lambda p: (p.place[0], p.role, p.type, p.digest, p.prefix)  # noqa: E731
-    assert [key(p) for p in read(one)] == [key(p) for p in read(other)]
+    first, second = (
+        [(p.place[0], p.role, p.type, p.digest, p.prefix) for p in read(body)] for body in (one, other)
+    )
+    assert first == second
 
 
 def _swap(body: Body, change: Callable[[Body], None]) -> Body:

@@ -83,7 +83,8 @@ def test_a_ttl_runs_from_the_start_of_the_request_that_wrote_or_read(
 
 def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
     """The head lives on by its own marker only, however often the tail behind it is read."""
-    for marked, alive in (({5: "5m", 10: "5m"}, True), ({10: "5m"}, False)):
+    cases: list[tuple[dict[int, Ttl], bool]] = [({5: "5m", 10: "5m"}, True), ({10: "5m"}, False)]
+    for marked, alive in cases:
         provider = cache()
         send(provider, prompt(10, {5: "5m", 10: "5m"}), 0)
         assert send(provider, prompt(10, marked), 200).read == 1000

@@ -14,8 +14,9 @@ from langchain_anthropic import ChatAnthropic
 from langchain_anthropic.middleware import AnthropicPromptCachingMiddleware
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import BaseTool, StructuredTool
+from pydantic import SecretStr
 
-_MODEL = ChatAnthropic(model_name="claude-sonnet-4-5", api_key="unused", max_tokens_to_sample=1024)
+_MODEL = ChatAnthropic(model_name="claude-sonnet-4-5", api_key=SecretStr("unused"), timeout=None, stop=None)
 _MIDDLEWARE = AnthropicPromptCachingMiddleware()
 
 

@@ -12,7 +12,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
-import httpx
+import httpx2
 from openai import AsyncOpenAI
 from pydantic_ai.exceptions import ModelHTTPError
 from pydantic_ai.messages import (
@@ -44,16 +44,16 @@ _SETTINGS = OpenRouterModelSettings(
 _caught: list[dict[str, Any]] = []
 
 
-def _catch(request: httpx.Request) -> httpx.Response:
+def _catch(request: httpx2.Request) -> httpx2.Response:
     _caught.append(json.loads(request.content))
-    return httpx.Response(400, json={"error": {"code": 400, "message": "caught"}})
+    return httpx2.Response(400, json={"error": {"code": 400, "message": "caught"}})
 
 
 _CLIENT = AsyncOpenAI(
     api_key="unused",
     base_url="https://openrouter.ai/api/v1",
     max_retries=0,
-    http_client=httpx.AsyncClient(transport=httpx.MockTransport(_catch)),
+    http_client=httpx2.AsyncClient(transport=httpx2.MockTransport(_catch)),
 )
 _MODEL = OpenRouterModel(
     "anthropic/claude-sonnet-4.5", provider=OpenRouterProvider(openai_client=_CLIENT), settings=_SETTINGS
@@ -113,7 +113,8 @@ def _request(message: dict[str, Any], content: list[UserContent]) -> list[ModelR
 def _response(message: dict[str, Any]) -> list[ModelResponsePart]:
     content = message.get("content")
     parts: list[ModelResponsePart] = []
-    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content or ():
+    items: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    for part in items:
         if part["type"] == "text":
             parts.append(TextPart(content=part["text"]))
         elif part["type"] == "reasoning":

@@ -24,10 +24,12 @@ _MODEL = AnthropicModel(
 
 def send(body: dict[str, Any]) -> dict[str, Any]:
     """Return the request as Strands sends it to Anthropic."""
-    messages = body["messages"]
-    rest = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
-    system = [block for message in messages[:rest] for block in _blocks(message.get("content"))]
-    history = []
+    messages: list[Any] = body["messages"]
+    rest = next(
+        (i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages)
+    )
+    system: list[Any] = [block for message in messages[:rest] for block in _blocks(message.get("content"))]
+    history: list[Any] = []
     for role, run in groupby(messages[rest:], lambda message: message["role"]):
         turns = [_turn(message) for message in run]
         if role == "tool":
@@ -35,7 +37,7 @@ def send(body: dict[str, Any]) -> dict[str, Any]:
         else:
             name = "assistant" if role == "assistant" else "user"
             history += [{"role": name, "content": turn} for turn in turns]
-    tools = [
+    tools: list[Any] = [
         {
             "name": tool["function"]["name"],
             "description": tool["function"]["description"],

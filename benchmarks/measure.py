@@ -1,0 +1,98 @@
+"""One workload of one seed under several policies, and its bounds.
+
+Lives here: which policies there are, what is measured of each. Must not know: tables, files, checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.peers import peer_policies
+from benchmarks.policies import Ours, placing
+from benchmarks.workloads import WORKLOADS
+from cachemw.core.providers import find_model
+from cachemw.settings import Settings
+from cachemw.simulation.oracle import bound
+from cachemw.simulation.provider import ProviderCache
+from cachemw.simulation.replay import Policy, no_caching, replay
+
+OURS: Mapping[str, Mapping[str, Any]] = {
+    "cachemw": {},
+    "cachemw 1h": {"ttl": "auto"},
+    "cachemw opt-ins": {"split_text": True, "sort_tools": True},
+}
+"""Settings of the middleware by the policy's name: 5m only, with 1h, with what changes more than markers."""
+NO_CACHING = "no caching"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a policy came to on a workload of one seed.
+
+    `cost` and `bound` are shares of what no caching costs; the bound is that of the policy's own rules:
+    with 1h where it may use that, at text pieces and sorted tools where it may change those.
+    """
+
+    workload: str
+    seed: int
+    policy: str
+    requests: int
+    cost: float
+    bound: float
+    refused: int
+    changed: int
+
+    @property
+    def share(self) -> float:
+        """Return the share of the clairvoyant saving; 1 where there is nothing to win."""
+        return (1.0 - self.cost) / (1.0 - self.bound) if self.bound < 1.0 else 1.0
+
+
+def names() -> list[str]:
+    """Return all policies' names, no caching first, ours last."""
+    return [NO_CACHING, *peer_policies(), *_ours()]
+
+
+def _ours() -> list[str]:
+    known = Settings.model_fields
+    return [name for name, settings in OURS.items() if settings.keys() <= known.keys()]
+
+
+def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
+    """Return a row for each policy; each gets a fresh provider cache and state of its own."""
+    stream = WORKLOADS[workload](seed)
+    model = find_model(stream.model)
+    assert model is not None, stream.model
+
+    def cache() -> ProviderCache:
+        return ProviderCache(model)
+
+    whole = replay(stream.requests, no_caching, cache())
+    bounds: dict[tuple[bool, bool], float] = {}
+    rows = []
+    for name in policies:
+        settings = OURS.get(name, {})
+        hour, opted = settings.get("ttl") == "auto", bool(settings.get("split_text"))
+        if (hour, opted) not in bounds:
+            grain = "piece" if opted else "block"
+            least = bound(stream.requests, cache(), hour=hour, grain=grain, sort_tools=opted)
+            bounds[hour, opted] = least / whole.total
+        changes = {"split_text": opted, "sort_tools": opted}
+        outcome = replay(stream.requests, _policy(name), cache(), **changes)
+        relative = outcome.cost / whole.total
+        row = Row(
+            workload, seed, name, outcome.requests, relative, bounds[hour, opted], outcome.refused, outcome.changed
+        )
+        rows.append(row)
+    return rows
+
+
+def _policy(name: str) -> Policy:
+    if name == NO_CACHING:
+        return no_caching
+    if name in OURS:
+        return Ours(**OURS[name])
+    place: Callable[[dict[str, Any]], Mapping[str, Any]] = peer_policies()[name]
+    return placing(place)

@@ -1,0 +1,169 @@
+"""One background thread: in order, bounded, never waited for, alive after a fork."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cachemw import writer as module
+from cachemw.writer import Writer
+
+
+@pytest.fixture
+def writer() -> Iterator[Writer]:
+    """Give a writer that counts what it loses, and end it."""
+    made = Writer(lost=lambda: lost.append(1))
+    lost: list[int] = []
+    made.losses = lost  # type: ignore[attr-defined]
+    yield made
+    made.close(1.0)
+
+
+def losses(writer: Writer) -> int:
+    """Return how many jobs were lost."""
+    return len(writer.losses)  # type: ignore[attr-defined]
+
+
+def threads() -> int:
+    """Return how many writer threads are alive."""
+    return sum(thread.name == "cachemw-writer" for thread in threading.enumerate())
+
+
+def test_jobs_run_in_order_on_one_thread(writer: Writer) -> None:
+    """The first job starts the one thread, which runs all of them as they came."""
+    before, done = threads(), list[tuple[int, int]]()
+    assert writer.flush(0.0)
+    for number in range(100):
+        writer.submit(lambda number=number: done.append((number, threading.get_ident())))
+    assert writer.flush(5.0)
+    assert [number for number, _ in done] == list(range(100))
+    assert len({thread for _, thread in done}) == 1
+    assert threads() == before + 1
+
+
+def test_no_thread_before_the_first_job(writer: Writer) -> None:
+    """A writer that is never used starts nothing."""
+    assert writer._thread is None
+    writer.close(0.1)
+    assert writer._thread is None
+
+
+def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full queue loses the job, and says so, at once."""
+    monkeypatch.setattr(module, "_LIMIT", 3)
+    lost: list[int] = []
+    writer, gate, done = Writer(lost=lambda: lost.append(1)), threading.Event(), list[int]()
+    writer.submit(gate.wait)
+    while not writer._queue.empty():
+        time.sleep(0.001)
+    started = time.monotonic()
+    for number in range(10):
+        writer.submit(lambda number=number: done.append(number))
+    assert time.monotonic() - started < 0.5
+    assert len(lost) == 7
+    assert not writer.flush(0.01)
+    gate.set()
+    assert writer.flush(5.0)
+    assert done == [0, 1, 2]
+    writer.close(1.0)
+
+
+def test_close_finishes_the_queue(writer: Writer) -> None:
+    """What is queued is run before the thread ends; closing again does nothing."""
+    done: list[int] = []
+    for number in range(50):
+        writer.submit(lambda number=number: done.append(number))
+    writer.close(5.0)
+    assert len(done) == 50
+    assert writer._thread is None
+    writer.close(5.0)
+
+
+def test_a_job_after_closing(writer: Writer) -> None:
+    """A late job starts the thread once more, so nothing that is said is lost."""
+    writer.submit(lambda: None)
+    writer.close(5.0)
+    done: list[int] = []
+    writer.submit(lambda: done.append(1))
+    assert writer.flush(5.0)
+    assert done == [1]
+
+
+def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that hangs, behind a queue that is full, holds up no exit."""
+    monkeypatch.setattr(module, "_LIMIT", 1)
+    writer, gate = Writer(lost=lambda: None), threading.Event()
+    for _ in range(3):
+        writer.submit(gate.wait)
+        time.sleep(0.01)
+    started = time.monotonic()
+    writer.close(0.1)
+    assert time.monotonic() - started < 3
+    gate.set()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_job_that_raises(writer: Writer) -> None:
+    """Jobs must not raise; one that does loses itself only."""
+    done: list[int] = []
+    writer.submit(lambda: done.append(1 // 0))
+    thread = writer._thread
+    assert thread is not None
+    thread.join(5.0)
+    writer.submit(lambda: done.append(2))
+    assert writer.flush(5.0)
+    assert done == [2]
+    assert losses(writer) == 0
+
+
+def test_many_threads(writer: Writer) -> None:
+    """Any number of threads may queue at once: one writer thread, every job once."""
+    done: list[int] = []
+    before = threads()
+
+    def queue() -> None:
+        for _ in range(200):
+            writer.submit(lambda: done.append(1))
+
+    callers = [threading.Thread(target=queue) for _ in range(8)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert writer.flush(5.0)
+    assert len(done) == 1600
+    assert threads() == before + 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_after_a_fork(writer: Writer) -> None:
+    """A child has a thread and a queue of its own, even where the lock was held, and leaves the parent's alone."""
+    gate = threading.Event()
+    writer.submit(gate.wait)
+    writer.submit(lambda: None)
+    reader, speaker = os.pipe()
+    with writer._lock:
+        child = os.fork()
+        if child == 0:
+            said = b"hangs"
+            try:
+                quiet = writer.flush(0.0)
+                writer.close(0.1)
+                writer.submit(lambda: None)
+                said = b"works" if quiet and writer.flush(5.0) else b"waits"
+            finally:
+                os.write(speaker, said)
+                os._exit(0)
+    os.close(speaker)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG) == (0, 0):
+        time.sleep(0.01)
+    assert os.read(reader, 100) == b"works"
+    os.close(reader)
+    gate.set()
+    assert writer.flush(5.0)
