@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DATA := $(wildcard ../shared/data)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-clients test-promises lock clean
+.PHONY: help demo test check test-clients test-promises bench-recorded bench-savings lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -18,11 +17,20 @@ test: $(READY) ## set up and run all tests
 	@echo "Running the tests (under 8 minutes on 2 cores) ..."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
+test-clients: $(READY) ## the client contracts on openai 2.x and 3.x, and which call styles are caught
+	@$(BIN)/python -m tests.clients.run
+
+test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
+	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/test_promises.py tests/test_differential.py
+
 check: $(READY) ## formatting, lint, types and layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+bench-recorded: $(READY) ## the simulated provider against recorded usage
+	@$(BIN)/python -m benchmarks.recorded_usage $(wildcard ../shared/data/C2_raw_requests_hashed.jsonl.gz)
 
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv

@@ -83,7 +83,14 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
         outcome = replay(stream.requests, _policy(name), cache(), **changes)
         relative = outcome.cost / whole.total
         row = Row(
-            workload, seed, name, outcome.requests, relative, bounds[hour, opted], outcome.refused, outcome.changed
+            workload,
+            seed,
+            name,
+            outcome.requests,
+            relative,
+            bounds[hour, opted],
+            outcome.refused,
+            outcome.changed,
         )
         rows.append(row)
     return rows

@@ -48,7 +48,9 @@ def _measure(task: tuple[str, int, list[str]]) -> list[Row]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     every = measure.names()
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3])
+    parser.add_argument(
+        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3]
+    )
     parser.add_argument("--workloads", default="", help="parts of names, comma-separated; all without it")
     parser.add_argument("--policies", default="", help=f"of: {', '.join(every)}")
     parser.add_argument("--only", choices=["ours"], help="leave out the peers")
@@ -61,7 +63,9 @@ def _arguments() -> argparse.Namespace:
     if chosen.only:
         wanted = [name for name in wanted if name in OURS]
     if chosen.ttl != "both":
-        wanted = [name for name in wanted if (OURS.get(name, {}).get("ttl") == "auto") == (chosen.ttl == "1h")]
+        wanted = [
+            name for name in wanted if (OURS.get(name, {}).get("ttl") == "auto") == (chosen.ttl == "1h")
+        ]
     chosen.policies = wanted
     return chosen
 
@@ -80,7 +84,9 @@ def _table(rows: list[Row]) -> Table:
             wrong = sum(row.refused + row.changed for row in of)
             worst = f" ({min(row.share for row in of):.1%})" if len(of) > 1 and of[0].bound < 0.99 else ""
             mark = f" [red]!{wrong}[/]" if wrong else ""
-            cells.append(f"{cost:.3f} {share:7.2%}{worst}{mark}" if of[0].bound < 0.99 else f"{cost:.4f}{mark}")
+            cells.append(
+                f"{cost:.3f} {share:7.2%}{worst}{mark}" if of[0].bound < 0.99 else f"{cost:.4f}{mark}"
+            )
         here = [row for row in rows if row.workload == workload]
         bounds = {row.policy: row.bound for row in here}
         shown = "/".join(dict.fromkeys(f"{bound:.3f}" for bound in bounds.values()))

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import subprocess
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ class Peer:
     """One package behind its process, which is started at the first question and ends with this object.
 
     The answers of the last 4,096 structures are kept: conversations of one shape are asked about once.
+    Not for several threads at a time.
     """
 
     def __init__(self, name: str) -> None:
@@ -62,8 +64,9 @@ class Peer:
         process = self._running()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(line + b"\n")
-        process.stdin.flush()
+        with suppress(BrokenPipeError):
+            process.stdin.write(line + b"\n")
+            process.stdin.flush()
         said = process.stdout.readline()
         if not said:
             raise PeerError(f"{self.name}: its process ended with status {process.wait()}")
@@ -98,8 +101,7 @@ def peer_policies() -> dict[str, Policy]:
 
 def time_litellm_hook(body: Body, repeat: int) -> list[float]:
     """Return the seconds of `repeat` runs of LiteLLM's injection hook on a body; raises `PeerError`."""
-    seconds: Sequence[float] = _peer("litellm").ask({"body": body, "repeat": repeat})["seconds"]
-    return list(seconds)
+    return cast("list[float]", _peer("litellm").ask({"body": body, "repeat": repeat})["seconds"])
 
 
 @cache

@@ -20,15 +20,15 @@ _MAKERS: dict[str, Callable[[random.Random], list[Sent]]] = {
     "agent with tools": agents.human,
     "busy agent": agents.busy,
     "coding agent": agents.coding,
-    "few-shot, long": single.few_shot_long,
-    "few-shot, short": single.few_shot_short,
+    "few-shot long": single.few_shot_long,
+    "few-shot short": single.few_shot_short,
     "document blocks": single.documents,
     "document and question": single.one_text,
     "RAG": single.rag,
     "under the minimum": single.short,
     "slow chat": agents.slow,
-    "dated, tools": agents.dated_tools,
-    "dated, no tools": single.dated_alone,
+    "dated with tools": agents.dated_tools,
+    "dated without tools": single.dated_alone,
     "shuffled tools": agents.shuffled_tools,
     "fan-out": agents.fan_out,
     "four levels": single.levels,
@@ -37,14 +37,14 @@ _MAKERS: dict[str, Callable[[random.Random], list[Sent]]] = {
     "reuse that starts": single.starts,
     "five tenants": together.tenants,
     "bursts": together.bursts,
-    "thinking, stripped": partial(agents.thinking, model=MODEL),
-    "thinking, kept": partial(agents.thinking, model=KEEPING),
+    "thinking stripped": partial(agents.thinking, model=MODEL),
+    "thinking kept": partial(agents.thinking, model=KEEPING),
     "images": agents.images,
 }
 
 
 def _stream(name: str, seed: int) -> Stream:
-    model = KEEPING if name == "thinking, kept" else MODEL
+    model = KEEPING if name == "thinking kept" else MODEL
     return Stream(model, _MAKERS[name](random.Random(f"{name}/{seed}")))
 
 

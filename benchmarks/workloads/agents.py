@@ -92,7 +92,9 @@ def _fanned(rng: random.Random, talk: Talk) -> Talk:
 def dated_tools(rng: random.Random) -> list[Sent]:
     """Return an agent with tools whose system prompt ends with the minute of the request."""
     bodies = (talk.requests() for talk in talks("A1", rng, "support"))
-    return dated(arrivals.played(rng, bodies, arrivals.begins(rng, 150.0), arrivals.unhurried, 700), "%Y-%m-%d %H:%M")
+    return dated(
+        arrivals.played(rng, bodies, arrivals.begins(rng, 150.0), arrivals.unhurried, 700), "%Y-%m-%d %H:%M"
+    )
 
 
 def dated(sent: list[Sent], form: str) -> list[Sent]:

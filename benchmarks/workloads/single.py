@@ -20,7 +20,9 @@ from cachemw.simulation.traffic import Body
 def _alone(rng: random.Random, bodies: Iterator[Body], spacing: float, count: int) -> list[Sent]:
     """Return requests that have nothing to do with each other in time."""
     starts = arrivals.begins(rng, spacing)
-    return [Sent(at, body, arrivals.latency(rng)) for at, body in islice(zip(starts, bodies, strict=False), count)]
+    return [
+        Sent(at, body, arrivals.latency(rng)) for at, body in islice(zip(starts, bodies, strict=False), count)
+    ]
 
 
 def _bodies(rng: random.Random, name: str, otherwise: str) -> Iterator[Body]:
@@ -106,17 +108,27 @@ def levels(rng: random.Random) -> list[Sent]:
     def bodies() -> Iterator[tuple[Body, ...]]:
         while True:
             number, customer = rng.randrange(6), rng.randrange(60)
-            yield tuple([
-                _parts(policy, departments[number], files[number, customer], prose.sentence(rng, prose.QUESTION))
-                for _ in range(rng.randint(1, 6))
-            ])
+            yield tuple(
+                [
+                    _parts(
+                        policy,
+                        departments[number],
+                        files[number, customer],
+                        prose.sentence(rng, prose.QUESTION),
+                    )
+                    for _ in range(rng.randint(1, 6))
+                ]
+            )
 
     return arrivals.played(rng, bodies(), arrivals.begins(rng, 40.0), arrivals.person, 700)
 
 
 def _parts(system: str, *texts: str) -> Body:
     content = [{"type": "text", "text": text} for text in texts]
-    return {"model": MODEL, "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}]}
+    return {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": content}],
+    }
 
 
 def stops(rng: random.Random) -> list[Sent]:
@@ -133,6 +145,9 @@ def _changing(rng: random.Random, *, shared_first: bool) -> list[Sent]:
     count, share = 600, 0.76
     shared = prose.sections(rng, prose.POLICY, 12_000)
     own = (prose.sections(rng, prose.POLICY, 12_000) for _ in range(count))
-    among = [(index < share * count) == shared_first if shared_first else index >= (1 - share) * count for index in range(count)]
+    among = [
+        (index < share * count) == shared_first if shared_first else index >= (1 - share) * count
+        for index in range(count)
+    ]
     bodies = (_parts(shared if yes else next(own), prose.paragraph(rng, prose.TICKET, 2)) for yes in among)
     return _alone(rng, bodies, 20.0, count)

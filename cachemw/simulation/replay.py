@@ -56,7 +56,9 @@ class Weights(NamedTuple):
         prices = model.prices
         if prices is None:
             return cls(0.1, 1.25, 2.0)
-        return cls(*(float(price / prices.input) for price in (prices.read, prices.write_5m, prices.write_1h)))
+        return cls(
+            *(float(price / prices.input) for price in (prices.read, prices.write_5m, prices.write_1h))
+        )
 
     def cost(self, ticket: Ticket) -> float:
         """Return what a request costs."""

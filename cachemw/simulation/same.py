@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 _MARKER = "cache_control"
@@ -29,7 +28,9 @@ def same(came: Json, left: Json, *, split_text: bool = False, sort_tools: bool =
     before, after = came.get("messages"), left.get("messages")
     if before is None or after is None or len(before) != len(after):
         return before is after
-    return all(one is two or _same_message(one, two, split_text) for one, two in zip(before, after, strict=True))
+    return all(
+        one is two or _same_message(one, two, split_text) for one, two in zip(before, after, strict=True)
+    )
 
 
 def _same_message(came: Json, left: Json, split_text: bool) -> bool:
@@ -49,9 +50,16 @@ def _parts(content: Any, joined: bool) -> Any:
     if not joined:
         return parts
     found: list[Any] = []
-    for kind, run in groupby(parts, lambda part: isinstance(part, Mapping) and part.keys() == {"type", "text"}):
-        found += [{"type": "text", "text": "".join(part["text"] for part in run)}] if kind else run
+    for part in parts:
+        if found and _is_text(part) and _is_text(found[-1]):
+            found[-1] = {"type": "text", "text": found[-1]["text"] + part["text"]}
+        else:
+            found.append(part)
     return found
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.keys() == {"type", "text"}
 
 
 def _same_tools(came: Sequence[Json] | None, left: Sequence[Json] | None, sort: bool) -> bool:
