@@ -3,99 +3,183 @@
     python benchmarks/savings.py --seeds 1,2,3
     python benchmarks/savings.py --only ours --seeds 1
 
-Prints a table, workload by policy, and exits 1 naming each promise that does not hold. See README.md
-here for what each number means.
+Prints a table, workload by policy, and exits 1 naming each promise that does not hold, and each line
+that breaks it. README.md here says what each number means.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import measure
-from benchmarks.measure import OURS, Row
-from benchmarks.workloads import WORKLOADS
+from benchmarks import measure, peers
+from benchmarks.burst import burst
+from benchmarks.chart import chart
+from benchmarks.checks import PROMISES, WORTH
+from benchmarks.measure import NO_CACHING, OURS, Row
+from benchmarks.workloads import WORKLOADS, recorded
+from cachemw.settings import Settings
 
 
-def main() -> int:
-    """Measure, print, write, check."""
-    chosen = _arguments()
-    console = Console(width=200)
-    started = time.perf_counter()
-    tasks = [(workload, seed, chosen.policies) for workload in chosen.workloads for seed in chosen.seeds]
-    rows: list[Row] = []
-    with ProcessPoolExecutor(chosen.jobs) as pool:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, show, write, check."""
+    chosen = _arguments(arguments)
+    console = Console(width=max(200, Console().width))
+    rows = run(chosen.workloads, chosen.seeds, chosen.policies, chosen.jobs, console)
+    console.print(table(rows))
+    if chosen.csv:
+        write_csv(rows, chosen.csv)
+    if chosen.svg:
+        chosen.svg.write_text(chart(rows), "utf-8")
+    return _verdict(rows, console)
+
+
+def run(
+    workloads: Sequence[str], seeds: Sequence[int], policies: list[str], jobs: int, console: Console
+) -> list[Row]:
+    """Return the rows of all streams, in the order of the workloads."""
+    tasks = [(workload, seed, policies) for workload in workloads for seed in seeds]
+    texts = (
+        "recorded texts where there are any"
+        if recorded.present()
+        else "generated texts: the recorded ones are absent"
+    )
+    console.print(f"{len(tasks)} streams under {len(policies)} policies; {texts}")
+    started, rows = time.perf_counter(), []
+    with ProcessPoolExecutor(jobs) as pool:
         for found in pool.map(_measure, tasks):
             rows += found
-            console.print(f"[dim]{found[0].workload}, seed {found[0].seed}[/]", end="\r")
-    console.print(_table(rows))
-    console.print(f"{len(tasks)} streams, {time.perf_counter() - started:.0f} s")
-    return 0
+            if console.is_terminal:
+                console.print(f"{found[0].workload}, seed {found[0].seed}".ljust(60), end="\r")
+    console.print(f"measured in {time.perf_counter() - started:.0f} s".ljust(60))
+    return rows
 
 
 def _measure(task: tuple[str, int, list[str]]) -> list[Row]:
     return measure.measure(*task)
 
 
-def _arguments() -> argparse.Namespace:
+def table(rows: Sequence[Row]) -> Table:
+    """Return means over the seeds: cost, the share of the clairvoyant saving, what went wrong.
+
+    With ours alone, the worst seed's share too.
+    """
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    alone = all(policy in OURS for policy in policies)
+    shown = Table("workload", "requests", "bound", box=None, header_style="bold", padding=(0, 1))
+    for policy in policies:
+        shown.add_column(policy, justify="left" if alone else "right")
+    for workload in dict.fromkeys(row.workload for row in rows):
+        here = [row for row in rows if row.workload == workload]
+        grouped = [[row for row in here if row.policy == policy] for policy in policies]
+        bounds = dict.fromkeys(f"{mean(row.bound for row in of):.3f}" for of in grouped)
+        requests = mean(row.requests for row in here)
+        shown.add_row(workload, f"{requests:.0f}", "/".join(bounds), *(_cell(of, alone) for of in grouped))
+    worth = [[row for row in rows if row.policy == policy and row.bound <= WORTH] for policy in policies]
+    shown.add_section()
+    shown.add_row(
+        "mean share, 10 % to win",
+        "",
+        "",
+        *(f"{mean(row.share for row in of):.2%}" if of else "" for of in worth),
+    )
+    for what in ("refused", "changed"):
+        sums = [sum(getattr(row, what) for row in rows if row.policy == policy) for policy in policies]
+        shown.add_row(what, "", "", *map(str, sums))
+    return shown
+
+
+def _cell(of: Sequence[Row], detailed: bool) -> str:
+    cost, bound = mean(row.cost for row in of), mean(row.bound for row in of)
+    if bound > WORTH or of[0].policy == NO_CACHING:
+        return f"{cost:.4f}" if detailed else f"{cost:.3f}"
+    share = mean(row.share for row in of)
+    if not detailed:
+        return f"{cost:.3f} {share:6.1%}"
+    worst = f" (worst {min(row.share for row in of):.2%})" if len(of) > 1 else ""
+    return f"{cost:.4f} {share:7.2%}{worst}"
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write one line a workload, seed and policy."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(
+            ("workload", "seed", "policy", "requests", "cost", "bound", "share", "refused", "changed")
+        )
+        for row in rows:
+            numbers = (f"{row.cost:.6f}", f"{row.bound:.6f}", f"{row.share:.6f}")
+            lines.writerow(
+                (row.workload, row.seed, row.policy, row.requests, *numbers, row.refused, row.changed)
+            )
+
+
+def _verdict(rows: Sequence[Row], console: Console) -> int:
+    """Print each promise with what breaks it, and return the exit code."""
+    failed = False
+    checks = [(promise.says(), list(promise.broken(rows))) for promise in PROMISES]
+    if "coalesce" in Settings.model_fields:
+        found = burst()
+        says = (
+            f"a burst of {found.requests} cold requests with coalesce: {found.wrote} wrote, {found.read} read"
+        )
+        checks.append((f"{says}, the slowest waited {found.waited:.2f} s", list(found.broken())))
+    for says, broken in checks:
+        failed = failed or bool(broken)
+        console.print(f"{'BROKEN' if broken else 'holds '} {says}", highlight=False)
+        for line in broken:
+            console.print(f"         {line}", highlight=False)
+    return 1 if failed else 0
+
+
+def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     every = measure.names()
-    parser.add_argument(
-        "--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2, 3]
-    )
+    parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="comma-separated; default 1,2,3")
     parser.add_argument("--workloads", default="", help="parts of names, comma-separated; all without it")
-    parser.add_argument("--policies", default="", help=f"of: {', '.join(every)}")
+    parser.add_argument("--policies", default="", help=f"comma-separated, of: {', '.join(every)}")
     parser.add_argument("--only", choices=["ours"], help="leave out the peers")
-    parser.add_argument("--ttl", choices=["5m", "1h", "both"], default="both")
-    parser.add_argument("--jobs", type=int, default=2)
-    chosen = parser.parse_args()
+    parser.add_argument(
+        "--ttl", choices=["5m", "1h", "both"], default="both", help="which of ours; default both"
+    )
+    parser.add_argument("--csv", type=Path, help="write all rows here")
+    parser.add_argument("--svg", type=Path, help="draw them here")
+    parser.add_argument("--jobs", type=int, default=2, help="processes; default 2")
+    chosen = parser.parse_args(arguments)
     parts = [part.strip() for part in chosen.workloads.split(",")]
     chosen.workloads = [name for name in WORKLOADS if any(part in name for part in parts)]
     wanted = [name.strip() for name in chosen.policies.split(",") if name.strip()] or every
+    if unknown := sorted(set(wanted) - set(every)):
+        parser.error(f"--policies: {', '.join(unknown)} is not one of {', '.join(every)}")
+    if not chosen.workloads:
+        parser.error(f"--workloads: none of {', '.join(WORKLOADS)} holds one of {', '.join(parts)}")
     if chosen.only:
         wanted = [name for name in wanted if name in OURS]
+    elif not peers.PYTHON.exists() and (left := set(wanted) & set(peers.PACKAGES)):
+        print(f"without {', '.join(sorted(left))}: .venv-peers is absent; run make bench-peers-setup")
+        wanted = [name for name in wanted if name not in left]
     if chosen.ttl != "both":
-        wanted = [
-            name for name in wanted if (OURS.get(name, {}).get("ttl") == "auto") == (chosen.ttl == "1h")
-        ]
+        other = {
+            name for name, fields in OURS.items() if (fields.get("ttl") == "auto") != (chosen.ttl == "1h")
+        }
+        wanted = [name for name in wanted if name not in other]
     chosen.policies = wanted
     return chosen
 
 
-def _table(rows: list[Row]) -> Table:
-    """Return means over the seeds: cost, and the share of the clairvoyant saving."""
-    policies = list(dict.fromkeys(row.policy for row in rows))
-    table = Table("workload", "requests", "bound", box=None, header_style="bold")
-    for policy in policies:
-        table.add_column(policy, justify="right")
-    for workload in dict.fromkeys(row.workload for row in rows):
-        cells = []
-        for policy in policies:
-            of = [row for row in rows if row.workload == workload and row.policy == policy]
-            cost, share = _mean([row.cost for row in of]), _mean([row.share for row in of])
-            wrong = sum(row.refused + row.changed for row in of)
-            worst = f" ({min(row.share for row in of):.1%})" if len(of) > 1 and of[0].bound < 0.99 else ""
-            mark = f" [red]!{wrong}[/]" if wrong else ""
-            cells.append(
-                f"{cost:.3f} {share:7.2%}{worst}{mark}" if of[0].bound < 0.99 else f"{cost:.4f}{mark}"
-            )
-        here = [row for row in rows if row.workload == workload]
-        bounds = {row.policy: row.bound for row in here}
-        shown = "/".join(dict.fromkeys(f"{bound:.3f}" for bound in bounds.values()))
-        table.add_row(workload, str(here[0].requests), shown, *cells)
-    return table
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

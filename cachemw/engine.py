@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -275,7 +275,7 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.begun`."""
         try:
             if write := self._decisions.begun(call):
-                await self._later(self._write(write))
+                await self._later(functools.partial(self._write, write))
         except Exception as error:
             self._failed("begun", error)
 
@@ -284,7 +284,7 @@ class AsyncMiddleware(_Engine):
         try:
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
-                await self._later(self._write(write))
+                await self._later(functools.partial(self._write, write))
             await self._add_later(amounts)
             return receipt
         except Exception as error:
@@ -336,11 +336,11 @@ class AsyncMiddleware(_Engine):
         except Exception as error:
             self._failed("close", error)
 
-    async def _later(self, job: Awaitable[None]) -> None:
+    async def _later(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._store.local:
-            await job
+            await job()
             return
-        task = asyncio.ensure_future(job)
+        task = asyncio.create_task(job())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -356,7 +356,7 @@ class AsyncMiddleware(_Engine):
     async def _add_later(self, amounts: Amounts) -> None:
         for namespace, added in amounts:
             if added:
-                await self._later(self._add(namespace, added))
+                await self._later(functools.partial(self._add, namespace, added))
 
     async def _add(self, namespace: str, added: Mapping[str, int]) -> None:
         try:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from decimal import Decimal
-from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +24,7 @@ from cachemw.simulation.options import Options
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage
 from tests.bodies import EPHEMERAL, PARAGRAPH, Body, Wire, bodies
+from tests.faults import NOWHERE, Boom, raising, sampled
 
 MODEL = "databricks-claude-sonnet-4-6"
 TOOLS = [{"type": "function", "function": {"name": f"tool_{n}", "description": PARAGRAPH, "parameters": {}}} for n in range(3)]
@@ -557,52 +554,6 @@ def test_models_that_are_none_pass() -> None:
 
 
 # -- anything of ours may break -------------------------------------------------------------------
-
-
-class Boom(Exception):
-    """A bug of ours."""
-
-
-PACKAGE = str(Path(cachemw.__file__).parent)
-# Where failures are caught and counted, and where the twins begin.
-CATCHERS = {"_failed", "_passed", "suppress", "untracked"}
-
-
-@contextmanager
-def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
-    """Raise `error` at the call number `at` of ours inside the method `entry`; give the names of the calls."""
-    names: list[str] = []
-
-    def trace(frame: FrameType, event: str, argument: object) -> None:
-        code = frame.f_code
-        if event != "call" or not code.co_filename.startswith(PACKAGE) or code.co_name == "<genexpr>":
-            return  # a generator is also entered to be closed, where nothing can be raised
-        if (code.co_name == entry and code.co_filename.endswith("engine.py")) or code.co_name in CATCHERS:
-            return
-        names.append(code.co_qualname)
-        if len(names) == at + 1:
-            raise error
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield names
-    finally:
-        sys.settrace(before)
-
-
-NOWHERE = -2
-
-
-def sampled(names: list[str], stride: int) -> list[int]:
-    """Return which calls to break: the first two of each function and the last, or one in `stride` of those."""
-    times: Counter[str] = Counter()
-    chosen = []
-    for at, name in enumerate(names):
-        times[name] += 1
-        if times[name] <= 2 or name not in names[at + 1 :]:
-            chosen.append(at)
-    return chosen[::stride]
 
 
 async def _ours(result: Any) -> Any:

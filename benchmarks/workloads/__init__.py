@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from benchmarks.workloads import agents, single, together
-from benchmarks.workloads.recorded import MODEL
+from benchmarks.workloads.generated import MODEL
 from cachemw.simulation.replay import Sent, Stream
 
 KEEPING = "databricks-claude-sonnet-4-6"  # keeps earlier thinking in the prompt; sonnet-4-5 strips it

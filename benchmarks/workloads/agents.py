@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.workloads import arrivals
-from benchmarks.workloads.recorded import MODEL, Talk, talks
+from benchmarks.workloads import arrivals, generated
+from benchmarks.workloads.generated import MODEL, Talk
+from benchmarks.workloads.recorded import talks
 from cachemw.simulation import prose
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import Body
@@ -26,31 +27,31 @@ _KEPT = 14  # messages that a truncating client keeps, about
 
 def human(rng: random.Random) -> list[Sent]:
     """Return a customer-service agent with tools, people asking."""
-    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    bodies = (talk.requests() for talk in talks("A1", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 60.0), arrivals.person, 700)
 
 
 def busy(rng: random.Random) -> list[Sent]:
     """Return a customer-service agent with tools, a program asking, a conversation every 15 seconds."""
-    bodies = (talk.requests() for talk in talks("A2", rng, "support"))
-    return arrivals.played(rng, bodies, arrivals.begins(rng, 15.0), arrivals.busy, 900)
+    bodies = (talk.requests() for talk in talks("A2", rng, generated.agent))
+    return arrivals.played(rng, bodies, arrivals.begins(rng, 15.0), arrivals.busy, 700)
 
 
 def coding(rng: random.Random) -> list[Sent]:
     """Return a coding agent: long conversations, a tool's gap between turns."""
-    bodies = (talk.requests() for talk in talks("A3", rng, "support"))
+    bodies = (talk.requests() for talk in talks("A3", rng, generated.coder))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 120.0), lambda rng, _: arrivals.tool(rng), 700)
 
 
 def slow(rng: random.Random) -> list[Sent]:
     """Return conversations whose person comes back after 3 to 40 minutes; tools answer in seconds."""
-    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    bodies = (talk.requests() for talk in talks("A1", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 1200.0), arrivals.slow, 600)
 
 
 def truncated(rng: random.Random) -> list[Sent]:
     """Return two agents, one with tools, whose client drops all but the latest messages."""
-    both = zip(talks("A2", rng, "support"), talks("A3", rng, "support"), strict=False)
+    both = zip(talks("A2", rng, generated.agent), talks("A3", rng, generated.coder), strict=False)
     bodies = (tuple([_cut(body) for body in talk.requests()]) for pair in both for talk in pair)
     return arrivals.played(rng, bodies, arrivals.begins(rng, 60.0), arrivals.person, 600)
 
@@ -68,7 +69,7 @@ def _cut(body: Body) -> Body:
 
 def fan_out(rng: random.Random) -> list[Sent]:
     """Return an agent that calls 24 tools a turn and reads all their results."""
-    bodies = (_fanned(rng, talk).requests() for talk in talks("A1", rng, "support"))
+    bodies = (_fanned(rng, talk).requests() for talk in talks("A1", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 25.0), arrivals.person, 350)
 
 
@@ -91,7 +92,7 @@ def _fanned(rng: random.Random, talk: Talk) -> Talk:
 
 def dated_tools(rng: random.Random) -> list[Sent]:
     """Return an agent with tools whose system prompt ends with the minute of the request."""
-    bodies = (talk.requests() for talk in talks("A1", rng, "support"))
+    bodies = (talk.requests() for talk in talks("A1", rng, generated.agent))
     return dated(
         arrivals.played(rng, bodies, arrivals.begins(rng, 150.0), arrivals.unhurried, 700), "%Y-%m-%d %H:%M"
     )
@@ -111,7 +112,7 @@ def _with_time(body: Body, at: float, form: str) -> Body:
 
 def shuffled_tools(rng: random.Random) -> list[Sent]:
     """Return an agent whose client sends its tools in another order each time."""
-    bodies = (talk.requests() for talk in talks("A2", rng, "support"))
+    bodies = (talk.requests() for talk in talks("A2", rng, generated.agent))
     sent = arrivals.played(rng, bodies, arrivals.begins(rng, 30.0), arrivals.person, 600)
     return [request._replace(body=_shuffled(rng, request.body)) for request in sent]
 
@@ -124,7 +125,7 @@ def _shuffled(rng: random.Random, body: Body) -> Body:
 
 def thinking(rng: random.Random, model: str) -> list[Sent]:
     """Return an agent with thinking on: each answer begins with a reasoning part that the client sends back."""
-    bodies = (_thought(rng, talk, model) for talk in talks("A1", rng, "support"))
+    bodies = (_thought(rng, talk, model) for talk in talks("A1", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 40.0), arrivals.person, 500)
 
 
@@ -148,7 +149,7 @@ def _with_reasoning(rng: random.Random, message: Mapping[str, Any]) -> Mapping[s
 
 def images(rng: random.Random) -> list[Sent]:
     """Return conversations about photographs: a third of the user's messages bring one."""
-    bodies = (_pictured(rng, talk) for talk in talks("A2", rng, "support"))
+    bodies = (_pictured(rng, talk) for talk in talks("A2", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 40.0), arrivals.person, 400)
 
 

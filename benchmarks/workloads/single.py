@@ -6,15 +6,18 @@ Lives here: which texts and which times make each. Must not know: policies.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
-from benchmarks.workloads import arrivals
+from benchmarks.workloads import arrivals, generated
 from benchmarks.workloads.agents import dated
-from benchmarks.workloads.recorded import MODEL, talks
+from benchmarks.workloads.generated import MODEL, Talk
+from benchmarks.workloads.recorded import talks
 from cachemw.simulation import prose
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import Body
+
+_SMALL = 2_400  # characters, some 600 tokens
 
 
 def _alone(rng: random.Random, bodies: Iterator[Body], spacing: float, count: int) -> list[Sent]:
@@ -25,7 +28,9 @@ def _alone(rng: random.Random, bodies: Iterator[Body], spacing: float, count: in
     ]
 
 
-def _bodies(rng: random.Random, name: str, otherwise: str) -> Iterator[Body]:
+def _bodies(
+    rng: random.Random, name: str, otherwise: Callable[[random.Random], Iterator[Talk]]
+) -> Iterator[Body]:
     for talk in talks(name, rng, otherwise):
         yield talk.requests()[0]
 
@@ -42,28 +47,34 @@ def _retried(rng: random.Random, sent: list[Sent], share: float) -> list[Sent]:
 
 def few_shot_long(rng: random.Random) -> list[Sent]:
     """Return a classifier with a system prompt of some 7,000 tokens."""
-    return _alone(rng, _bodies(rng, "A6", "classifier"), 15.0, 600)
+    return _alone(rng, _bodies(rng, "A6", generated.shots), 15.0, 600)
 
 
 def few_shot_short(rng: random.Random) -> list[Sent]:
     """Return some thirty tasks' prompts, most under the minimum, each back after some minutes."""
-    return _alone(rng, _bodies(rng, "A5", "classifier"), 14.0, 800)
+    return _alone(rng, _bodies(rng, "A5", generated.tasks), 14.0, 800)
 
 
 def dated_alone(rng: random.Random) -> list[Sent]:
     """Return a classifier without tools whose system prompt ends with the second of the request."""
-    sent = dated(_alone(rng, _bodies(rng, "A6", "classifier"), 30.0, 500), "%Y-%m-%d %H:%M:%S")
+    sent = dated(_alone(rng, _bodies(rng, "A6", generated.shots), 30.0, 500), "%Y-%m-%d %H:%M:%S")
     return _retried(rng, sent, 0.02)
 
 
 def rag(rng: random.Random) -> list[Sent]:
     """Return retrieval prompts with next to nothing shared, a few of them sent twice."""
-    return _retried(rng, _alone(rng, _bodies(rng, "A7c", "documents"), 20.0, 299), 0.04)
+    return _retried(rng, _alone(rng, _bodies(rng, "A7c", generated.retrieval), 20.0, 299), 0.04)
 
 
 def short(rng: random.Random) -> list[Sent]:
     """Return retrieval prompts under every minimum."""
-    return _alone(rng, _bodies(rng, "A7d", "classifier"), 5.0, 400)
+    return _alone(rng, _small(rng), 5.0, 400)
+
+
+def _small(rng: random.Random) -> Iterator[Body]:
+    for body in _bodies(rng, "A7d", generated.retrieval):
+        messages = [{**message, "content": message["content"][-_SMALL:]} for message in body["messages"]]
+        yield {**body, "messages": messages}
 
 
 def documents(rng: random.Random) -> list[Sent]:
@@ -80,7 +91,7 @@ def one_text(rng: random.Random) -> list[Sent]:
 def _of_documents(rng: random.Random) -> Iterator[Sent]:
     """Yield requests about documents: each document's follow within seconds or a minute."""
     grouped: dict[str, list[Body]] = {}
-    for talk in islice(talks("A7b", rng, "documents"), 737):
+    for talk in islice(talks("A7b", rng, generated.documents), 737):
         grouped.setdefault(talk.group, []).append(talk.requests()[0])
     for bodies, start in zip(grouped.values(), arrivals.begins(rng, 45.0), strict=False):
         at = start

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 
 from benchmarks.workloads import agents, arrivals, single
-from benchmarks.workloads.recorded import MODEL
+from benchmarks.workloads.generated import MODEL
 from cachemw.simulation import prose
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import START

@@ -110,6 +110,8 @@ _WINDOW = 64.0
 _HALF_LIFE = 1800.0
 _CLASSES = 20_000
 _RAMP = 40.0
+_LATE_RAMP = 300.0
+_LATE_PRIOR = 6.0
 
 
 class _Class:
@@ -172,13 +174,9 @@ class _Class:
         waiting = max(now - self.since, 0.0)
         failed = self.late + self.over + self.open * min(1.0, waiting / _RAMP)
         chance = (self.hits + weight * above) / (self.hits + failed + weight)
-        exposure = self.waited + self.open * _past_five(2.0 * waiting)
-        seen = self.late + (exposure - self.waited) / (LONG - SHORT) + self.over
-        if seen <= 0.0:
-            return chance, late_above
-        rate = self.late / exposure if exposure > 0.0 else 0.0
-        late = 1.0 - exp(-rate * (LONG - SHORT))
-        return chance, (seen * late + weight * late_above) / (seen + weight)
+        lost = self.over + self.open * min(1.0, _past_five(2.0 * waiting) / _LATE_RAMP)
+        late = (self.late + _LATE_PRIOR * late_above) / (self.late + lost + _LATE_PRIOR)
+        return chance, late
 
 
 def _reads(chances: Sequence[float]) -> float:

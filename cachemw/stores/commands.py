@@ -2,9 +2,8 @@
 
 Lives here: key names, the packed record, the scripts. Must not know: connections, sync or async.
 
-Every part in <> is a digest in hex, keyed by the secret and the namespace, so no namespace or text
-can be read from a key or reach another's. The braces put what one script touches into one slot of a
-cluster::
+Every part in <> is a digest in hex, keyed by the secret, so no text can be read from a key and no
+namespace reach another's. The braces put what one script touches into one slot of a cluster::
 
     cachemw:{<namespace>:<root or trunk>}:p:<prefix>    string: one packed record
     cachemw:{<namespace>:<table>}:t                     hash: name -> sum
@@ -29,7 +28,7 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 # The fields of Prefix in their order; Lua's half of the format is in record.lua.
 RECORD = struct.Struct("<I6dI2dI")
 _ENTRY = struct.Struct("<dI")
-# A digest is a microsecond and the heads come back with every request; this is some 10 MB when full.
+# A digest takes a microsecond, and most prefixes come back; this is some 6 MB when full.
 _REMEMBERED = 32_768
 
 
@@ -65,10 +64,12 @@ class Commands:
 
     def __init__(self, secret: bytes | None, *, clustered: bool = False) -> None:
         secret = secret or b""
-        self._secret = secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else _digest(secret, 64)
+        self._secret = (
+            secret if len(secret) <= hashlib.blake2b.MAX_KEY_SIZE else hashlib.blake2b(secret).digest()
+        )
         self._clustered = clustered
-        self._tenant = lru_cache(1024)(self._keyed_by)
-        self._named = lru_cache(_REMEMBERED)(_named)
+        self._names = _Names(self._secret)
+        self._tenant = lru_cache(1024)(self._short)
 
     def observe(self, arrival: Arrival, now: float | None) -> list[Command]:
         """Return the commands that count an arrival."""
@@ -106,20 +107,29 @@ class Commands:
         borders = (0, heads, count) if self._clustered else (0, count)
         return [slice(start, stop) for start, stop in pairwise(borders) if start < stop]
 
-    def _prefixes(self, namespace: str, slot: bytes, keys: Sequence[bytes]) -> list[bytes]:
-        key, tenant = self._tenant(namespace)
-        named = self._named
-        front = b"cachemw:{%b:%b}:p:" % (tenant, named(key, slot)[:16])
-        return [front + named(key, digest) for digest in keys]
+    def _prefixes(self, namespace: str, slot: bytes, digests: Sequence[bytes]) -> list[bytes]:
+        names = self._names
+        front = b"cachemw:{%b:%b}:p:" % (self._tenant(namespace), names[slot][:16])
+        return [front + names[digest] for digest in digests]
 
     def _table(self, namespace: str, table: str) -> bytes:
-        key, tenant = self._tenant(namespace)
-        return b"cachemw:{%b:%b}:t" % (tenant, _named(key, _utf8(table))[:16])
+        return b"cachemw:{%b:%b}:t" % (self._tenant(namespace), self._short(table))
 
-    def _keyed_by(self, namespace: str) -> tuple[bytes, bytes]:
-        """Return the key of this namespace's digests, and its name in keys."""
-        key = _digest(_utf8(namespace), 32, self._secret)
-        return key, _named(key, b"namespace")[:16]
+    def _short(self, text: str) -> bytes:
+        return _named(_utf8(text), self._secret)[:16]
+
+
+class _Names(dict[bytes, bytes]):
+    """A bounded memory of what digests are called under one secret."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def __missing__(self, digest: bytes) -> bytes:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        name = self[digest] = _named(digest, self._secret)
+        return name
 
 
 def records(replies: Sequence[Any]) -> list[Prefix | None]:
@@ -151,12 +161,8 @@ def checked(replies: Sequence[Any]) -> Sequence[Any]:
     return replies
 
 
-def _named(key: bytes, digest: bytes) -> bytes:
-    return hashlib.blake2b(digest, key=key, digest_size=16).hexdigest().encode()
-
-
-def _digest(data: bytes, size: int, key: bytes = b"") -> bytes:
-    return hashlib.blake2b(data, key=key, digest_size=size).digest()
+def _named(digest: bytes, secret: bytes) -> bytes:
+    return hashlib.blake2b(digest, key=secret, digest_size=16).hexdigest().encode()
 
 
 def _utf8(text: str) -> bytes:

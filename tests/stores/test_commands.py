@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 
 from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
+from cachemw.stores import commands as commands_module
 from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.commands import RECORD, Command, Commands, records, sums
 
@@ -55,6 +56,15 @@ def test_writes_name_what_arrivals_named() -> None:
     (written,) = keys(commands.write(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1]))
     assert len(set(arrived)) == 9
     assert set(arrived) == set(written)
+
+
+def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many digests come by, few names are kept, and each is the same when it is made again."""
+    monkeypatch.setattr(commands_module, "_REMEMBERED", 4)
+    commands = Commands(b"secret")
+    made = [keys(commands.observe(ARRIVAL, 1.0)) for _ in range(3)]
+    assert made[0] == made[1] == made[2]
+    assert len(commands._names) <= 4
 
 
 @pytest.mark.parametrize(("heads", "calls"), [(0, 1), (3, 2), (9, 1)])

@@ -1,0 +1,81 @@
+"""The savings table as a picture: a line a workload, a mark a policy.
+
+Lives here: an SVG by hand. Must not know: how rows are measured. No scripts, no fonts of its own; it is
+read on light and dark pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from statistics import mean
+
+from benchmarks.measure import NO_CACHING, OURS, Row
+
+_LEFT, _WIDTH, _ROW, _TOP, _MOST = 168, 560, 22, 64, 1.3
+_OURS, _PEER, _BOUND, _TEXT = "#0f766e", "#9ca3af", "#d97706", "#6b7280"
+
+
+def chart(rows: Sequence[Row], ours: str = "cachemw") -> str:
+    """Return the SVG: means over the seeds, cost against no caching from left to right."""
+    workloads = list(dict.fromkeys(row.workload for row in rows))
+    height = _TOP + _ROW * len(workloads) + 34
+    bottom = height - 30
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 24}" height="{height}" '
+        f'viewBox="0 0 {_LEFT + _WIDTH + 24} {height}" font-family="system-ui, sans-serif" font-size="12" role="img">',
+        "<title>Input cost against no caching, by workload and policy</title>",
+        _legend(ours),
+    ]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25):
+        stroke = f'stroke="{_TEXT}" stroke-opacity="{0.9 if tick == 1.0 else 0.25}"'
+        parts.append(f'<line x1="{_x(tick)}" y1="{_TOP - 8}" x2="{_x(tick)}" y2="{bottom}" {stroke}/>')
+        label = "no caching" if tick == 1.0 else f"{tick:g}"
+        parts.append(_text(_x(tick), bottom + 16, label, "middle"))
+    for index, workload in enumerate(workloads):
+        of = [row for row in rows if row.workload == workload]
+        y = _TOP + _ROW * index + _ROW / 2
+        parts.append(_text(_LEFT - 10, y + 4, workload, "end"))
+        parts += _marks(of, ours, y)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _marks(of: Sequence[Row], ours: str, y: float) -> list[str]:
+    """Return a workload's peers as dots on a line, the bound as a stroke, ours on top."""
+    costs = {
+        policy: mean(row.cost for row in of if row.policy == policy) for policy in {row.policy for row in of}
+    }
+    peers = sorted(cost for policy, cost in costs.items() if policy not in OURS and policy != NO_CACHING)
+    found = []
+    if peers:
+        found.append(
+            f'<line x1="{_x(peers[0])}" y1="{y}" x2="{_x(peers[-1])}" y2="{y}" stroke="{_PEER}" stroke-width="2"/>'
+        )
+    found += [f'<circle cx="{_x(cost)}" cy="{y}" r="3.5" fill="{_PEER}"/>' for cost in peers]
+    bounds = [row.bound for row in of if row.policy == ours]
+    if bounds:
+        x = _x(mean(bounds))
+        found.append(
+            f'<line x1="{x}" y1="{y - 8}" x2="{x}" y2="{y + 8}" stroke="{_BOUND}" stroke-width="2.5"/>'
+        )
+        found.append(f'<circle cx="{_x(costs[ours])}" cy="{y}" r="5" fill="{_OURS}"/>')
+    return found
+
+
+def _legend(ours: str) -> str:
+    entries = ((_OURS, ours), (_PEER, "peers"), (_BOUND, "the least possible, the future being known"))
+    parts, x = [], _LEFT
+    for colour, label in entries:
+        parts.append(
+            f'<circle cx="{x + 5}" cy="22" r="5" fill="{colour}"/>{_text(x + 16, 26, label, "start")}'
+        )
+        x += 34 + 7 * len(label)
+    return "".join(parts)
+
+
+def _x(cost: float) -> float:
+    return round(_LEFT + _WIDTH * min(cost, _MOST) / _MOST, 1)
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x}" y="{y}" fill="{_TEXT}" text-anchor="{anchor}">{escape(text)}</text>'

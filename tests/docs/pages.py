@@ -1,0 +1,96 @@
+"""The pages, and how one page's snippets are run."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Mapping
+from contextlib import redirect_stdout, suppress
+from pathlib import Path
+
+from sybil import Document, Example
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser, SkipParser
+
+from cachemw import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LANGUAGES = ("python", "bash", "text", "toml")
+
+
+class Shell:
+    """Run bash snippets; what they leave running ends with `close`."""
+
+    def __init__(self) -> None:
+        self._groups: list[int] = []
+
+    def run(self, text: str) -> str:
+        """Return what a snippet prints, both streams together; it must succeed."""
+        with Path("printed").open("w+", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                ["bash", "-euo", "pipefail", "-c", text],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._groups.append(process.pid)
+            status = process.wait(120)
+            file.seek(0)
+            printed = file.read()
+        assert status == 0, f"exit code {status}:\n{text}\n{printed}"
+        return printed
+
+    def close(self) -> None:
+        """End what is still running."""
+        for group in self._groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGTERM)
+
+
+class Page:
+    """One page's snippets, run in their order; `replaced` are words of the page and what they stand for."""
+
+    def __init__(self, path: Path, replaced: Mapping[str, str], shell: Shell) -> None:
+        text = path.read_text(encoding="utf-8")
+        for word, meant in replaced.items():
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", meant, text)
+        self._document = Document(text, str(path))
+        self._shell, self._python, self._printed = shell, PythonEvaluator(), ""
+        for parser in (SkipParser(), *(CodeBlockParser(name, getattr(self, name)) for name in LANGUAGES)):
+            for region in parser(self._document):
+                self._document.add(region)
+
+    def run(self) -> None:
+        """Run all snippets."""
+        for example in self._document:
+            example.evaluate()
+
+    def python(self, example: Example) -> None:
+        """Run a snippet with the names of those before it."""
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            self._python(example)
+        self._printed = printed.getvalue()
+
+    def bash(self, example: Example) -> None:
+        """Run commands."""
+        self._printed = self._shell.run(example.parsed)
+
+    def text(self, example: Example) -> None:
+        """Hold a block of output against what was printed."""
+        said, printed = _lines(example.parsed), _lines(self._printed)
+        assert said in printed, f"line {example.line} says:\n{said}\nprinted was:\n{printed}"
+
+    def toml(self, example: Example) -> None:
+        """Leave the file where settings are looked for; all of it must be allowed."""
+        Path("cachemw.toml").write_text(example.parsed, encoding="utf-8")
+        Settings()
+
+
+def _lines(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines())

@@ -1,0 +1,58 @@
+"""Break any call of ours: an exception raised where a function of the package is entered."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import cachemw
+
+NOWHERE = -2
+_PACKAGE = str(Path(cachemw.__file__).parent)
+# Where failures are caught and counted; the twins' own methods are where a request begins.
+_CATCHERS = {"_failed", "_passed", "suppress", "untracked"}
+
+
+class Boom(Exception):  # noqa: N818
+    """A bug of ours."""
+
+
+@contextmanager
+def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
+    """Raise `error` at the call number `at` of ours inside the engine's method `entry`; give the calls' names.
+
+    At `NOWHERE` nothing is raised.
+    """
+    names: list[str] = []
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(_PACKAGE) or code.co_name == "<genexpr>":
+            return  # a generator is also entered to be closed, where nothing can be raised
+        if (code.co_name == entry and code.co_filename.endswith("engine.py")) or code.co_name in _CATCHERS:
+            return
+        names.append(code.co_qualname)
+        if len(names) == at + 1:
+            raise error
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield names
+    finally:
+        sys.settrace(before)
+
+
+def sampled(names: list[str], stride: int) -> list[int]:
+    """Return which calls to break: the first two of each function and the last, or one in `stride` of those."""
+    times: Counter[str] = Counter()
+    chosen = []
+    for at, name in enumerate(names):
+        times[name] += 1
+        if times[name] <= 2 or name not in names[at + 1 :]:
+            chosen.append(at)
+    return chosen[::stride]
