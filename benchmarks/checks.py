@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Protocol
 
-from benchmarks.measure import Row
+from benchmarks.measure import NO_CACHING, OURS, Row
 
+PEER = "litellm"  # any other policy's name would do: it is measured if peers are
 WORTH = 0.9  # a bound below this share of no caching leaves 10 % or more to win
 
 
@@ -20,6 +21,9 @@ class Promise(Protocol):
 
     def says(self) -> str:
         """Return the promise in a sentence."""
+
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at; without them it is not measured."""
 
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
@@ -46,6 +50,10 @@ class Share:
         parts += [f"{name} {least:.1%}" for name, least in self.own.items()]
         return f"{self.policy}: share of the clairvoyant saving, at least: {', '.join(parts)}"
 
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at."""
+        return frozenset({self.policy})
+
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
         worth = [row for row in rows if row.policy == self.policy and row.bound <= WORTH]
@@ -71,6 +79,10 @@ class NoLoss:
         own = "".join(f", {name} {most:.3f}" for name, most in self.own.items())
         return f"{self.policy}: cost where less than 10 % is to win, at most {self.most:.3f}{own}"
 
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at."""
+        return frozenset({self.policy})
+
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
         for row in rows:
@@ -81,7 +93,7 @@ class NoLoss:
 
 @dataclass(frozen=True)
 class NoneCheaper:
-    """No other policy is cheaper than this one by more than `by`, on any stream."""
+    """No policy but those `others` is cheaper than this one by more than `by` of its cost, on any stream."""
 
     policy: str
     others: frozenset[str]
@@ -90,6 +102,10 @@ class NoneCheaper:
     def says(self) -> str:
         """Return the promise in a sentence."""
         return f"{self.policy}: no peer is cheaper by more than {self.by:.1%}"
+
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at."""
+        return frozenset({self.policy, PEER})
 
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
@@ -113,6 +129,10 @@ class OptIns:
         """Return the promise in a sentence."""
         shares = ", ".join(f"{name} {least:.0%}" for name, least in self.least.items())
         return f"{self.policy}: share of the saving by pieces, at least: {shares}; elsewhere as {self.plain}"
+
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at."""
+        return frozenset({self.policy, self.plain})
 
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
@@ -138,6 +158,10 @@ class Clean:
         """Return the promise in a sentence."""
         return f"0 refused and 0 changed requests, on streams of {self.requests} or more"
 
+    def needs(self) -> frozenset[str]:
+        """Return the policies whose rows it looks at."""
+        return self.policies
+
     def broken(self, rows: Sequence[Row]) -> Iterator[str]:
         """Yield what breaks it, a line each."""
         for row in rows:
@@ -148,15 +172,15 @@ class Clean:
 # Prompts of one turn and a few kinds, each back once to four times within minutes, look like few-shot
 # prompts until they stop coming back.
 _LOOKALIKE = {"few-shot short": 1.010, "RAG": 1.010}
-_OURS = frozenset({"cachemw", "cachemw 1h", "cachemw opt-ins"})
+_OURS = frozenset(OURS)
 
 PROMISES: tuple[Promise, ...] = (
     Share("cachemw", mean=0.992, least=0.98, own={"dated with tools": 0.955}),
     Share("cachemw 1h", mean=0.991, own={"slow chat": 0.985}),
     NoLoss("cachemw", own=_LOOKALIKE),
     NoLoss("cachemw 1h", own=_LOOKALIKE),
-    NoneCheaper("cachemw", _OURS),
-    NoneCheaper("cachemw 1h", _OURS),
+    NoneCheaper("cachemw", _OURS | {NO_CACHING}),
+    NoneCheaper("cachemw 1h", _OURS | {NO_CACHING}),
     OptIns(
         "cachemw opt-ins",
         "cachemw",

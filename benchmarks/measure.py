@@ -80,7 +80,10 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
             least = bound(stream.requests, cache(), hour=hour, grain=grain, sort_tools=opted)
             bounds[hour, opted] = least / whole.total
         changes = {"split_text": opted, "sort_tools": opted}
-        outcome = replay(stream.requests, _policy(name), cache(), **changes)
+        policy = _policy(name)
+        outcome = replay(stream.requests, policy, cache(), **changes)
+        if isinstance(policy, Ours):
+            policy.check()
         relative = outcome.cost / whole.total
         row = Row(
             workload,

@@ -39,6 +39,12 @@ class Ours:
 
         return call.body, answered
 
+    def check(self) -> None:
+        """Raise `RuntimeError` if anything failed inside: requests then pass unmarked, which is no figure."""
+        errors = {name: count for name, count in self.middleware.counts.items() if name.startswith("error.")}
+        if errors:
+            raise RuntimeError(f"the middleware failed: {errors}")
+
 
 def placing(place: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Policy:
     """Return the policy of a function that annotates a body."""

@@ -19,11 +19,11 @@ from uuid import uuid4
 from cachemw import ledger
 from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parsed, Parser, Wire
+from cachemw.core.chances import Reuse
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import TTL_SECONDS, Kind, Mark, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
-from cachemw.core.reuse import Reuse
 from cachemw.core.tokens import Calibration
 from cachemw.core.wire import Json
 from cachemw.errors import BodyError
@@ -32,6 +32,7 @@ from cachemw.settings import Settings
 from cachemw.stores.base import Arrival, Entry
 
 _PENDING_LIMIT = 100_000
+_IN_FLIGHT = 60.0  # seconds in which an answer should have begun
 _RULES_LIMIT = 4_096
 _OTHER = "other"
 _NO_PLAN = Plan()
@@ -102,7 +103,7 @@ class Decisions:
         self.counters = Counters()
         self.hooks = hooks
         self._parser = Parser()
-        self._reuse = Reuse()
+        self._reuse = Reuse(hours=settings.ttl in ("1h", "auto"))
         self._rules: dict[tuple[str, str], Rules | None] = {}
         self._learned_models: dict[str, str] = {}
         self._calibrations: dict[str, Calibration] = {}
@@ -194,6 +195,14 @@ class Decisions:
             expires = state.start + record.ttl
             refreshed.append(Entry(state.chain[plan.hit], plan.hit < parsed.system, expires, record.ttl))
         state.entries, state.refreshed = tuple(written), tuple(refreshed)
+
+    def announce(self, call: Call) -> Write | None:
+        """Return the note, for requests that come before the answer begins, of what this one writes."""
+        state = call._state
+        if not state.entries or state.arrival is None:
+            return None
+        until = state.start + _IN_FLIGHT
+        return Write(state, tuple([entry._replace(expires=-1.0, pending=until) for entry in state.entries]))
 
     def passed(self, state: State | None, body: Any, error: Exception) -> Call:
         """Return the call of a request that goes as it came, and count why."""
@@ -288,15 +297,18 @@ class Decisions:
         self.tell(Settled(call.id, call.labels, state.receipt, partial))
         return state.receipt, writes, [*late.items(), (state.namespace, added)]
 
-    def fail(self, call: Call) -> None:
-        """Close a call that got no answer: nothing was written, nothing is owed."""
+    def fail(self, call: Call) -> Write | None:
+        """Close a call that got no answer: nothing was written, nothing is owed, nobody need wait."""
         state = call._state
         with self._lock:
             if state.closed:
-                return
+                return None
             state.closed = True
             self._pending.pop(call.id, None)
         self.count("fail")
+        if state.begun or not state.entries:
+            return None
+        return Write(state, tuple([entry._replace(expires=-1.0) for entry in state.entries]))
 
     def refused(self, call: Call, status: int, error: Any) -> Json | None:
         """Return the original body once if a 400 names a marker of ours, and remember the kind."""

@@ -129,7 +129,10 @@ class Middleware(_Engine):
             state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
-            return self._decisions.decide(state, records)
+            call = self._decisions.decide(state, records)
+            if write := self._decisions.announce(call):
+                self._later(lambda: self._write(write))
+            return call
         except Exception as error:
             return self._passed(state, body, error)
 
@@ -160,7 +163,8 @@ class Middleware(_Engine):
     def fail(self, call: Call) -> None:
         """Note that there is no answer: no entry, no money."""
         try:
-            self._decisions.fail(call)
+            if write := self._decisions.fail(call):
+                self._later(lambda: self._write(write))
         except Exception as error:
             self._failed("fail", error)
 
@@ -267,7 +271,10 @@ class AsyncMiddleware(_Engine):
             state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
-            return self._decisions.decide(state, records)
+            call = self._decisions.decide(state, records)
+            if write := self._decisions.announce(call):
+                await self._later(lambda: self._write(write))
+            return call
         except Exception as error:
             return self._passed(state, body, error)
 
@@ -294,7 +301,8 @@ class AsyncMiddleware(_Engine):
     async def fail(self, call: Call) -> None:
         """See `Middleware.fail`."""
         try:
-            self._decisions.fail(call)
+            if write := self._decisions.fail(call):
+                await self._later(lambda: self._write(write))
         except Exception as error:
             self._failed("fail", error)
 

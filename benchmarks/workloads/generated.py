@@ -6,7 +6,7 @@ Lives here: what each sort of text looks like. Must not know: when requests arri
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -19,8 +19,8 @@ MODEL = "databricks-claude-sonnet-4-5"
 class Talk(NamedTuple):
     """One conversation: its tools, its messages with the answers, the group it belongs to."""
 
-    tools: list[dict[str, Any]]
-    messages: list[dict[str, Any]]
+    tools: Sequence[Mapping[str, Any]]
+    messages: Sequence[Mapping[str, Any]]
     group: str = ""
 
     def requests(self, model: str = MODEL) -> tuple[Body, ...]:

@@ -52,7 +52,7 @@ def few_shot_long(rng: random.Random) -> list[Sent]:
 
 def few_shot_short(rng: random.Random) -> list[Sent]:
     """Return some thirty tasks' prompts, most under the minimum, each back after some minutes."""
-    return _alone(rng, _bodies(rng, "A5", generated.tasks), 14.0, 800)
+    return _alone(rng, _bodies(rng, "A5", generated.tasks), 16.0, 800)
 
 
 def dated_alone(rng: random.Random) -> list[Sent]:
@@ -153,12 +153,9 @@ def starts(rng: random.Random) -> list[Sent]:
 
 
 def _changing(rng: random.Random, *, shared_first: bool) -> list[Sent]:
-    count, share = 600, 0.76
+    """Return 456 requests with a shared prompt and 144 with one of their own, in this order or the other."""
     shared = prose.sections(rng, prose.POLICY, 12_000)
-    own = (prose.sections(rng, prose.POLICY, 12_000) for _ in range(count))
-    among = [
-        (index < share * count) == shared_first if shared_first else index >= (1 - share) * count
-        for index in range(count)
-    ]
-    bodies = (_parts(shared if yes else next(own), prose.paragraph(rng, prose.TICKET, 2)) for yes in among)
-    return _alone(rng, bodies, 20.0, count)
+    systems = [[shared] * 456, [prose.sections(rng, prose.POLICY, 12_000) for _ in range(144)]]
+    ordered = systems if shared_first else systems[::-1]
+    bodies = (_parts(system, prose.paragraph(rng, prose.TICKET, 2)) for run in ordered for system in run)
+    return _alone(rng, bodies, 20.0, 600)

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     CLIENT = "client"
     BELOW_MINIMUM = "below_minimum"
     NOT_WORTH_IT = "not_worth_it"
+    PENDING = "pending"
     NO_SLOT = "no_slot"
     NOTHING_MARKABLE = "nothing_markable"
     MODEL_UNKNOWN = "model_unknown"
@@ -44,6 +45,7 @@ _SENTENCES = {
     Reason.CLIENT: "the client set it",
     Reason.BELOW_MINIMUM: "the prompt is shorter than what the model caches",
     Reason.NOT_WORTH_IT: "what could be written is not likely enough to be read again",
+    Reason.PENDING: "another request is just writing the same prefix, and can't be read yet",
     Reason.NO_SLOT: "the client's own markers take all there are",
     Reason.NOTHING_MARKABLE: "no block can carry a marker here",
     Reason.MODEL_UNKNOWN: "no row, pattern or setting says what this model is",

@@ -1,6 +1,6 @@
 """Choose a request's breakpoints: what is read, what is written, and what is left plain.
 
-Lives here: the economics of a breakpoint. Must not know: how chances come about (`core.reuse`),
+Lives here: the economics of a breakpoint. Must not know: how chances come about (`core.chances`),
 wire shapes beyond a block's kind, stores.
 
 Prices are relative to a plain token: write w, read r. Reading the entry at depth h now saves
@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
+from cachemw.core.chances import Depth
 from cachemw.core.plan import Breakpoint, Plan, Reason
 from cachemw.core.providers import Kind, Mark, Rules, Ttl, relative
-from cachemw.core.reuse import Depth
 from cachemw.core.tokens import Calibration
 
 # A write must promise this share of its tokens, or it is a coin toss.
@@ -64,7 +64,9 @@ def plan(
     chosen = planner.choose(reaching)
     if chosen or planner.own:
         planner.spare(chosen, reaching)
-    return planner.result(chosen, None if chosen else Reason.NOT_WORTH_IT)
+    if chosen:
+        return planner.result(chosen, None)
+    return planner.result(chosen, Reason.NOT_WORTH_IT if planner.pending < 0 else Reason.PENDING)
 
 
 class _Planner:
@@ -84,6 +86,7 @@ class _Planner:
         low, high = 1 - calibration.spread, 1 + calibration.spread
         self.reach = [_reach(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens]
         self.living = [place for place, depth in enumerate(depths) if depth.living is not None]
+        self.pending = max((place for place, depth in enumerate(depths) if depth.pending), default=-1)
         # The client's own: a top-level marker stands on the last block.
         self.own: Chosen = {}
         if parsed.owned:
@@ -136,9 +139,16 @@ class _Planner:
         # What the client's own markers write is paid anyway: ours count from there.
         own_end = max((place for place in self.own if self.reach[place] > 0), default=-1)
         base = max(start, self.tokens[own_end]) if own_end > hit else start
+        # What another request is just writing needs no second write: only tokens past it gain, and all cost.
+        pending, twice = self.pending, 0.0
+        if pending > hit and self.tokens[pending] > base and self.reach[pending] > 0:
+            twice = (self.tokens[pending] - base) * (self.write_5m - 1 + _MARGIN["5m"])
+            base = self.tokens[pending]
         floor = self._worth(self.depths[hit])[0] if hit >= 0 else 0.0
         under = self._undominated([place for place in reaching if place < hit], written=False, floor=floor)
-        over = self._undominated([place for place in reaching if place > max(hit, own_end)], written=True)
+        over = self._undominated(
+            [place for place in reaching if place > max(hit, own_end, pending)], written=True
+        )
 
         best: tuple[float, Chosen] | None = None
         for writes in range(min(self.slots, len(over)) + 1):
@@ -150,7 +160,7 @@ class _Planner:
             if anchor is None or slots < 0:
                 continue
             kept, below = _segments(under, min(slots, len(under)), 0.0)
-            value = (1 - self.read) * start + gain + kept
+            value = (1 - self.read) * start + gain + kept - (twice if above else 0.0)
             if best is None or value > best[0]:
                 best = (value, {**below, **anchor, **above})
         return best

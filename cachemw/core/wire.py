@@ -26,6 +26,7 @@ Json: TypeAlias = Mapping[str, Any]
 _REASONING = ("reasoning", "thinking", "redacted_thinking")
 _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
+_EMPTY = {"text": "", "type": "text"}
 _FEW = 24
 
 
@@ -175,7 +176,13 @@ def chat_message(message: Any, counter: Counter | None) -> Item:
         if content or not message.get("tool_calls"):
             blocks.append(_text(provider_role, ("content",), content, {}, counter, None))
     elif isinstance(content, (list, tuple)):
-        blocks += [_part(provider_role, ("content", i), part, counter) for i, part in enumerate(content)]
+        # Beside tool calls an empty text is no block, in either spelling.
+        calling = bool(message.get("tool_calls"))
+        blocks += [
+            _part(provider_role, ("content", index), part, counter)
+            for index, part in enumerate(content)
+            if not (calling and isinstance(part, Mapping) and envelope(part) == _EMPTY)
+        ]
     elif content is not None:
         raise BodyError("bad_message")
     loose = _loose(content, blocks, whole=role == "tool")

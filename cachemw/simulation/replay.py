@@ -101,12 +101,11 @@ def replay(
     *,
     split_text: bool = False,
     sort_tools: bool = False,
-    seen: Callable[[Sent, Ticket], None] | None = None,
 ) -> Outcome:
     """Send a stream, sorted by time, and return what it came to.
 
-    `split_text` and `sort_tools` say what the policy may change besides markers. `seen` is called with
-    each request and its bill. Raises `Refused` where a request is refused without any marker.
+    `split_text` and `sort_tools` say what the policy may change besides markers. Raises `Refused` where a
+    request is refused without any marker.
     """
     weights = Weights.of(cache.model)
     outcome = Outcome()
@@ -131,8 +130,6 @@ def replay(
             ticket = cache.begin(request.body, request.at)
         heappush(begins, (request.at + request.latency, number, ticket, answered))
         _count(outcome, ticket, weights)
-        if seen is not None:
-            seen(request, ticket)
     until(float("inf"))
     return outcome
 

@@ -36,13 +36,15 @@ class Entry(NamedTuple):
     """What the provider holds for a prefix: gone at `expires`, `ttl` seconds after each use.
 
     `head` says which slot the key belongs to (see `Arrival`). An `expires` of 0 says that the
-    provider no longer has it.
+    provider no longer has it, one below 0 that nothing new is known of that. `pending`: until when the
+    request that writes it may still be waiting for its answer to begin; 0 once it waits no more.
     """
 
     key: bytes
     head: bool
     expires: float
     ttl: int
+    pending: float = 0.0
 
 
 class Store(Protocol):
@@ -67,7 +69,8 @@ class Store(Protocol):
     ) -> None:
         """Set what the provider holds for each key.
 
-        The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins.
+        The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins. The
+        last `pending` wins.
         A key that no arrival counted (evicted, or never seen) is left out.
         """
 

@@ -26,8 +26,8 @@ from cachemw.stores.base import Arrival, Entry
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 # The fields of Prefix in their order; Lua's half of the format is in record.lua.
-RECORD = struct.Struct("<I6dI2dI")
-_ENTRY = struct.Struct("<dI")
+RECORD = struct.Struct("<I6dI2dId")
+_ENTRY = struct.Struct("<dId")
 # A digest takes a microsecond, and most prefixes come back; this is some 6 MB when full.
 _REMEMBERED = 32_768
 
@@ -88,7 +88,7 @@ class Commands:
         others = [entry for entry in entries if not entry.head]
         keys = self._prefixes(namespace, root, [entry.key for entry in heads])
         keys += self._prefixes(namespace, trunk, [entry.key for entry in others])
-        packed = [_ENTRY.pack(entry.expires, entry.ttl) for entry in heads + others]
+        packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.pending) for entry in heads + others]
         return [run(WRITE, keys[part], *packed[part]) for part in self._parts(len(heads), len(keys))]
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> list[Command]:

@@ -61,8 +61,11 @@ class MemoryStore:
             for entry in entries:
                 key = tenant + entry.key
                 record = records.get(key)
-                if record is not None and (entry.expires == 0 or entry.expires > record.expires):
-                    records[key] = record._replace(expires=entry.expires, ttl=entry.ttl)
+                if record is None:
+                    continue
+                if entry.expires == 0 or entry.expires > record.expires:
+                    record = record._replace(expires=entry.expires, ttl=entry.ttl)
+                records[key] = record._replace(pending=entry.pending)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`; tables live as long as the process."""

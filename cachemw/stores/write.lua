@@ -1,12 +1,15 @@
--- Sets what the provider holds for each prefix: a later `expires` wins, 0 always wins, and a prefix
--- without a record is left out. SETRANGE keeps the key's time to live.
--- KEYS: the prefixes. ARGV: for each, its `expires` and `ttl` packed as the record ends with them.
+-- Sets what the provider holds for each prefix: a later `expires` wins, 0 always wins, the last `pending`
+-- wins, and a prefix without a record is left out. SETRANGE keeps the key's time to live.
+-- KEYS: the prefixes. ARGV: for each, its `expires`, `ttl`, `pending` packed as the record ends with them.
+local PENDING = SIZE - struct.size("<d")
 for i, key in ipairs(KEYS) do
   local record = redis.pcall("GET", key)
   if type(record) == "string" and #record == SIZE then
     local expires = take("<d", ARGV[i])
     if expires == 0 or expires > take("<d", record, ENTRY + 1) then
       redis.call("SETRANGE", key, ENTRY, ARGV[i])
+    else
+      redis.call("SETRANGE", key, PENDING, string.sub(ARGV[i], PENDING - ENTRY + 1))
     end
   end
 end

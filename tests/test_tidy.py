@@ -1,0 +1,53 @@
+"""No file of the project names the machine it was made on, or where its packages came from."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Patterns that don't match their own text.
+MACHINE = re.compile(r"(?<![\w.])/(?:work|root|tmp|home|Users)/\w|[A-Z]:\\Users|(?:/var|/private)/folders\b")
+REGISTRY = re.compile(
+    r"py[p]i\.org|python[h]osted|npm[j]s|[-]-(?:extra-)?index-url[ =]|artifact[o]ry|[r]ubygems|proxy\.go[l]ang",
+    re.IGNORECASE,
+)
+
+
+def files() -> list[Path]:
+    """Return the files that git keeps or would keep."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("this is no clone: what belongs to the project is not known")
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["machine", "registry"])
+def test_no_file_names_this_machine(pattern: re.Pattern[str]) -> None:
+    """Paths of a home, a working or a temporary folder, and hosts of package registries, are nowhere."""
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line[:120]}"
+        for path in files()
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["cd /" + "tmp/x", "open('/" + "home/me/a')", "https://" + "pypi" + ".org/simple", "--index" + "-url x"],
+)
+def test_such_names_are_found(line: str) -> None:
+    """The patterns find what they are for."""
+    assert MACHINE.search(line) or REGISTRY.search(line)
