@@ -1,13 +1,14 @@
 """Make LLM prompt caches pay: place breakpoints where they pay, and prove it from the returned usage."""
 
+from cachemw.calls import Call
 from cachemw.core.diagnose import Miss
 from cachemw.core.plan import Breakpoint, Plan, Reason
 from cachemw.core.receipt import Receipt
 from cachemw.core.usage import Usage
-from cachemw.decisions import Call
-from cachemw.engine import AsyncMiddleware, Middleware, labels
+from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import BodyError, CachemwError, ConfigError, StoreError
 from cachemw.integrations.client import of, wrap
+from cachemw.labelling import labels
 from cachemw.ledger import Report, Row
 from cachemw.settings import Settings
 

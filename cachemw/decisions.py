@@ -1,8 +1,8 @@
 """Everything the engine decides, with the store's answers given to it: shared by both twins.
 
 Lives here: what a body and the store's answer become, what a settled call teaches, what is written
-where. Must not know: how a store is called, threads, event loops. It keeps this process's own state:
-rules and calibrations by model, kinds that were refused, calls that are under way.
+where. Must not know: how a store is called, event loops. It keeps what this process has learned, and the
+calls that are under way.
 """
 
 from __future__ import annotations
@@ -10,88 +10,32 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from decimal import Decimal
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from cachemw import ledger
+from cachemw.calls import Call, Pending, State, Write, untracked
 from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
-from cachemw.core.blocks import Parsed, Parser, Wire
+from cachemw.core.blocks import Parser, Wire
 from cachemw.core.chances import Reuse
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
-from cachemw.core.providers import TTL_SECONDS, Kind, Mark, Rules, Ttl
+from cachemw.core.providers import TTL_SECONDS, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
-from cachemw.core.tokens import Calibration
+from cachemw.core.tokens import Counter
 from cachemw.core.wire import Json
 from cachemw.errors import BodyError
 from cachemw.events import Counted, Counters, Event, Hook, Prepared, Settled
+from cachemw.knowledge import Knowledge
+from cachemw.labelling import Limits
 from cachemw.settings import Settings
 from cachemw.stores.base import Arrival, Entry
 
 _PENDING_LIMIT = 100_000
 _IN_FLIGHT = 60.0  # seconds in which an answer should have begun
-_RULES_LIMIT = 4_096
-_OTHER = "other"
-_NO_PLAN = Plan()
 Amounts = list[tuple[str, dict[str, int]]]  # namespace, and what is added to its ledger
-
-
-@dataclass(slots=True)
-class State:
-    """What the engine knows of one call beyond what the caller sees."""
-
-    body: Json
-    start: float
-    namespace: str
-    labels: Mapping[str, str]
-    model: str
-    rules: Rules | None = None
-    parsed: Parsed | None = None
-    chain: list[bytes] = field(default_factory=list)
-    watched: list[int] = field(default_factory=list)
-    arrival: Arrival | None = None
-    entries: tuple[Entry, ...] = ()
-    refreshed: tuple[Entry, ...] = ()
-    plan: Plan = _NO_PLAN
-    hypothetical: Plan | None = None
-    size: float = 0.0
-    begun: bool = False
-    closed: bool = False
-    receipt: Receipt | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One request under way: send `body`, then tell the middleware how it ended.
-
-    `body` is the caller's own object where nothing was added.
-    """
-
-    id: str
-    body: Json
-    plan: Plan
-    labels: Mapping[str, str]
-    _state: State = field(repr=False, compare=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """One call of `Store.write` that is due."""
-
-    state: State
-    entries: tuple[Entry, ...]
-
-
-class _Pending(NamedTuple):
-    """What is kept of a call until it ends: enough to count it as unsettled, and no body."""
-
-    start: float
-    namespace: str
-    labels: Mapping[str, str]
-    model: str
 
 
 class Decisions:
@@ -103,23 +47,28 @@ class Decisions:
         self.counters = Counters()
         self.hooks = hooks
         self._parser = Parser()
+        self._judging = Lock()
         self._reuse = Reuse(hours=settings.ttl in ("1h", "auto"))
-        self._rules: dict[tuple[str, str], Rules | None] = {}
-        self._learned_models: dict[str, str] = {}
-        self._calibrations: dict[str, Calibration] = {}
-        self._refused: dict[tuple[str, str], set[Kind]] = {}
-        self._label_values: dict[str, set[str]] = {}
-        self._pending: OrderedDict[str, _Pending] = OrderedDict()
+        self.knowledge = Knowledge(settings)
+        self._limits = Limits(settings.max_labels, settings.max_label_length)
+        self._pending: OrderedDict[str, Pending] = OrderedDict()
         self._late: dict[str, dict[str, int]] = {}
         self._lock = Lock()
         self.sums: dict[str, int] = {}
+
+    def count_exactly(self, counter: Counter) -> None:
+        """Count tokens by this from now on; what was read before is read again."""
+        self._parser = Parser(counter)
 
     # -- before the request -------------------------------------------------------------------
 
     def start(self, body: Any, labels: Mapping[str, str], namespace: str | None) -> State:
         """Return what is known of a call before its body is read."""
         name = providers.model_key(_model(body))
-        return State(body, self.clock(), namespace or self.settings.namespace, self.cut(labels), name)
+        limited, cut = self._limits.apply(labels)
+        for _ in range(cut):
+            self.count("labels.cut")
+        return State(body, self.clock(), namespace or self.settings.namespace, limited, name)
 
     def read(self, state: State, provider: str | None, wire: Wire) -> None:
         """Read a body as far as it goes without the store. Raises `BodyError`."""
@@ -130,7 +79,7 @@ class Decisions:
         if chosen == "auto":
             state.plan = Plan(skipped=Reason.PROVIDER_UNKNOWN)
             return
-        rules = state.rules = self.rules(chosen, _model(state.body))
+        rules = state.rules = self.knowledge.rules(chosen, _model(state.body))
         if settings.mode == "off":
             state.plan = Plan(skipped=Reason.NOT_OPTIMIZING)
         elif rules is None:
@@ -162,9 +111,10 @@ class Decisions:
         """Return the call, its body annotated as the records and the rules say."""
         parsed, rules = state.parsed, state.rules
         if parsed is not None and rules is not None:
-            depths = self._reuse.judge(parsed, state.chain, state.watched, records, state.start)
-            kinds = self.kinds(rules)
-            plan = planner.plan(parsed, depths, rules, self.calibration(rules), kinds)
+            with self._judging:
+                depths = self._reuse.judge(parsed, state.chain, state.watched, records, state.start)
+            kinds = self.knowledge.kinds(rules)
+            plan = planner.plan(parsed, depths, rules, self.knowledge.calibration(rules), kinds)
             self._expect(state, plan, records)
             if self.settings.mode == "optimize":
                 state.plan = plan
@@ -223,7 +173,7 @@ class Decisions:
         if state.plan.skipped:
             self.count(f"skip.{state.plan.skipped}")
         self.tell(Prepared(call.id, call.labels, call.plan))
-        pending = _Pending(state.start, state.namespace, state.labels, state.model)
+        pending = Pending(state.start, state.namespace, state.labels, state.model)
         with self._lock:
             self._sweep(state.start)
             self._pending[call.id] = pending
@@ -283,7 +233,8 @@ class Decisions:
             state.receipt = Receipt()
             added = ledger.amounts(state.labels, state.model, calls)
         else:
-            self._learn_model(state, response)
+            if state.rules is None:
+                self.knowledge.learn_model(_model(state.body), response)
             if dead := self._corrected(state, read):
                 writes.append(Write(state, dead))
             miss = self._miss(state, read)
@@ -320,8 +271,7 @@ class Decisions:
         blocks = state.parsed.blocks if state.parsed else ()
         kinds = refusal.refused_kinds(text, {blocks[point.block].kind for point in ours})
         if state.rules is not None:
-            key = (state.rules.provider.name, state.rules.model.name)
-            self._refused.setdefault(key, set()).update(kinds)
+            self.knowledge.refuse(state.rules, kinds)
         for kind in kinds:
             self.count(f"refused.{kind}")
         self.count("refused")
@@ -333,9 +283,11 @@ class Decisions:
         plan, rules = state.plan, state.rules
         if rules is None or state.parsed is None:
             return ()
-        key = rules.model.name
-        calibration = self.calibration(rules)
-        self._calibrations[key] = calibration.learn(state.size, read.total)
+        calibration = self.knowledge.calibration(rules)
+        self.knowledge.count_tokens(rules, state.size, read.total)
+        if plan.ours and not read.read and not read.write_5m and not read.write_1h:
+            deepest = max(point.prefix_tokens for point in plan.breakpoints)
+            self.knowledge.unserved(rules, deepest * read.total / max(plan.total, 1))
         slack = 1 - 2 * max(calibration.spread, 0.05)
         if not state.plan.breakpoints or read.read >= plan.read * slack:
             return ()
@@ -353,7 +305,7 @@ class Decisions:
             expected_write=state.plan.write_5m + state.plan.write_1h,
             marked=True,
             minimum=state.rules.minimum,
-            slack=min(2 * self.calibration(state.rules).spread, 0.5),
+            slack=min(2 * self.knowledge.calibration(state.rules).spread, 0.5),
             usage=read,
             prices=prices_for(state.rules.model, read.total),
         )
@@ -363,18 +315,6 @@ class Decisions:
         """Return the TTL of all breakpoints, None where there are none or both."""
         ttls = {point.ttl for point in plan.breakpoints}
         return ttls.pop() if len(ttls) == 1 else None
-
-    def _learn_model(self, state: State, response: Any) -> None:
-        """Note which model an unknown name turned out to be, for the next request."""
-        if state.rules is not None or not state.model or len(self._learned_models) >= _RULES_LIMIT:
-            return
-        answered = (
-            response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
-        )
-        model = providers.find_model(answered) if isinstance(answered, str) else None
-        if model is not None and model.name in providers.MODELS:
-            self._learned_models[str(state.body.get("model"))] = model.name
-            self._rules.clear()
 
     def _account(self, state: State, bill: Receipt, calls: Mapping[str, int]) -> dict[str, int]:
         read = bill.usage
@@ -398,60 +338,7 @@ class Decisions:
                     sums["would_save"] = would - bill.saved
         return ledger.amounts(state.labels, state.model, sums)
 
-    # -- what is looked up --------------------------------------------------------------------
-
-    def rules(self, provider: str, model: str) -> Rules | None:
-        """Return the rules of a model at a provider, settings laid over them; None where unknown."""
-        key = (provider, model)
-        if key not in self._rules:
-            if len(self._rules) >= _RULES_LIMIT:
-                self._rules.clear()
-            settings = self.settings
-            self._rules[key] = providers.resolve(
-                provider,
-                model,
-                models={**self._learned_models, **settings.models},
-                mark_kinds=settings.mark_kinds,
-                ttl=settings.ttl,
-                minimum=settings.min_tokens,
-                prices=settings.prices,
-            )
-        return self._rules[key]
-
-    def calibration(self, rules: Rules) -> Calibration:
-        """Return how sizes become this model's tokens, as far as usage has shown."""
-        known = self._calibrations.get(rules.model.name)
-        return known or Calibration.start(rules.model.tokenizer)
-
-    def kinds(self, rules: Rules) -> dict[Kind, Mark]:
-        """Return which kinds may carry a marker now; what was refused may not."""
-        refused = self._refused.get((rules.provider.name, rules.model.name), ())
-        return {kind: "off" if kind in refused else rules.kinds.get(kind, "off") for kind in Kind}
-
-    def cut(self, labels: Mapping[Any, Any]) -> Mapping[str, str]:
-        """Return labels within the limits; what goes over them, or is no string, counts as "other"."""
-        limited: dict[str, str] = {}
-        for name, value in labels.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                name, value = _OTHER, _OTHER
-                self.count("labels.cut")
-            values = self._label_values.get(name)
-            if values is None:
-                if (
-                    len(name) > self.settings.max_label_length
-                    or len(self._label_values) >= self.settings.max_labels
-                ):
-                    name, value = _OTHER, _OTHER
-                    self.count("labels.cut")
-                values = self._label_values.setdefault(name, set())
-            if value not in values and value != _OTHER:
-                if len(value) > self.settings.max_label_length or len(values) >= self.settings.max_labels:
-                    value = _OTHER
-                    self.count("labels.cut")
-                else:
-                    values.add(value)
-            limited[name] = value
-        return limited
+    # -- what is told --------------------------------------------------------------------------
 
     def count(self, name: str) -> None:
         """Count one thing by name."""
@@ -466,12 +353,6 @@ class Decisions:
                 hook(event)
             except Exception as error:
                 self.counters.add(f"error.hook.{type(error).__name__}")
-
-
-def untracked(body: Json) -> Call:
-    """Return a call that nothing is known of: its body goes as it came, and how it ends changes nothing."""
-    plan = Plan(skipped=Reason.FAILED)
-    return Call("", body, plan, {}, State(body, 0.0, "", {}, "", plan=plan, closed=True))
 
 
 def _model(body: Any) -> str:

@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
-from cachemw import ledger
+from cachemw import knowledge, ledger
+from cachemw.calls import Call, State, Write, untracked
 from cachemw.core.blocks import Wire
 from cachemw.core.receipt import Receipt
+from cachemw.core.tokens import load_counter
 from cachemw.core.wire import Json
-from cachemw.decisions import Amounts, Call, Decisions, State, Write, secret_of, untracked
+from cachemw.decisions import Amounts, Decisions, secret_of
 from cachemw.errors import ConfigError
 from cachemw.events import Hook
+from cachemw.labelling import current
 from cachemw.ledger import Report
 from cachemw.settings import Settings
 from cachemw.stores import open_async_store, open_store
@@ -31,23 +34,7 @@ from cachemw.writer import Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
 _UNREAD = Receipt()
-_labels: ContextVar[Mapping[str, str]] = ContextVar("cachemw_labels", default={})  # noqa: B039  # never changed
-
-
-@contextmanager
-def labels(**values: str) -> Iterator[None]:
-    """Label the calls that are made inside, such as `with cachemw.labels(app="support"):`.
-
-    Labels of an outer block stay unless they are set again.
-    """
-    for name, value in values.items():
-        if not isinstance(value, str):
-            raise ConfigError(f"labels: {name} is {value!r}; a string is needed")
-    token = _labels.set({**_labels.get(), **values})
-    try:
-        yield
-    finally:
-        _labels.reset(token)
+_SHARE_EVERY = 30.0  # seconds between two looks at what other workers have learned
 
 
 class _Engine:
@@ -66,6 +53,9 @@ class _Engine:
         self.settings = settings or Settings(**settings_fields)
         self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
         self._closed = False
+        self._shared_at = float("-inf")
+        if self.settings.tokens == "tiktoken":
+            threading.Thread(target=self._count_exactly, name="cachemw-tokens", daemon=True).start()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -83,6 +73,20 @@ class _Engine:
         except Exception as failure:
             self._failed("passed", failure)
             return untracked(body)
+
+    def _count_exactly(self) -> None:
+        """Load tiktoken's encoding, which may take a download; until then tokens are estimated."""
+        try:
+            self._decisions.count_exactly(load_counter())
+        except Exception as error:
+            self._failed("tokens", error)
+
+    def _share_due(self) -> bool:
+        now = self._decisions.clock()
+        if now - self._shared_at < _SHARE_EVERY:
+            return False
+        self._shared_at = now
+        return True
 
     def _failed(self, where: str, error: Exception) -> None:
         with suppress(Exception):
@@ -126,12 +130,14 @@ class Middleware(_Engine):
         """
         state: State | None = None
         try:
-            state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
+            state = self._decisions.start(body, current() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
             call = self._decisions.decide(state, records)
             if write := self._decisions.announce(call):
                 self._later(lambda: self._write(write))
+            if not self._store.local and self._share_due():
+                self._later(self._share)
             return call
         except Exception as error:
             return self._passed(state, body, error)
@@ -230,6 +236,16 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("write", error)
 
+    def _share(self) -> None:
+        """Exchange with the other workers what was learned of models."""
+        namespace, known = self.settings.namespace, self._decisions.knowledge
+        try:
+            if news := known.news():
+                self._store.add(namespace, knowledge.TABLE, news, knowledge.KEEP)
+            known.absorb(self._store.read(namespace, [knowledge.TABLE]))
+        except Exception as error:
+            self._failed("share", error)
+
     def _add_later(self, amounts: Amounts) -> None:
         for namespace, added in amounts:
             if added:
@@ -268,12 +284,14 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.prepare`."""
         state: State | None = None
         try:
-            state = self._decisions.start(body, _labels.get() if labels is None else labels, namespace)
+            state = self._decisions.start(body, current() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
             call = self._decisions.decide(state, records)
             if write := self._decisions.announce(call):
                 await self._later(lambda: self._write(write))
+            if not self._store.local and self._share_due():
+                await self._later(self._share)
             return call
         except Exception as error:
             return self._passed(state, body, error)
@@ -360,6 +378,16 @@ class AsyncMiddleware(_Engine):
                 await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
         except Exception as error:
             self._failed("write", error)
+
+    async def _share(self) -> None:
+        """Exchange with the other workers what was learned of models."""
+        namespace, known = self.settings.namespace, self._decisions.knowledge
+        try:
+            if news := known.news():
+                await self._store.add(namespace, knowledge.TABLE, news, knowledge.KEEP)
+            known.absorb(await self._store.read(namespace, [knowledge.TABLE]))
+        except Exception as error:
+            self._failed("share", error)
 
     async def _add_later(self, amounts: Amounts) -> None:
         for namespace, added in amounts:

@@ -115,8 +115,8 @@ class Settings(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the library calls by name
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # the library calls by name
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments, then the environment, then the TOML file; no dotenv, no secrets directory."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)

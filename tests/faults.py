@@ -17,7 +17,7 @@ _PACKAGE = str(Path(cachemw.__file__).parent)
 _CATCHERS = {"_failed", "_passed", "suppress", "untracked"}
 
 
-class Boom(Exception):  # noqa: N818
+class Boom(Exception):
     """A bug of ours."""
 
 

@@ -20,7 +20,6 @@ from cachemw.core.markers import canonical
 from cachemw.core.plan import Reason
 from cachemw.core.providers import MODELS
 from cachemw.errors import StoreError
-from cachemw.simulation.options import Options
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage
 from tests.bodies import EPHEMERAL, PARAGRAPH, Body, Wire, bodies

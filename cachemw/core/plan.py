@@ -85,6 +85,11 @@ class Plan:
     hit: int | None = None
 
     @property
+    def total(self) -> int:
+        """All input tokens, as estimated."""
+        return self.read + self.write_5m + self.write_1h + self.plain
+
+    @property
     def ours(self) -> tuple[Breakpoint, ...]:
         """The breakpoints that the client did not set."""
         return tuple(point for point in self.breakpoints if not point.own)

@@ -6,15 +6,16 @@ wire shapes beyond a block's kind, stores.
 Prices are relative to a plain token: write w, read r. Reading the entry at depth h now saves
 (1 - r) of its tokens. Tokens between two breakpoints are worth what the breakpoint that *ends* the
 segment is worth: with the chance p that its prefix is read again before the entry dies, writing a
-token gains p (w - r) - (w - 1) against sending it plain. At or under h nothing is written, so a
-breakpoint there is free and gains p (w - r) a token by keeping a shared head alive; the entry at h
-itself is kept alive by being read. The best few are chosen together, and slots that are then left
+token gains p (w - r) - (w - 1) against sending it plain. At or under h nothing is written: being read
+keeps h alive, which gains its p (w - r), and a breakpoint under it is free, and gains what the p of a
+shared head is more than that of h. To be read, h must stand in the window of some breakpoint, which
+may be one that is not worth its write. The best few are chosen together, and slots that are then left
 go to heads and earlier ends within what is read or written anyway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
@@ -87,20 +88,25 @@ class _Planner:
         self.reach = [_reach(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens]
         self.living = [place for place, depth in enumerate(depths) if depth.living is not None]
         self.pending = max((place for place, depth in enumerate(depths) if depth.pending), default=-1)
-        # The client's own: a top-level marker stands on the last block.
+        # The client's own: a top-level marker stands on the last block that takes one.
         self.own: Chosen = {}
         if parsed.owned:
             for place, depth in enumerate(depths):
                 if (marker := parsed.blocks[depth.block].marker) is not None:
                     self.own[place] = marker
-            if parsed.automatic:
-                self.own.setdefault(len(depths) - 1, parsed.automatic)
+            if parsed.automatic and (takers := [p for p, d in enumerate(depths) if self._takes(d.block)]):
+                self.own.setdefault(takers[-1], parsed.automatic)
         self.slots = rules.provider.max_markers - parsed.owned
         # Providers refuse 1h after 5m: what the client's own leave open.
         self.only_1h_until = max((place for place, ttl in self.own.items() if ttl == "1h"), default=-1)
         self.only_5m_from = min(
             (place for place, ttl in self.own.items() if ttl == "5m"), default=len(depths)
         )
+
+    def _takes(self, index: int) -> bool:
+        """Say whether the provider's automatic marker may stand on a block: on no thinking and no blank text."""
+        block = self.parsed.blocks[index]
+        return block.kind is not Kind.REASONING and (block.kind is not Kind.TEXT or block.markable)
 
     def allowed(self, kinds: Mapping[Kind, Mark]) -> list[int]:
         """Return the places whose block may carry a marker of ours."""
@@ -144,48 +150,49 @@ class _Planner:
         if pending > hit and self.tokens[pending] > base and self.reach[pending] > 0:
             twice = (self.tokens[pending] - base) * (self.write_5m - 1 + _MARGIN["5m"])
             base = self.tokens[pending]
-        floor = self._worth(self.depths[hit])[0] if hit >= 0 else 0.0
-        under = self._undominated([place for place in reaching if place < hit], written=False, floor=floor)
-        over = self._undominated(
-            [place for place in reaching if place > max(hit, own_end, pending)], written=True
-        )
+        covered = max(hit, own_end, pending)
+        written = (self.write_5m - 1 + _MARGIN["5m"], self.write_1h - 1 + _MARGIN["1h"])
+        over = _undominated([self._candidate(place, written) for place in reaching if place > covered])
+        saved, under, near = 0.0, list[_Candidate](), list[int]()
+        if hit >= 0:
+            alive = self._worth(self.depths[hit])
+            saved = (1 - self.read + alive[self.depths[hit].living == "1h"]) * start
+            under = _undominated(
+                [self._candidate(place, alive, kept=True) for place in reaching if place < hit]
+            )
+            last = self.depths[hit].block + self.rules.provider.lookback
+            near = [place for place in reaching if place >= hit and self.depths[place].block < last]
 
         best: tuple[float, Chosen] | None = None
         for writes in range(min(self.slots, len(over)) + 1):
             gain, above = _segments(over, writes, base)
             if writes and len(above) < writes:
                 break
-            anchor = self._anchor(hit, above, reaching)
-            slots = self.slots - len(above) - len(anchor or ())
-            if anchor is None or slots < 0:
-                continue
-            kept, below = _segments(under, min(slots, len(under)), 0.0)
-            value = (1 - self.read) * start + gain + kept - (twice if above else 0.0)
-            if best is None or value > best[0]:
-                best = (value, {**below, **anchor, **above})
+            ways = [(gain, above)]
+            if hit >= 0 and not self._found(hit, (*above, *self.own)):
+                # A breakpoint of its own finds it: one that writes nothing, or one that must write.
+                free = [place for place in near if place <= covered][:1]
+                ways = [(gain, {place: self._label(place), **above}) for place in free]
+                if paid := [self._candidate(place, written) for place in near if place > covered]:
+                    places = {candidate.place for candidate in paid}
+                    ways.append(_segments(sorted({*over, *paid}), writes + 1, base, places))
+            for gain, taken in ways:
+                slots = self.slots - len(taken)
+                if slots < 0 or gain == _NEVER:
+                    continue
+                kept, below = _segments(under, min(slots, len(under)), 0.0)
+                value = saved + gain + kept - (twice if max(taken, default=-1) > covered else 0.0)
+                if best is None or value > best[0]:
+                    best = (value, {**below, **taken})
         return best
 
-    def _undominated(self, places: Sequence[int], *, written: bool, floor: float = 0.0) -> list[_Candidate]:
-        """Return the candidates that no deeper one beats, shallow to deep.
-
-        A segment that gains no more a token than a deeper one is better merged into that one, so
-        what is left gains strictly less with depth, and is short.
-        """
-        cost_5m = self.write_5m - 1 + _MARGIN["5m"] if written else 0.0
-        cost_1h = self.write_1h - 1 + _MARGIN["1h"] if written else 0.0
-        kept: list[_Candidate] = []
-        best_5m = best_1h = floor
-        for place in reversed(places):
-            reach = self.reach[place]
-            may_5m, may_1h = self._may(place)
-            worth_5m, worth_1h = self._worth(self.depths[place])
-            gain_5m = (worth_5m - cost_5m) * reach if may_5m else _NEVER
-            gain_1h = (worth_1h - cost_1h) * reach if may_1h and (written or not may_5m) else _NEVER
-            if gain_5m > best_5m or gain_1h > best_1h:
-                kept.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h))
-                best_5m, best_1h = max(gain_5m, best_5m), max(gain_1h, best_1h)
-        kept.reverse()
-        return kept
+    def _candidate(self, place: int, costs: tuple[float, float], *, kept: bool = False) -> _Candidate:
+        """Return a place with what a token gains there over its cost by TTL; what is only kept has one TTL."""
+        reach, (may_5m, may_1h) = self.reach[place], self._may(place)
+        worth_5m, worth_1h = self._worth(self.depths[place])
+        gain_5m = (worth_5m - costs[0]) * reach if may_5m else _NEVER
+        gain_1h = (worth_1h - costs[1]) * reach if may_1h and not (kept and may_5m) else _NEVER
+        return _Candidate(place, self.tokens[place], gain_5m, gain_1h)
 
     def _worth(self, depth: Depth) -> tuple[float, float]:
         """Return what a token gains by standing in a living 5m, 1h entry of this prefix.
@@ -206,18 +213,8 @@ class _Planner:
         may_1h = self.rules.ttl != "5m" and place < self.only_5m_from
         return self.rules.ttl != "1h" or not may_1h, may_1h
 
-    def _anchor(self, hit: int, above: Iterable[int], reaching: Sequence[int]) -> Chosen | None:
-        """Return the breakpoint that is needed to find the entry at `hit`; empty where none is.
-
-        None where no breakpoint could find it.
-        """
-        if hit < 0 or self._found(hit, (*above, *self.own)):
-            return {}
-        last = self.depths[hit].block + self.rules.provider.lookback
-        for place in reaching:
-            if place >= hit:
-                return {place: "5m"} if self.depths[place].block < last else None
-        return None
+    def _label(self, place: int) -> Ttl:
+        return "5m" if self._may(place)[0] else "1h"
 
     def _found(self, entry: int, places: Iterable[int]) -> bool:
         """Say whether a breakpoint at one of these places would find the entry at `entry`."""
@@ -241,7 +238,7 @@ class _Planner:
             if len(chosen) >= self.slots:
                 return
             if place not in chosen:
-                chosen[place] = "5m" if self._may(place)[0] else "1h"
+                chosen[place] = self._label(place)
 
     def _ends_turn(self, block: int) -> bool:
         """Say whether a request could have ended with this block."""
@@ -300,25 +297,49 @@ def _reach(low: float, high: float, minimum: int) -> float:
     return (high - minimum) / (high - low) if high > minimum else 0.0
 
 
+def _undominated(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
+
+    A segment that gains no more a token than a deeper one is better merged into that one, so
+    what is left gains strictly less with depth, and is short.
+    """
+    kept: list[_Candidate] = []
+    best_5m = best_1h = 0.0
+    for candidate in reversed(candidates):
+        if candidate.gain_5m > best_5m or candidate.gain_1h > best_1h:
+            kept.append(candidate)
+            best_5m, best_1h = max(candidate.gain_5m, best_5m), max(candidate.gain_1h, best_1h)
+    kept.reverse()
+    return kept
+
+
 class _State(NamedTuple):
-    """Some breakpoints taken: their value, the tokens up to the last, the TTL that is still open."""
+    """Some breakpoints taken: their value, the tokens up to the last, the TTL that is still open.
+
+    `met`: one of those that had to be among them is.
+    """
 
     value: float
     tokens: float
     phase: Ttl
     chosen: tuple[tuple[int, Ttl], ...]
+    met: bool
 
 
-def _segments(candidates: Sequence[_Candidate], count: int, start: float) -> tuple[float, Chosen]:
+def _segments(
+    candidates: Sequence[_Candidate], count: int, start: float, through: Collection[int] = ()
+) -> tuple[float, Chosen]:
     """Return the best value and places of at most `count` candidates, from `start` tokens on.
 
+    With `through`, one of those places must be among them; the value is `_NEVER` where none can be.
     A dynamic programme, shallow to deep; breakpoints of 1h come before those of 5m.
     """
-    best = _State(0.0, start, "1h", ())
-    frontier = [best]
+    first = _State(0.0, start, "1h", (), not through)
+    best = first if first.met else first._replace(value=_NEVER)
+    frontier = [first]
     for _ in range(count):
-        grown: dict[tuple[int, Ttl], _State] = {}
-        for value, tokens, phase, chosen in frontier:
+        grown: dict[tuple[int, Ttl, bool], _State] = {}
+        for value, tokens, phase, chosen, met in frontier:
             last = chosen[-1][0] if chosen else -1
             for place, reached, gain_5m, gain_1h in candidates:
                 if place <= last:
@@ -326,9 +347,10 @@ def _segments(candidates: Sequence[_Candidate], count: int, start: float) -> tup
                 options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
                 for ttl, gain in options if phase == "1h" else options[:1]:
                     total = value + (reached - tokens) * gain
-                    known = grown.get((place, ttl))
+                    key = (place, ttl, met or place in through)
+                    known = grown.get(key)
                     if gain != _NEVER and (known is None or total > known.value):
-                        grown[place, ttl] = _State(total, reached, ttl, (*chosen, (place, ttl)))
+                        grown[key] = _State(total, reached, ttl, (*chosen, (place, ttl)), key[2])
         frontier = list(grown.values())
-        best = max([best, *frontier])
+        best = max([best, *[state for state in frontier if state.met]])
     return best.value, dict(best.chosen)

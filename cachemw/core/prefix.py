@@ -9,6 +9,8 @@ digests mean equal prefixes of one tenant on one model; two tenants or models sh
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from xxhash import xxh3_128_digest
 
 from cachemw.core.blocks import Parsed
@@ -64,11 +66,7 @@ def watch(parsed: Parsed) -> list[int]:
     chosen.update(range(system, min(system + _OPENING, count)))
 
     roles = [block.role for block in blocks[system:]]
-    ends = [
-        index
-        for index, (role, after) in enumerate(zip(roles, roles[1:], strict=False), system)
-        if role != after
-    ]
+    ends = [index for index, (role, after) in enumerate(pairwise(roles), system) if role != after]
     run = ends[-1] + 1 if ends else system
     chosen.update(range(run, min(run + _LAST_RUN, count)))
     chosen.update(range(max(run, count - _LAST_RUN), count))

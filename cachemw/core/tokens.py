@@ -36,6 +36,7 @@ _IMAGE_MAX = 1600
 _IMAGE_HEAD = 48_000
 # The newer tokenizer gives 1.0-1.35x the tokens of the older one (Anthropic, August 2026).
 _SCALE = {"old": 1.0, "new": 1.25, "openai": 0.9}
+_PER_O200K = 1.2
 _SPREAD = 0.30
 
 
@@ -93,19 +94,18 @@ class Calibration:
         )
 
 
-def load_counter(tokenizer: Literal["old", "new", "openai"]) -> Counter:
-    """Load tiktoken's encoding and return a counter in *sizes* of that tokenizer.
+def load_counter() -> Counter:
+    """Load tiktoken's encoding and return a counter of sizes.
 
-    tiktoken may download the encoding's file at first use and raises what its HTTP client raises
-    where it can't; call this off the request path. Claude's own tokenizer is not public: o200k
-    counts are multiplied by what offline comparison showed (1.2 for the older family, November 2026).
+    tiktoken may download the encoding's file at first use and raises what its HTTP client raises where it
+    can't; call this off the request path. Claude's own tokenizer is not public: o200k counts times 1.2 are
+    what offline comparison showed for the older family (November 2026).
     """
     import tiktoken
 
     encoding = tiktoken.get_encoding("o200k_base")
-    factor = 1.0 / _SCALE["openai"] if tokenizer == "openai" else 1.2
 
     def count(text: str) -> int:
-        return round(len(encoding.encode_ordinary(text)) * factor)
+        return round(len(encoding.encode_ordinary(text)) * _PER_O200K)
 
     return count

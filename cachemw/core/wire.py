@@ -148,6 +148,7 @@ def _json(
 
 
 def tool(tool: Any, counter: Counter | None) -> Item:
+    """Read one tool definition of either wire shape."""
     if not isinstance(tool, Mapping):
         raise BodyError("bad_tools")
     function = tool.get("function")
@@ -167,6 +168,7 @@ def system_block(value: Any, counter: Counter | None) -> Item:
 
 
 def chat_message(message: Any, counter: Counter | None) -> Item:
+    """Read one message of an OpenAI chat body."""
     role, content = _role(message)
     provider_role = {"developer": "system", "tool": "user", "function": "user"}.get(role, role)
     blocks: list[Block] = []
@@ -251,6 +253,7 @@ def _inside(part: Any) -> int:
 
 
 def native_message(message: Any, counter: Counter | None) -> Item:
+    """Read one message of an Anthropic Messages body."""
     role, content = _role(message)
     if isinstance(content, str):
         blocks = [_text(role, ("content",), content, {}, counter, None)]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from cachemw.calls import Call
 from cachemw.core.providers import find_provider
-from cachemw.decisions import Call
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.integrations.sse import UsageReader
 

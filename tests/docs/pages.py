@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import pytest
 from sybil import Document, Example
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
@@ -30,6 +32,9 @@ class Shell:
 
     def run(self, text: str) -> str:
         """Return what a snippet prints, both streams together; it must succeed."""
+        for name in ("curl", "make"):
+            if re.search(rf"^{name} ", text, re.MULTILINE) and shutil.which(name) is None:
+                pytest.skip(f"there is no {name} on PATH")
         with Path("printed").open("w+", encoding="utf-8") as file:
             process = subprocess.Popen(
                 ["bash", "-euo", "pipefail", "-c", text],

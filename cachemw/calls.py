@@ -1,0 +1,80 @@
+"""One call: what the caller holds, and what the engine knows of it beyond that.
+
+Lives here: values. Must not know: what is decided about them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from cachemw.core.blocks import Parsed
+from cachemw.core.plan import Plan, Reason
+from cachemw.core.providers import Rules
+from cachemw.core.receipt import Receipt
+from cachemw.core.wire import Json
+from cachemw.stores.base import Arrival, Entry
+
+_NO_PLAN = Plan()
+
+
+@dataclass(slots=True)
+class State:
+    """What the engine knows of one call beyond what the caller sees."""
+
+    body: Json
+    start: float
+    namespace: str
+    labels: Mapping[str, str]
+    model: str
+    rules: Rules | None = None
+    parsed: Parsed | None = None
+    chain: list[bytes] = field(default_factory=list)
+    watched: list[int] = field(default_factory=list)
+    arrival: Arrival | None = None
+    entries: tuple[Entry, ...] = ()
+    refreshed: tuple[Entry, ...] = ()
+    plan: Plan = _NO_PLAN
+    hypothetical: Plan | None = None
+    size: float = 0.0
+    begun: bool = False
+    closed: bool = False
+    receipt: Receipt | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request under way: send `body`, then tell the middleware how it ended.
+
+    `body` is the caller's own object where nothing was added.
+    """
+
+    id: str
+    body: Json
+    plan: Plan
+    labels: Mapping[str, str]
+    _state: State = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One call of `Store.write` that is due."""
+
+    state: State
+    entries: tuple[Entry, ...]
+
+
+class Pending(NamedTuple):
+    """What is kept of a call until it ends: enough to count it as unsettled, and no body."""
+
+    start: float
+    namespace: str
+    labels: Mapping[str, str]
+    model: str
+
+
+def untracked(body: Json) -> Call:
+    """Return a call that nothing is known of: its body goes as it came, and how it ends changes nothing."""
+    plan = Plan(skipped=Reason.FAILED)
+    return Call("", body, plan, {}, State(body, 0.0, "", {}, "", plan=plan, closed=True))

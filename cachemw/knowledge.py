@@ -1,0 +1,141 @@
+"""What one process has come to know of models: rules, tokens, refused kinds, minimums.
+
+Lives here: rows with settings and experience laid over them, and how experience is shared: as sums of named
+facts, which a store can add up. Must not know: requests, prefixes, money.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from threading import Lock
+from typing import Any
+
+from cachemw.core import providers
+from cachemw.core.providers import Kind, Mark, Rules
+from cachemw.core.tokens import Calibration
+from cachemw.settings import Settings
+
+TABLE = "facts"
+KEEP = 7 * 24 * 3600.0
+_LIMIT = 4_096
+# A prefix that surely reaches the minimum must go unserved this often before another one is believed.
+_STRIKES = 3
+_HIGHEST_MINIMUM = 8_192
+
+Model = tuple[str, str]  # provider, model
+
+
+class Knowledge:
+    """Rules by provider and model, as far as settings, rows and experience tell. Any thread may ask."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = Lock()
+        self._rules: dict[Model, Rules | None] = {}
+        self._models: dict[str, str] = {}
+        self._calibrations: dict[Model, Calibration] = {}
+        self._refused: dict[Model, set[Kind]] = {}
+        self._strikes: dict[Model, int] = {}
+        self._minimums: dict[Model, int] = {}
+        self._news: dict[str, int] = {}
+
+    def rules(self, provider: str, model: str) -> Rules | None:
+        """Return the rules of a model at a provider; None where nothing says what the model is."""
+        key = (provider, model)
+        if key not in self._rules:
+            settings = self._settings
+            found = providers.resolve(
+                provider,
+                model,
+                models={**self._models, **settings.models},
+                mark_kinds=settings.mark_kinds,
+                ttl=settings.ttl,
+                minimum=settings.min_tokens,
+                prices=settings.prices,
+            )
+            learned = self._minimums.get((provider, found.model.name)) if found else None
+            if found is not None and learned is not None and settings.min_tokens is None:
+                found = replace(found, minimum=learned)
+            with self._lock:
+                if len(self._rules) >= _LIMIT:
+                    self._rules.clear()
+                self._rules[key] = found
+        return self._rules[key]
+
+    def calibration(self, rules: Rules) -> Calibration:
+        """Return how sizes become this model's tokens, as far as usage has shown."""
+        return self._calibrations.get(_name(rules)) or Calibration.start(rules.model.tokenizer)
+
+    def kinds(self, rules: Rules) -> dict[Kind, Mark]:
+        """Return which kinds may carry a marker now; what was refused may not."""
+        refused = self._refused.get(_name(rules), ())
+        return {kind: "off" if kind in refused else rules.kinds.get(kind, "off") for kind in Kind}
+
+    def count_tokens(self, rules: Rules, size: float, tokens: int) -> None:
+        """Learn that a request of this size was counted as this many tokens."""
+        with self._lock:
+            self._calibrations[_name(rules)] = self.calibration(rules).learn(size, tokens)
+
+    def learn_model(self, name: str, response: Any) -> None:
+        """Note which model an unknown name turned out to be, for the next request."""
+        answered = (
+            response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
+        )
+        model = providers.find_model(answered) if isinstance(answered, str) else None
+        if name and model is not None and model.name in providers.MODELS and len(self._models) < _LIMIT:
+            with self._lock:
+                self._models[name] = model.name
+                self._rules.clear()
+
+    def refuse(self, rules: Rules, kinds: Collection[Kind]) -> None:
+        """Note that a provider refused markers on these kinds of block."""
+        with self._lock:
+            self._refused.setdefault(_name(rules), set()).update(kinds)
+            for kind in kinds:
+                self._tell("refused", *_name(rules), kind)
+
+    def unserved(self, rules: Rules, tokens: float) -> None:
+        """Note that a marked prefix of about this many tokens was neither read nor written.
+
+        Its tokens have just been counted anew, so it may be shorter than the minimum after all. Only one
+        that surely is not, three times, says that the minimum is another.
+        """
+        name = _name(rules)
+        if tokens * (1 - self.calibration(rules).spread) < rules.minimum:
+            return
+        with self._lock:
+            self._strikes[name] = self._strikes.get(name, 0) + 1
+            if self._strikes[name] >= _STRIKES:
+                self._strikes[name] = 0
+                self._set_minimum(name, min(int(tokens) + 1, _HIGHEST_MINIMUM))
+                self._tell("minimum", *name, str(self._minimums[name]))
+
+    def news(self) -> dict[str, int]:
+        """Return what was learned since the last time, as sums to add to the shared table."""
+        with self._lock:
+            news, self._news = self._news, {}
+        return news
+
+    def absorb(self, facts: Mapping[str, int]) -> None:
+        """Take over what all workers have learned: the sums of the shared table."""
+        with self._lock:
+            for fact, count in facts.items():
+                what, provider, model, value = [*fact.split("|"), "", "", ""][:4]
+                if what == "refused" and count > 0 and value in set(Kind):
+                    self._refused.setdefault((provider, model), set()).add(Kind(value))
+                elif what == "minimum" and count > 0 and value.isdecimal():
+                    known = self._minimums.get((provider, model), 0)
+                    if int(value) > known:
+                        self._set_minimum((provider, model), min(int(value), _HIGHEST_MINIMUM))
+
+    def _set_minimum(self, name: Model, tokens: int) -> None:
+        self._minimums[name] = tokens
+        self._rules.clear()
+
+    def _tell(self, what: str, provider: str, model: str, value: str) -> None:
+        self._news[f"{what}|{provider}|{model}|{value}"] = 1
+
+
+def _name(rules: Rules) -> Model:
+    return rules.provider.name, rules.model.name
