@@ -257,17 +257,24 @@ class Decisions:
             state.closed = True
             self._pending.pop(call.id, None)
         self.count("fail")
+        return self._unannounced(state)
+
+    def _unannounced(self, state: State) -> Write | None:
+        """Return the note that what was announced won't be written after all."""
         if state.begun or not state.entries:
             return None
         return Write(state, tuple([entry._replace(expires=-1.0) for entry in state.entries]))
 
-    def refused(self, call: Call, status: int, error: Any) -> Json | None:
-        """Return the original body once if a 400 names a marker of ours, and remember the kind."""
+    def refused(self, call: Call, status: int, error: Any) -> tuple[Json | None, Write | None]:
+        """Return the original body once if a 400 names a marker of ours, and remember the kind.
+
+        The write that is then due takes back what was announced.
+        """
         state = call._state
         ours = state.plan.ours
         text = error if isinstance(error, str) else str(error)
         if status != 400 or not ours or state.begun or state.closed or not refusal.about_markers(text):
-            return None
+            return None, None
         blocks = state.parsed.blocks if state.parsed else ()
         kinds = refusal.refused_kinds(text, {blocks[point.block].kind for point in ours})
         if state.rules is not None:
@@ -275,8 +282,9 @@ class Decisions:
         for kind in kinds:
             self.count(f"refused.{kind}")
         self.count("refused")
-        state.plan, state.entries, state.refreshed = Plan(skipped=Reason.FAILED), (), ()
-        return state.body
+        write = self._unannounced(state)
+        state.plan, state.entries, state.refreshed = Plan(skipped=Reason.REFUSED), (), ()
+        return state.body, write
 
     def _corrected(self, state: State, read: usage.Usage) -> tuple[Entry, ...]:
         """Calibrate tokens by what was counted, and return the entries that turned out not to be."""

@@ -134,13 +134,19 @@ class Middleware(_Engine):
             self._decisions.read(state, provider, wire)
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
             call = self._decisions.decide(state, records)
-            if write := self._decisions.announce(call):
-                self._later(lambda: self._write(write))
-            if not self._store.local and self._share_due():
-                self._later(self._share)
-            return call
         except Exception as error:
             return self._passed(state, body, error)
+        try:
+            if write := self._decisions.announce(call):
+                self._later(functools.partial(self._write, write))
+            if not self._store.local and self._share_due():
+                self._later(self._share)
+        except Exception as error:
+            self._failed("announce", error)
+        except BaseException:
+            self._decisions.fail(call)
+            raise
+        return call
 
     def begun(self, call: Call) -> None:
         """Note the first byte of a 2xx answer: from here the written entries can be read."""
@@ -170,7 +176,7 @@ class Middleware(_Engine):
         """Note that there is no answer: no entry, no money."""
         try:
             if write := self._decisions.fail(call):
-                self._later(lambda: self._write(write))
+                self._later(functools.partial(self._write, write))
         except Exception as error:
             self._failed("fail", error)
 
@@ -181,7 +187,10 @@ class Middleware(_Engine):
         the second request answers.
         """
         try:
-            return self._decisions.refused(call, status, error)
+            body, write = self._decisions.refused(call, status, error)
+            if write:
+                self._later(functools.partial(self._write, write))
+            return body
         except Exception as failure:
             self._failed("refused", failure)
             return None
@@ -288,13 +297,19 @@ class AsyncMiddleware(_Engine):
             self._decisions.read(state, provider, wire)
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
             call = self._decisions.decide(state, records)
-            if write := self._decisions.announce(call):
-                await self._later(lambda: self._write(write))
-            if not self._store.local and self._share_due():
-                await self._later(self._share)
-            return call
         except Exception as error:
             return self._passed(state, body, error)
+        try:
+            if write := self._decisions.announce(call):
+                await self._later(functools.partial(self._write, write))
+            if not self._store.local and self._share_due():
+                await self._later(self._share)
+        except Exception as error:
+            self._failed("announce", error)
+        except BaseException:
+            self._decisions.fail(call)
+            raise
+        return call
 
     async def begun(self, call: Call) -> None:
         """See `Middleware.begun`."""
@@ -320,14 +335,17 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.fail`."""
         try:
             if write := self._decisions.fail(call):
-                await self._later(lambda: self._write(write))
+                await self._later(functools.partial(self._write, write))
         except Exception as error:
             self._failed("fail", error)
 
     async def refused(self, call: Call, status: int, error: Any) -> Json | None:
         """See `Middleware.refused`."""
         try:
-            return self._decisions.refused(call, status, error)
+            body, write = self._decisions.refused(call, status, error)
+            if write:
+                await self._later(functools.partial(self._write, write))
+            return body
         except Exception as failure:
             self._failed("refused", failure)
             return None

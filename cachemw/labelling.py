@@ -49,7 +49,7 @@ class Limits:
         limited: dict[str, str] = {}
         cut = 0
         for name, value in labels.items():
-            kept_name = self._fits(name, self._values)
+            kept_name = isinstance(value, str) and self._fits(name, self._values)
             values = self._values.setdefault(name, set()) if kept_name else set()
             kept_value = kept_name and self._fits(value, values)
             if kept_value:

@@ -168,8 +168,8 @@ class Reuse:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
             living, pending = record.living(now), record.pending > now
-            if pending and (living or (index < end and spoken[index + 1])):
-                # Where the answer to it is in the prompt, it has begun.
+            if pending and (living or (record.child == 0 and index < end and spoken[index + 1])):
+                # Where a prompt ended here and its answer is in this one, it has begun.
                 living, pending = True, False
             ttl: Ttl | None = ("1h" if record.ttl >= LONG else "5m") if living else None
             depths.append(found._replace(living=ttl, pending=pending))

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     PROVIDER_UNKNOWN = "provider_unknown"
     NOT_OPTIMIZING = "not_optimizing"
     UNREADABLE = "unreadable"
+    REFUSED = "refused"
     FAILED = "failed"
 
 
@@ -53,6 +54,7 @@ _SENTENCES = {
     Reason.PROVIDER_UNKNOWN: "nothing says which provider this is",
     Reason.NOT_OPTIMIZING: "the mode leaves requests as they are",
     Reason.UNREADABLE: "the body can't be read as a chat request",
+    Reason.REFUSED: "the provider refused our markers, so the request went again as it came",
     Reason.FAILED: "something of ours failed, so the request went as it came",
 }
 

@@ -26,6 +26,8 @@ from cachemw.core.tokens import Calibration
 
 # A write must promise this share of its tokens, or it is a coin toss.
 _MARGIN = {"5m": 0.03, "1h": 0.05}
+# Gains of a token that differ by less are the same: no estimate can tell them apart.
+_TELLING = 0.01
 _NEVER = float("-inf")
 _HITS_TRIED = 3
 
@@ -33,12 +35,16 @@ Chosen = dict[int, Ttl]  # place among the depths -> TTL
 
 
 class _Candidate(NamedTuple):
-    """A place for a breakpoint, the tokens up to it, and what a token of a segment ending here gains."""
+    """A place for a breakpoint, the tokens up to it, and what a token of a segment ending here gains.
+
+    The segment begins at the breakpoint of ours before it, but not before `since` tokens.
+    """
 
     place: int
     tokens: float
     gain_5m: float
     gain_1h: float
+    since: float
 
 
 def plan(
@@ -87,6 +93,8 @@ class _Planner:
         low, high = 1 - calibration.spread, 1 + calibration.spread
         self.reach = [_reach(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens]
         self.living = [place for place, depth in enumerate(depths) if depth.living is not None]
+        for place in range(self.living[0], len(depths)) if self.living else ():
+            self.reach[place] = 1.0  # an entry is there: the minimum has been reached
         self.pending = max((place for place, depth in enumerate(depths) if depth.pending), default=-1)
         # The client's own: a top-level marker stands on the last block that takes one.
         self.own: Chosen = {}
@@ -122,24 +130,23 @@ class _Planner:
     def choose(self, reaching: Sequence[int]) -> Chosen:
         """Return the best breakpoints over the entries that could be read, the deepest first.
 
-        A shallower entry is looked at only where reading a deeper one takes a slot that is missed.
+        A shallower entry is looked at only where reading a deeper one takes a slot that is missed, or a
+        write that isn't wanted, and then without the breakpoints that would find a deeper one.
         """
         best_value, best = 0.0, Chosen()
         for hit in [*self.living[: -_HITS_TRIED - 1 : -1], -1]:
-            found = self._around(hit, reaching)
-            if found is None:
-                continue
-            value, chosen = found
+            value, chosen, missed = self._around(hit, reaching)
             if value > best_value:
                 best_value, best = value, chosen
-            if len(chosen) < self.slots:
+            if not missed or (hit >= 0 and self._found(hit, self.own)):
                 break
+            reaching = [place for place in reaching if hit < 0 or not self._found(hit, (place,))]
         return best
 
-    def _around(self, hit: int, reaching: Sequence[int]) -> tuple[float, Chosen] | None:
+    def _around(self, hit: int, reaching: Sequence[int]) -> tuple[float, Chosen, bool]:
         """Return the value and breakpoints of the best plan that reads the entry at `hit` (-1: none).
 
-        None where no breakpoint could find that entry.
+        Also whether it lacks a slot, or a free way to that entry; the value is `_NEVER` where there is none.
         """
         start = self.tokens[hit] if hit >= 0 else 0.0
         # What the client's own markers write is paid anyway: ours count from there.
@@ -153,46 +160,62 @@ class _Planner:
         covered = max(hit, own_end, pending)
         written = (self.write_5m - 1 + _MARGIN["5m"], self.write_1h - 1 + _MARGIN["1h"])
         over = _undominated([self._candidate(place, written) for place in reaching if place > covered])
-        saved, under, near = 0.0, list[_Candidate](), list[int]()
-        if hit >= 0:
-            alive = self._worth(self.depths[hit])
-            saved = (1 - self.read + alive[self.depths[hit].living == "1h"]) * start
-            under = _undominated(
-                [self._candidate(place, alive, kept=True) for place in reaching if place < hit]
-            )
+        writing = _segments(over, self.slots, base)
+        free: list[int] = []
+        finding: list[tuple[float, Chosen]] = []
+        if hit >= 0 and not self._found(hit, self.own):
+            # A breakpoint of its own may find it: one that writes nothing, or one that must write.
             last = self.depths[hit].block + self.rules.provider.lookback
             near = [place for place in reaching if place >= hit and self.depths[place].block < last]
+            free = [place for place in near if place <= covered][:1]
+            paid = [self._candidate(place, written) for place in near if place > covered]
+            if paid and not (writing[1:] and self._found(hit, writing[1][1])):
+                finding = _segments(sorted({*over, *paid}), self.slots, base, {c.place for c in paid})[1:]
+        saved, under = self._kept(hit, reaching)
+        keeping = _segments(under, self.slots, 0.0)
 
-        best: tuple[float, Chosen] | None = None
-        for writes in range(min(self.slots, len(over)) + 1):
-            gain, above = _segments(over, writes, base)
-            if writes and len(above) < writes:
-                break
-            ways = [(gain, above)]
-            if hit >= 0 and not self._found(hit, (*above, *self.own)):
-                # A breakpoint of its own finds it: one that writes nothing, or one that must write.
-                free = [place for place in near if place <= covered][:1]
-                ways = [(gain, {place: self._label(place), **above}) for place in free]
-                if paid := [self._candidate(place, written) for place in near if place > covered]:
-                    places = {candidate.place for candidate in paid}
-                    ways.append(_segments(sorted({*over, *paid}), writes + 1, base, places))
-            for gain, taken in ways:
-                slots = self.slots - len(taken)
-                if slots < 0 or gain == _NEVER:
-                    continue
-                kept, below = _segments(under, min(slots, len(under)), 0.0)
+        best: tuple[float, Chosen, bool] = (_NEVER, {}, True)
+        ways = [
+            (gain, above, False)
+            for gain, above in writing
+            if hit < 0 or self._found(hit, (*above, *self.own))
+        ]
+        ways += [
+            (gain, {place: self._label(place), **above}, False) for place in free for gain, above in writing
+        ]
+        ways += [(gain, taken, True) for gain, taken in finding]
+        for gain, taken, forced in ways:
+            slots = self.slots - len(taken)
+            if slots >= 0 and gain != _NEVER:
+                kept, below = keeping[min(slots, len(keeping) - 1)]
                 value = saved + gain + kept - (twice if max(taken, default=-1) > covered else 0.0)
-                if best is None or value > best[0]:
-                    best = (value, {**below, **taken})
+                if value > best[0]:
+                    best = (value, {**below, **taken}, forced or len(below) == slots)
         return best
 
-    def _candidate(self, place: int, costs: tuple[float, float], *, kept: bool = False) -> _Candidate:
+    def _kept(self, hit: int, reaching: Sequence[int]) -> tuple[float, list[_Candidate]]:
+        """Return what reading the entry at `hit` saves and keeps alive, and the candidates under it."""
+        if hit < 0:
+            return 0.0, []
+        saved, candidates = (1 - self.read) * self.tokens[hit], list[_Candidate]()
+        since, after = 0.0, -1
+        for end in (*sorted(place for place in self.own if place < hit), hit):
+            alive = self._worth(self.depths[end])
+            inner = [place for place in reaching if after < place < end]
+            candidates += _undominated([self._candidate(place, alive, since, kept=True) for place in inner])
+            saved += alive[0] * (self.tokens[end] - since)
+            since, after = self.tokens[end], end
+        return saved, candidates
+
+    def _candidate(
+        self, place: int, costs: tuple[float, float], since: float = 0.0, *, kept: bool = False
+    ) -> _Candidate:
         """Return a place with what a token gains there over its cost by TTL; what is only kept has one TTL."""
         reach, (may_5m, may_1h) = self.reach[place], self._may(place)
         worth_5m, worth_1h = self._worth(self.depths[place])
         gain_5m = (worth_5m - costs[0]) * reach if may_5m else _NEVER
         gain_1h = (worth_1h - costs[1]) * reach if may_1h and not (kept and may_5m) else _NEVER
-        return _Candidate(place, self.tokens[place], gain_5m, gain_1h)
+        return _Candidate(place, self.tokens[place], gain_5m, gain_1h, since)
 
     def _worth(self, depth: Depth) -> tuple[float, float]:
         """Return what a token gains by standing in a living 5m, 1h entry of this prefix.
@@ -301,12 +324,13 @@ def _undominated(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
 
     A segment that gains no more a token than a deeper one is better merged into that one, so
-    what is left gains strictly less with depth, and is short.
+    what is left gains less with depth, and is short however long the request.
     """
     kept: list[_Candidate] = []
     best_5m = best_1h = 0.0
     for candidate in reversed(candidates):
-        if candidate.gain_5m > best_5m or candidate.gain_1h > best_1h:
+        more = _TELLING if kept else 0.0
+        if candidate.gain_5m > best_5m + more or candidate.gain_1h > best_1h + more:
             kept.append(candidate)
             best_5m, best_1h = max(candidate.gain_5m, best_5m), max(candidate.gain_1h, best_1h)
     kept.reverse()
@@ -327,30 +351,34 @@ class _State(NamedTuple):
 
 
 def _segments(
-    candidates: Sequence[_Candidate], count: int, start: float, through: Collection[int] = ()
-) -> tuple[float, Chosen]:
-    """Return the best value and places of at most `count` candidates, from `start` tokens on.
+    candidates: Sequence[_Candidate], most: int, start: float, through: Collection[int] = ()
+) -> list[tuple[float, Chosen]]:
+    """Return the best value and places of at most 0, 1, ... candidates, from `start` tokens on.
 
-    With `through`, one of those places must be among them; the value is `_NEVER` where none can be.
-    A dynamic programme, shallow to deep; breakpoints of 1h come before those of 5m.
+    The list ends where more of them gain nothing. With `through`, one of those places must be among
+    them; the value is `_NEVER` where none can be. A dynamic programme, shallow to deep; breakpoints of
+    1h come before those of 5m.
     """
     first = _State(0.0, start, "1h", (), not through)
     best = first if first.met else first._replace(value=_NEVER)
-    frontier = [first]
-    for _ in range(count):
+    frontier, found = [first], [(best.value, Chosen())]
+    for count in range(1, most + 1):
         grown: dict[tuple[int, Ttl, bool], _State] = {}
         for value, tokens, phase, chosen, met in frontier:
             last = chosen[-1][0] if chosen else -1
-            for place, reached, gain_5m, gain_1h in candidates:
+            for place, reached, gain_5m, gain_1h, since in candidates:
                 if place <= last:
                     continue
                 options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
                 for ttl, gain in options if phase == "1h" else options[:1]:
-                    total = value + (reached - tokens) * gain
+                    total = value + (reached - max(tokens, since)) * gain
                     key = (place, ttl, met or place in through)
                     known = grown.get(key)
                     if gain != _NEVER and (known is None or total > known.value):
                         grown[key] = _State(total, reached, ttl, (*chosen, (place, ttl)), key[2])
         frontier = list(grown.values())
         best = max([best, *[state for state in frontier if state.met]])
-    return best.value, dict(best.chosen)
+        if len(best.chosen) < count and (best.met or not frontier):
+            break
+        found.append((best.value, dict(best.chosen)))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,13 @@ def test_kinds_are_those_of_the_providers() -> None:
         if kind is not Kind.OPAQUE
     }
     assert listed == meant
+
+
+def test_every_layer_is_described() -> None:
+    """The table of layers has those that import-linter holds, in their order."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contract = next(c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
+    layers = [
+        part.strip().removeprefix("cachemw.") for line in contract["layers"] for part in line.split(":")
+    ]
+    assert names("contributing.md", "layer") == layers
