@@ -6,7 +6,6 @@ import base64
 import importlib.util
 import struct
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -114,19 +113,17 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folders[0]))
 
 
-@pytest.mark.parametrize(("tokenizer", "factor"), [("old", 1.2), ("new", 1.2), ("openai", 1 / 0.9)])
 @pytest.mark.usefixtures("encodings")
-def test_tiktoken(tokenizer: Literal["old", "new", "openai"], factor: float) -> None:
-    """The counter gives sizes, which the model's scale turns into tokens: exactly so for OpenAI's own."""
-    counter = load_counter(tokenizer)
+def test_tiktoken() -> None:
+    """The counter gives sizes: exact counts of the encoding, times what Claude's tokenizer makes more."""
+    counter = load_counter()
     text = "The quick brown fox jumps over the lazy dog. <|endoftext|> " * 50
     import tiktoken
 
     exact = len(tiktoken.get_encoding("o200k_base").encode_ordinary(text))
-    assert counter(text) == round(exact * factor)
+    assert counter(text) == round(exact * 1.2)
     assert counter("") == 0
-    if tokenizer == "openai":
-        assert counter(text) * Calibration.start("openai").scale == pytest.approx(exact, rel=0.001)
+    assert counter(text) == pytest.approx(estimate(Kind.TEXT, len(text)), rel=0.4)
 
 
 def test_an_encoding_that_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,4 +135,4 @@ def test_an_encoding_that_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
     with pytest.raises(ConnectionError):
-        load_counter("old")
+        load_counter()
