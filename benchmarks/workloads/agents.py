@@ -77,7 +77,7 @@ def _fanned(rng: random.Random, talk: Talk) -> Talk:
     """Return a conversation with these tools and this opening, and 24 generated calls in each turn."""
     names = [tool["function"]["name"] for tool in talk.tools] or ["search"]
     messages = list(talk.messages[: 2 if talk.messages[0]["role"] == "system" else 1])
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(3, 8)):
         calls, results = [], []
         for _ in range(_FAN):
             call_id = f"call_{rng.getrandbits(64):016x}"

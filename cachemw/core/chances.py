@@ -33,9 +33,9 @@ _ABOVE = 3.0
 _OWN_FROM, _ALONE_FROM = 4, 8
 _OWN_PRIOR = 4.0
 _KNOWN = 0.5
-# A class forgets: trials beyond the window, and half of all in half an hour.
+# A class forgets: trials beyond the window, and half of all in an hour.
 _WINDOW = 64.0
-_HALF_LIFE = 1800.0
+_HALF_LIFE = 3600.0
 _CLASSES = 20_000
 # An open trial counts as failed in full once it has waited this long, within five minutes and past them.
 _RAMP, _LATE_RAMP = 30.0, 300.0
@@ -150,13 +150,20 @@ class Reuse:
         running = parsed.tools > 0 or turns[-1] > 0
         trunk = _trunk(parsed, digests, dict(zip(watched, records, strict=True)))
         end = len(blocks) - 1
-        depths = []
+        depths: list[Depth] = []
+        new: Depth | None = None  # the first head that was never seen
         for index, record in zip(watched, records, strict=True):
             place, whole = _place(parsed, index), index == end
             levels = _levels(trunk, turns[index])
             prior = _RUNNING if running else _SINGLE_HEAD if index < end else _SINGLE
             if record is None:
-                depths.append(self._new(index, place, levels, prior, now, whole=whole))
+                found = self._new(index, place, levels, prior, now, whole=whole)
+                if new is not None:
+                    # Under tools or a system prompt that don't come again nothing does.
+                    found = found._replace(chance=min(found.chance, new.chance), hour=min(found.hour, new.hour))
+                elif index < parsed.system:
+                    new = found
+                depths.append(found)
                 continue
             passed = max(now - record.last, 0.0)
             if record.seen < _ALONE_FROM:
@@ -312,6 +319,22 @@ class Reuse:
         by_age = sorted(self._classes, key=lambda key: self._classes[key].time)
         for key in by_age[: len(by_age) // 2]:
             del self._classes[key]
+
+
+def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: float) -> list[Depth]:
+    """Return the same chances with what a later look at the same records says of entries.
+
+    Chances are not judged again: the records count this request's own arrival by now.
+    """
+    later = []
+    for depth, record in zip(depths, records, strict=True):
+        living, pending = depth.living, False
+        if living is None and record is not None:
+            pending = record.pending > now
+            if record.living(now):
+                living, pending = "1h" if record.ttl >= LONG else "5m", False
+        later.append(depth._replace(living=living, pending=pending))
+    return later
 
 
 def _trunk(parsed: Parsed, digests: Sequence[bytes], known: dict[int, Prefix | None]) -> list[bytes]:

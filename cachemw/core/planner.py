@@ -159,7 +159,7 @@ class _Planner:
             base = self.tokens[pending]
         covered = max(hit, own_end, pending)
         written = (self.write_5m - 1 + _MARGIN["5m"], self.write_1h - 1 + _MARGIN["1h"])
-        over = _undominated([self._candidate(place, written) for place in reaching if place > covered])
+        over = self._undominated([place for place in reaching if place > covered], written)
         writing = _segments(over, self.slots, base)
         free: list[int] = []
         finding: list[tuple[float, Chosen]] = []
@@ -202,20 +202,39 @@ class _Planner:
         for end in (*sorted(place for place in self.own if place < hit), hit):
             alive = self._worth(self.depths[end])
             inner = [place for place in reaching if after < place < end]
-            candidates += _undominated([self._candidate(place, alive, since, kept=True) for place in inner])
+            candidates += self._undominated(inner, alive, since, kept=True)
             saved += alive[0] * (self.tokens[end] - since)
             since, after = self.tokens[end], end
         return saved, candidates
 
-    def _candidate(
-        self, place: int, costs: tuple[float, float], since: float = 0.0, *, kept: bool = False
-    ) -> _Candidate:
-        """Return a place with what a token gains there over its cost by TTL; what is only kept has one TTL."""
+    def _undominated(
+        self, places: Sequence[int], costs: tuple[float, float], since: float = 0.0, *, kept: bool = False
+    ) -> list[_Candidate]:
+        """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
+
+        A segment that gains no more a token than a deeper one is better merged into that one, so
+        what is left gains less with depth, and is short however long the request.
+        """
+        found: list[_Candidate] = []
+        least_5m = least_1h = 0.0
+        for place in reversed(places):
+            gain_5m, gain_1h = self._gains(place, costs, kept=kept)
+            if gain_5m > least_5m or gain_1h > least_1h:
+                found.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
+                least_5m, least_1h = max(gain_5m + _TELLING, least_5m), max(gain_1h + _TELLING, least_1h)
+        found.reverse()
+        return found
+
+    def _candidate(self, place: int, costs: tuple[float, float]) -> _Candidate:
+        return _Candidate(place, self.tokens[place], *self._gains(place, costs), 0.0)
+
+    def _gains(self, place: int, costs: tuple[float, float], *, kept: bool = False) -> tuple[float, float]:
+        """Return what a token gains over its cost, by TTL; what is only kept alive has one TTL."""
         reach, (may_5m, may_1h) = self.reach[place], self._may(place)
         worth_5m, worth_1h = self._worth(self.depths[place])
         gain_5m = (worth_5m - costs[0]) * reach if may_5m else _NEVER
         gain_1h = (worth_1h - costs[1]) * reach if may_1h and not (kept and may_5m) else _NEVER
-        return _Candidate(place, self.tokens[place], gain_5m, gain_1h, since)
+        return gain_5m, gain_1h
 
     def _worth(self, depth: Depth) -> tuple[float, float]:
         """Return what a token gains by standing in a living 5m, 1h entry of this prefix.
@@ -318,23 +337,6 @@ def _reach(low: float, high: float, minimum: int) -> float:
     if low >= minimum:
         return 1.0
     return (high - minimum) / (high - low) if high > minimum else 0.0
-
-
-def _undominated(candidates: Sequence[_Candidate]) -> list[_Candidate]:
-    """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
-
-    A segment that gains no more a token than a deeper one is better merged into that one, so
-    what is left gains less with depth, and is short however long the request.
-    """
-    kept: list[_Candidate] = []
-    best_5m = best_1h = 0.0
-    for candidate in reversed(candidates):
-        more = _TELLING if kept else 0.0
-        if candidate.gain_5m > best_5m + more or candidate.gain_1h > best_1h + more:
-            kept.append(candidate)
-            best_5m, best_1h = max(candidate.gain_5m, best_5m), max(candidate.gain_1h, best_1h)
-    kept.reverse()
-    return kept
 
 
 class _State(NamedTuple):
