@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := .venv-peers/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-clients test-promises bench-recorded bench-savings lock clean
+.PHONY: help demo test check test-clients test-promises bench-recorded bench-savings bench-peers-setup lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,6 +33,12 @@ check: $(READY) ## formatting, lint, types and layers
 bench-recorded: $(READY) ## the simulated provider against recorded usage
 	@$(BIN)/python -m benchmarks.recorded_usage $(wildcard ../shared/data/C2_raw_requests_hashed.jsonl.gz)
 
+bench-savings: $(READY) $(PEERS) ## what each policy pays on each workload; fails where a promise breaks
+	@mkdir -p out
+	@$(BIN)/python -m benchmarks.savings --seeds 1,2,3 --csv out/savings.csv --svg out/savings.svg
+
+bench-peers-setup: $(PEERS) ## the environment in which the peers' real packages run
+
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
@@ -41,6 +48,13 @@ lock: $(READY) ## pin every dependency anew
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(PEERS): benchmarks/peers/requirements.txt
+	@echo "Setting up .venv-peers with the peers' packages (a minute or two, once) ..."
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt || { \
+	  echo "Installing the peers' packages failed: is a package index reachable from here?"; exit 1; }
+	@touch $(PEERS)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -56,7 +56,7 @@ KINDS = (
 )
 
 
-class Sent(NamedTuple):
+class Times(NamedTuple):
     """The times of one request, in seconds of the machine's clock."""
 
     started: float
@@ -71,22 +71,22 @@ class Burst:
     name: str
     wrote: int
     read: int
-    sent: tuple[Sent, ...]
+    times: tuple[Times, ...]
     errors: tuple[str, ...] = ()
 
     @property
     def waits(self) -> list[float]:
         """The seconds that each request was held, in order."""
-        return sorted(one.left - one.started for one in self.sent)
+        return sorted(one.left - one.started for one in self.times)
 
     @property
     def late(self) -> float:
         """Seconds from when the first answer began until the last request had left."""
-        return max(one.left for one in self.sent) - min(one.begun for one in self.sent)
+        return max(one.left for one in self.times) - min(one.begun for one in self.times)
 
     def broken(self) -> Iterator[str]:
         """Yield what breaks the promise: one writes, all others read, none is held past the first answer."""
-        requests = len(self.sent)
+        requests = len(self.times)
         if (self.wrote, self.read) != (1, requests - 1):
             yield f"{self.name}: {self.wrote} of {requests} wrote, {self.read} read; 1 and the rest is promised"
         if self.late > SLACK:
@@ -98,7 +98,7 @@ class Burst:
         """Return what happened."""
         waits = self.waits
         return (
-            f"{self.name:<28} {len(self.sent):>3} requests: {self.wrote:>2} wrote, {self.read:>2} read; held "
+            f"{self.name:<28} {len(self.times):>3} requests: {self.wrote:>2} wrote, {self.read:>2} read; held "
             f"{median(waits):.3f} s (most {waits[-1]:.3f}), the last left {self.late:+.3f} s "
             "from the first answer's beginning"
         )
@@ -114,7 +114,7 @@ def bursts(requests: int = 20, *, coalesce: bool = True) -> Iterator[Burst]:
             burst(kind, "memory://", requests, coalesce=coalesce) for kind in KINDS if not kind.shared
         )
         return
-    with ValkeyServer(port=_free_port()) as server:
+    with ValkeyServer(port=free_port()) as server:
         for kind in KINDS:
             store = server.connection_url if kind.shared else "memory://"
             yield burst(kind, store, requests, coalesce=coalesce)
@@ -171,7 +171,7 @@ def _work(
     else:
         middleware = cachemw.AsyncMiddleware(settings, hooks=[note])
         times = asyncio.run(_tasks(middleware, url, bodies, ready))
-    sent = [Sent(started, left[str(index)], begun) for index, (started, begun) in enumerate(times)]
+    sent = [Times(started, left[str(index)], begun) for index, (started, begun) in enumerate(times)]
     told.put((sent, {name: count for name, count in middleware.counts.items() if name.startswith("error")}))
 
 
@@ -233,7 +233,8 @@ def _base(url: str) -> str:
     return f"{url}/serving-endpoints"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -172,11 +172,14 @@ class Clean:
 # Prompts of one turn and a few kinds, each back once to four times within minutes, look like few-shot
 # prompts until they stop coming back.
 _LOOKALIKE = {"few-shot short": 1.010, "RAG": 1.010}
+# Where nobody can know whether a turn comes back: README.md here, "Limits", and losses.py. The few-shot
+# prompts above are left out of the mean with an hour allowed for the same reason.
+_UNKNOWABLE = {"dated with tools": 0.955, "slow chat": 0.96, "truncated history": 0.97}
 _OURS = frozenset(OURS)
 
 PROMISES: tuple[Promise, ...] = (
-    Share("cachemw", mean=0.992, least=0.98, own={"dated with tools": 0.955}),
-    Share("cachemw 1h", mean=0.991, own={"slow chat": 0.985}),
+    Share("cachemw", mean=0.992, least=0.98, own=_UNKNOWABLE),
+    Share("cachemw 1h", mean=0.991, own={"slow chat": 0.985}, apart=frozenset({"few-shot short"})),
     NoLoss("cachemw", own=_LOOKALIKE),
     NoLoss("cachemw 1h", own=_LOOKALIKE),
     NoneCheaper("cachemw", _OURS | {NO_CACHING}),
@@ -193,6 +196,8 @@ PROMISES: tuple[Promise, ...] = (
     ),
     Clean(_OURS),
 )
+# What breaks it is said by `benchmarks.burst`: it looks at times, not at rows.
+BURSTS = "bursts of 20 cold requests with coalesce: one writes, all others read, none is held past the first answer"
 
 
 def _line(row: Row) -> str:

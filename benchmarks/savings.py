@@ -24,12 +24,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, peers
-from benchmarks.burst import burst
+from benchmarks.burst import bursts
 from benchmarks.chart import chart
-from benchmarks.checks import PROMISES, WORTH
+from benchmarks.checks import BURSTS, PROMISES, WORTH
 from benchmarks.measure import NO_CACHING, OURS, Row
 from benchmarks.workloads import WORKLOADS, recorded
-from cachemw.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,7 +135,7 @@ def verdict(rows: Sequence[Row], console: Console, *, whole: bool) -> int:
         for promise in PROMISES
     ]
     if whole:
-        checks.append(_burst())
+        checks.append((BURSTS, [line for found in bursts() for line in found.broken()], []))
     failed = False
     for says, broken, missing in checks:
         failed = failed or bool(broken) or (whole and bool(missing))
@@ -145,13 +144,6 @@ def verdict(rows: Sequence[Row], console: Console, *, whole: bool) -> int:
         for line in [*broken, *(f"{policy} was not measured" for policy in missing)]:
             console.print(f"         {line}", highlight=False)
     return 1 if failed else 0
-
-
-def _burst() -> tuple[str, list[str], list[str]]:
-    says = "a burst of 20 cold requests with coalesce: 1 write, 19 reads, no wait past the first answer"
-    if "coalesce" not in Settings.model_fields:
-        return says, [], ["coalesce"]
-    return says, list(burst().broken()), []
 
 
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -32,6 +32,7 @@ _ABOVE = 3.0
 # the eighth on it speaks for itself alone, and no longer for its class.
 _OWN_FROM, _ALONE_FROM = 4, 8
 _OWN_PRIOR = 4.0
+_OWN_LATE_PRIOR = 16.0
 _KNOWN = 0.5
 # A class forgets: trials beyond the window, and half of all in an hour.
 _WINDOW = 64.0
@@ -160,7 +161,9 @@ class Reuse:
                 found = self._new(index, place, levels, prior, now, whole=whole)
                 if new is not None:
                     # Under tools or a system prompt that don't come again nothing does.
-                    found = found._replace(chance=min(found.chance, new.chance), hour=min(found.hour, new.hour))
+                    found = found._replace(
+                        chance=min(found.chance, new.chance), hour=min(found.hour, new.hour)
+                    )
                 elif index < parsed.system:
                     new = found
                 depths.append(found)
@@ -198,14 +201,15 @@ class Reuse:
         name = (*place, "repeat" if prior == _REPEAT else "end" if whole else "inner")
         if sighting < _OWN_FROM:
             return self._by_class(index, name, sighting, _gap(passed), levels, prior, now)
-        chance, late = _KNOWN, _LATE
-        if sighting < _ALONE_FROM:
+        chance, alone = _KNOWN, sighting >= _ALONE_FROM
+        if not alone:
             chance = self._soon(name, _OWN_FROM, _gap(passed), levels, prior, now, start=True)
-            late = self._late(name, sighting, levels, now, start=True)
+        late = self._late(name, sighting, levels, now, start=not alone)
         soon = passed <= SHORT
         chance = (record.hits + soon + _OWN_PRIOR * chance) / (record.trials + 1.0 + _OWN_PRIOR)
-        late = (record.late_hits + (not soon and passed <= LONG) + _OWN_PRIOR * late) / (
-            record.late_trials + (not soon) + _OWN_PRIOR
+        # A record only tells of the times when it came again, so of the later chance its class knows more.
+        late = (record.late_hits + (not soon and passed <= LONG) + _OWN_LATE_PRIOR * late) / (
+            record.late_trials + (not soon) + _OWN_LATE_PRIOR
         )
         hour = chance + (1.0 - chance) * late
         return Depth(index, chance, _reads([chance]), hour, _reads([hour]), None)

@@ -25,7 +25,7 @@ from cachemw.core.providers import Kind, Mark, Rules, Ttl, relative
 from cachemw.core.tokens import Calibration
 
 # A write must promise this share of its tokens, or it is a coin toss.
-_MARGIN = {"5m": 0.03, "1h": 0.08}
+_MARGIN = {"5m": 0.03, "1h": 0.18}
 # Gains of a token that differ by less are the same: no estimate can tell them apart.
 _TELLING = 0.01
 _NEVER = float("-inf")

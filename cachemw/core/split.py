@@ -1,108 +1,89 @@
-"""Long texts cut where others like them go on differently: the opt-in `split_text`.
+"""Long texts in parts, cut where texts like them go on differently: the opt-in `split_text`.
 
-Lives here: pieces, where texts part, and which texts are cut. Must not know: blocks, plans, stores. What
-is learned is kept in the object, as hashes and offsets; it is bounded, and one process's own.
+Lives here: pieces, where texts part, which texts are cut, and the equality that then holds. Must not know:
+plans, stores. What is learned is kept in the object, as hashes and offsets; it is bounded.
 
-A text is read in pieces that end with a line, each named by the hash of all up to its end. Where the pieces
-of a new text stop being known, it parts from another one: there it is cut, and so is each later text that
-goes through. Texts of a sort that part near their ends are cut in advance, so that the first that comes
-back can read. A text that has been seen stays as it was sent.
+A text is read in pieces, each named by the hash of all up to its end. Where the pieces of a new text stop
+being known, it parts from another one: there it is cut, and so is each later text that comes through. Where
+such texts mostly part near their ends, new ones are cut in advance, so that the first that comes back can
+read already. A text that was seen stays in the parts that it was in: entries of it may live.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 
 from cachemw.core.blocks import Wire
+from cachemw.core.markers import canonical
 from cachemw.core.wire import Json
 
 _LEAST = 1_024  # bytes of a text that is looked at
-_PIECE = 256  # bytes of a piece, up to the next end of a line
-_LINE = 1_024  # no end of a line within so many: the piece ends with a word
-_CUTS = 7
-_TEXTS, _PIECES, _SORTS = 16_384, 131_072, 1_024
-_SEEN = 32  # texts of a sort that are remembered
-_OFTEN = 0.2  # share of them that must part near the end
+# A piece is so many bytes, or this share of what stands before it: what a cut misses is a share of the text.
+_PIECE, _SHARE = 256, 128
+_LINE = 1_024  # where no line ends within so many bytes, a piece ends with a word
+_CUTS = 15  # of one text
+_TEXTS, _PIECES, _OWNERS = 16_384, 65_536, 1_024
+# Of the latest texts so many are looked back at; so many must have parted near their ends, and such a share.
+_WINDOW, _FEW, _OFTEN = 32, 2, 0.2
 
-Cuts = tuple[int, ...]
-Key = TypeVar("Key", bound=Hashable)
-Value = TypeVar("Value")
-
-
-class _Recent(OrderedDict[Key, Value], Generic[Key, Value]):
-    """A dictionary that forgets what was put or touched longest ago."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._limit = limit
-
-    def touch(self, key: Key, value: Value) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._limit:
-            self.popitem(last=False)
+Border: TypeAlias = tuple[int, bytes]  # where a piece ends, in bytes, and the hash of all up to there
+Cuts: TypeAlias = tuple[int, ...]
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Splitter:
-    """Cut the texts of bodies. Not thread-safe."""
+    """Cut the long texts of bodies, and learn where from each. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._texts: _Recent[bytes, Cuts] = _Recent(_TEXTS)
-        self._pieces: _Recent[bytes, None] = _Recent(_PIECES)
-        self._cuts: _Recent[bytes, Cuts] = _Recent(_TEXTS)
-        self._tails: _Recent[tuple[int, bool], deque[int | None]] = _Recent(_SORTS)
+        self._texts: OrderedDict[bytes, Cuts] = OrderedDict()
+        self._pieces: OrderedDict[bytes, None] = OrderedDict()
+        self._cuts: OrderedDict[bytes, Cuts] = OrderedDict()  # by the piece after which is cut
+        self._tails: OrderedDict[int, deque[int]] = OrderedDict()
 
     def split(self, body: Json, wire: Wire, owner: str) -> Json:
-        """Return the body with its long system and user texts cut; the body itself where none is.
+        """Return the body with its long system and user texts in parts; the body itself where none is cut.
 
-        `owner`: texts of different ones have nothing to do with each other.
+        Texts of different owners have nothing to do with each other. What is no text, or has fields of its
+        own beside it, is left alone; a marker of the client's stays at the end of its text.
         """
         messages = body.get("messages")
         if not isinstance(messages, (list, tuple)):
             return body
-        users, systems = (xxh3_64_intdigest(f"{owner}\0{role}") for role in ("user", "system"))
+        system, user = _seed(owner, "system"), _seed(owner, "user")
         fresh: dict[str, Any] = {}
-        if wire == "messages" and (content := self._content(body.get("system"), systems, False)) is not None:
+        if wire == "messages" and (content := self._content(body.get("system"), system)):
             fresh["system"] = content
-        changed: dict[int, Any] = {}
-        later = False
+        changed: dict[int, Json] = {}
         for index, message in enumerate(messages):
-            if not isinstance(message, Mapping):
-                return body
-            role = message.get("role")
-            if role == "assistant":
-                later = True
-            elif role == "user" or role == "system" or role == "developer":
-                seed = users if role == "user" else systems
-                if (content := self._content(message.get("content"), seed, later)) is not None:
+            role = message.get("role") if isinstance(message, Mapping) else None
+            if role == "user" or role == "system" or role == "developer":
+                content = self._content(message.get("content"), user if role == "user" else system)
+                if content:
                     changed[index] = {**message, "content": content}
         if changed:
             fresh["messages"] = [changed.get(index, message) for index, message in enumerate(messages)]
         return {**body, **fresh} if fresh else body
 
-    def _content(self, content: Any, seed: int, later: bool) -> list[Any] | None:
-        """Return a content with its texts cut, None where nothing is."""
+    def _content(self, content: Any, seed: int) -> list[Any]:
+        """Return a content with its texts in parts, nothing where none is cut."""
         if isinstance(content, str):
-            parts = self._parts(content, seed, later)
-            return [{"type": "text", "text": part} for part in parts] if len(parts) > 1 else None
+            parts = self._parts(content, seed)
+            return [{"type": "text", "text": part} for part in parts] if len(parts) > 1 else []
         if not isinstance(content, (list, tuple)):
-            return None
+            return []
         found: list[Any] = []
         for part in content:
-            text = part.get("text") if isinstance(part, Mapping) else None
-            if isinstance(text, str) and part.get("type") == "text" and part.keys() <= _PLAIN:
-                *heads, last = self._parts(text, seed, later)
-                found += [{"type": "text", "text": head} for head in heads]
-                found.append({**part, "text": last} if heads else part)
-            else:
-                found.append(part)
-        return found if len(found) > len(content) else None
+            *heads, last = self._parts(part["text"], seed) if _is_text(part) else [""]
+            found += [{"type": "text", "text": head} for head in heads]
+            found.append({**part, "text": last} if heads else part)
+        return found if len(found) > len(content) else []
 
-    def _parts(self, text: str, seed: int, later: bool) -> list[str]:
+    def _parts(self, text: str, seed: int) -> list[str]:
         if len(text) < _LEAST:
             return [text]
         try:
@@ -112,60 +93,113 @@ class Splitter:
         name = xxh3_128_digest(raw, seed)
         cuts = self._texts.get(name)
         if cuts is None:
-            cuts = self._find(raw, seed, later)
-        self._texts.touch(name, cuts)
-        if not cuts:
-            return [text]
-        parts = [raw[start:end].decode() for start, end in zip((0, *cuts), (*cuts, None))]
-        return parts
+            cuts = self._find(raw, seed)
+        _keep(self._texts, name, cuts, _TEXTS)
+        return _divided(raw, cuts) if cuts else [text]
 
-    def _find(self, raw: bytes, seed: int, later: bool) -> Cuts:
-        """Return where a text that was never seen is cut."""
-        borders = list(_borders(raw, seed))
-        known = next((i for i in range(len(borders) - 1, -1, -1) if borders[i][1] in self._pieces), -1)
-        shared = borders[known][0] if known >= 0 else 0
-        cuts: Cuts = next((self._cuts[d] for _, d in reversed(borders[: known + 1]) if d in self._cuts), ())
-        if shared - max(cuts, default=0) >= _PIECE and len(cuts) < _CUTS:
-            cuts = (*cuts, shared)
-        tails = self._tails.get((seed, later)) or deque(maxlen=_SEEN)
-        if (ahead := self._ahead(borders, shared, len(raw), tails)) and len(cuts) < _CUTS:
-            cuts = (*cuts, ahead)
-        tails.append(len(raw) - shared if shared else None)
-        self._tails.touch((seed, later), tails)
-        for offset, digest in borders:
-            self._pieces.touch(digest, None)
-            if offset in cuts and cuts[: cuts.index(offset) + 1]:
-                self._cuts.touch(digest, cuts[: cuts.index(offset) + 1])
+    def _find(self, raw: bytes, seed: int) -> Cuts:
+        """Return where a text that was never seen is cut, and learn from it."""
+        borders, length = list(_borders(raw, seed)), len(raw)
+        known = len(borders)
+        while known and borders[known - 1][1] not in self._pieces:
+            known -= 1
+        shared = borders[known - 1][0] if known else 0
+        cuts = next((self._cuts[piece] for _, piece in reversed(borders[:known]) if piece in self._cuts), ())
+        tails = self._tails.get(seed) or deque(maxlen=_WINDOW)
+        for at in (shared, _ahead(borders, shared, length, tails)):
+            if at > max(cuts, default=0) and len(cuts) < _CUTS:
+                cuts = (*cuts, at)
+        cuts = tuple([cut for cut in cuts if cut < length])
+        while cuts and any(part.isspace() for part in _divided(raw, cuts)):
+            cuts = cuts[:-1]
+        tails.append(length - shared if shared else 0)
+        _keep(self._tails, seed, tails, _OWNERS)
+        for offset, piece in borders:
+            _keep(self._pieces, piece, None, _PIECES)
+            if offset in cuts:
+                _keep(self._cuts, piece, cuts[: cuts.index(offset) + 1], _TEXTS)
         return cuts
 
-    def _ahead(self, borders: list[tuple[int, bytes]], shared: int, length: int, tails: deque[int | None]) -> int:
-        """Return where to cut in advance, 0 for nowhere: what then lies ahead of it is likely to come again."""
-        parted = sorted(tail for tail in tails if tail is not None)
-        best, tail = max(((count * (length - shared - tail), tail) for count, tail in enumerate(parted, 1)), default=(0, 0))
-        if best <= 0: return 0
-        count = sum(t <= tail for t in parted)
-        if count < 2 or count < _OFTEN * len(tails):
-            return 0
-        at = next((offset for offset, _ in reversed(borders) if offset <= length - tail), 0)
-        return at if at - shared >= max(tail, _PIECE) else 0
+
+def _ahead(borders: Sequence[Border], shared: int, length: int, tails: Sequence[int]) -> int:
+    """Return where to cut a text before it is known where it parts from others; 0 for nowhere.
+
+    `tails`: how far from their ends the latest texts parted from others, 0 for those that did not. The
+    tail to leave is the one for which the most can be expected to be shared.
+    """
+    parted = sorted(tail for tail in tails if tail)
+    gains = [(count * (length - shared - tail), count, tail) for count, tail in enumerate(parted, 1)]
+    _, count, tail = max(gains, default=(0, 0, 0))
+    if count < max(_FEW, _OFTEN * len(tails)):
+        return 0
+    at = max((offset for offset, _ in borders if offset <= length - tail), default=0)
+    # What is not much longer than a tail is one.
+    return at if at - shared >= tail else 0
 
 
-_PLAIN = {"type", "text", "cache_control"}
+def _borders(raw: bytes, seed: int) -> Iterator[Border]:
+    """Yield where each piece of a text ends; the rest at its end, which makes none, is left out.
 
-
-def _borders(raw: bytes, seed: int) -> Iterator[tuple[int, bytes]]:
-    """Yield where each piece ends and the hash of all up to there; the last piece, which ends the text, has none."""
-    hasher, view = xxh3_128(seed=seed), memoryview(raw)
-    start, length = 0, len(raw)
+    Where the text itself ends with a piece, it may be the head of a longer one.
+    """
+    hasher, view, start = xxh3_128(seed=seed), memoryview(raw), 0
     while True:
-        least = start + _PIECE
-        end = raw.find(b"\n", least - 1, start + _LINE) + 1 or raw.rfind(b" ", least, start + _LINE) + 1
-        if not end:
-            end = start + _LINE
-            while end < length and raw[end] & 0xC0 == 0x80:
-                end += 1
-        if end >= length:
+        least = start + max(_PIECE, start // _SHARE)
+        most = least + _LINE
+        end = raw.find(b"\n", least - 1, most) + 1 or raw.find(b" ", least - 1, most) + 1 or least
+        while end < len(raw) and raw[end] & 0xC0 == 0x80:  # inside a character
+            end += 1
+        if end > len(raw):
             return
         hasher.update(view[start:end])
         yield end, hasher.digest()
         start = end
+
+
+def _divided(raw: bytes, cuts: Cuts) -> list[str]:
+    return [raw[start:end].decode() for start, end in zip((0, *cuts), (*cuts, len(raw)), strict=True)]
+
+
+def _seed(owner: str, role: str) -> int:
+    return xxh3_64_intdigest(f"{owner}\0{role}".encode("utf-8", "surrogatepass"))
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        and part.keys() <= {"type", "text", "cache_control"}
+    )
+
+
+def _keep(table: OrderedDict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Put a value in a table, and drop what was put there longest ago if that is too much."""
+    table[key] = value
+    table.move_to_end(key)
+    if len(table) > most:
+        table.popitem(last=False)
+
+
+def joined(body: Json) -> Json:
+    """Return the canonical form in which two bodies are equal that differ in how their texts are cut alone."""
+    bare = dict(canonical(body))
+    if isinstance(bare.get("system"), list):
+        bare["system"] = _joined(bare["system"])
+    bare["messages"] = [
+        {**message, "content": _joined(message["content"])}
+        if isinstance(message, Mapping) and isinstance(message.get("content"), list)
+        else message
+        for message in bare.get("messages") or ()
+    ]
+    return bare
+
+
+def _joined(parts: Sequence[Any]) -> list[Any]:
+    found: list[Any] = []
+    for part in parts:
+        if found and _is_text(part) and _is_text(found[-1]):
+            found[-1] = {"type": "text", "text": found[-1]["text"] + part["text"]}
+        else:
+            found.append(part)
+    return found

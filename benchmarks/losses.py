@@ -1,0 +1,91 @@
+"""Where the default policy falls short of the clairvoyant bound: what no policy could have known.
+
+    python benchmarks/losses.py --seeds 1,2,3 --workloads slow,truncated,fan-out
+
+For each stream: the loss against the bound, as a share of what no caching costs, and the part of it that
+was paid for writes which nothing read before they died. Whether a conversation goes on, and within five
+minutes, is not known when a request leaves: where a write is read more often than one time in four, making
+it is right and some are wasted all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.policies import Ours
+from benchmarks.workloads import WORKLOADS
+from cachemw.core.providers import find_model
+from cachemw.simulation.oracle import bound
+from cachemw.simulation.provider import ProviderCache, Ticket
+from cachemw.simulation.replay import Weights, no_caching, replay
+
+
+class Watched(ProviderCache):
+    """A provider that notes, for every token written, whether anything read it before it died."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.written = self.wasted = 0
+        self._unread: dict[bytes, tuple[int, float]] = {}
+
+    def begin(self, *arguments: Any, **named: Any) -> Ticket:
+        """Bill a request and note what it read and wrote."""
+        ticket = super().begin(*arguments, **named)
+        end = ticket.read + ticket.write_5m + ticket.write_1h
+        for index, position in enumerate(ticket.request.positions):
+            if position.prefix > end:
+                break
+            tokens, expiry = self._unread.pop(position.digest, (0, 0.0))
+            if index > ticket.hit or expiry <= ticket.started:
+                self.wasted += tokens
+            if index > ticket.hit:
+                self.written += position.tokens
+                self._unread[position.digest] = (position.tokens, ticket.started + 300.0)
+        return ticket
+
+    def close(self) -> None:
+        """Count what was never read at all."""
+        self.wasted += sum(tokens for tokens, _ in self._unread.values())
+        self._unread.clear()
+
+
+def losses(workload: str, seed: int) -> tuple[float, float, float]:
+    """Return the loss, its part for wasted writes (both of the uncached cost), and the share of writes wasted."""
+    stream = WORKLOADS[workload](seed)
+    model = find_model(stream.model)
+    assert model is not None, stream.model
+    plain = replay(stream.requests, no_caching, ProviderCache(model)).total
+    least = bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False)
+    cache = Watched(model)
+    outcome = replay(stream.requests, Ours(), cache)
+    cache.close()
+    premium = (Weights.of(model).write_5m - 1) * cache.wasted
+    return (outcome.cost - least) / plain, premium / plain, cache.wasted / max(cache.written, 1)
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1])
+    parser.add_argument("--workloads", default="", help="parts of names, comma-separated; all without it")
+    chosen = parser.parse_args()
+    parts = [part.strip() for part in chosen.workloads.split(",")]
+    table = Table("workload", "seed", "loss", "of it wasted writes", "writes wasted", box=None)
+    for name in (name for name in WORKLOADS if any(part in name for part in parts)):
+        for seed in chosen.seeds:
+            loss, wasted, share = losses(name, seed)
+            table.add_row(name, str(seed), f"{loss:.2%}", f"{wasted:.2%}", f"{share:.1%}")
+    Console(width=120).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
