@@ -3,7 +3,7 @@
     python benchmarks/burst.py
     python benchmarks/burst.py --requests 50 --without
 
-In real time: wrapped clients, in threads, tasks and processes, a gateway over HTTP that answers after 0.4
+In real time: wrapped clients, in threads, tasks and processes, a gateway over HTTP that answers after 0.8
 seconds, and a real Valkey where workers share a store. Exits 1 if a burst breaks the promise. `--without`
 shows the same without `coalesce`.
 """
@@ -32,8 +32,8 @@ from benchmarks.workloads.generated import MODEL
 from cachemw.apps import gateway
 from cachemw.events import Event, Prepared
 
-LATENCY = 0.4  # seconds until each answer begins
-SLACK = 0.25  # seconds: a pause between two looks, and what a busy machine takes to run so many requests
+LATENCY = 0.8  # seconds until each answer begins
+SLACK = 0.4  # seconds: a pause between two looks, and what a busy machine takes to run so many requests
 
 
 class Kind(NamedTuple):

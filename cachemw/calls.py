@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
+from cachemw.core.chances import Depth
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import Rules
 from cachemw.core.receipt import Receipt
@@ -21,7 +22,11 @@ _NO_PLAN = Plan()
 
 @dataclass(slots=True)
 class State:
-    """What the engine knows of one call beyond what the caller sees."""
+    """What the engine knows of one call beyond what the caller sees.
+
+    `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
+    `refreshed`: what it keeps alive.
+    """
 
     body: Json
     start: float
@@ -29,11 +34,14 @@ class State:
     labels: Mapping[str, str]
     model: str
     rules: Rules | None = None
+    sent: Json = field(default_factory=dict)
     parsed: Parsed | None = None
     chain: list[bytes] = field(default_factory=list)
     watched: list[int] = field(default_factory=list)
     arrival: Arrival | None = None
+    depths: list[Depth] = field(default_factory=list)
     entries: tuple[Entry, ...] = ()
+    held: tuple[Entry, ...] = ()
     refreshed: tuple[Entry, ...] = ()
     plan: Plan = _NO_PLAN
     hypothetical: Plan | None = None

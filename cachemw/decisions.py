@@ -19,12 +19,14 @@ from cachemw import ledger
 from cachemw.calls import Call, Pending, State, Write, untracked
 from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parser, Wire
-from cachemw.core.chances import Reuse
+from cachemw.core.chances import Depth, Reuse, refreshed
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import TTL_SECONDS, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
+from cachemw.core.split import Splitter
 from cachemw.core.tokens import Counter
+from cachemw.core.tools import sort_tools
 from cachemw.core.wire import Json
 from cachemw.errors import BodyError
 from cachemw.events import Counted, Counters, Event, Hook, Prepared, Settled
@@ -34,7 +36,7 @@ from cachemw.settings import Settings
 from cachemw.stores.base import Arrival, Entry
 
 _PENDING_LIMIT = 100_000
-_IN_FLIGHT = 60.0  # seconds in which an answer should have begun
+IN_FLIGHT = 60.0  # seconds in which an answer should have begun
 Amounts = list[tuple[str, dict[str, int]]]  # namespace, and what is added to its ledger
 
 
@@ -47,6 +49,8 @@ class Decisions:
         self.counters = Counters()
         self.hooks = hooks
         self._parser = Parser()
+        self._splitter = Splitter() if settings.split_text else None
+        self._splitting = Lock()
         self._judging = Lock()
         self._reuse = Reuse(hours=settings.ttl in ("1h", "auto"))
         self.knowledge = Knowledge(settings)
@@ -90,7 +94,8 @@ class Decisions:
             self._read(state, rules, wire)
 
     def _read(self, state: State, rules: Rules, wire: Wire) -> None:
-        parsed = state.parsed = self._parser.parse(state.body, rules.model, wire)
+        state.sent = self._opted(state, wire)
+        parsed = state.parsed = self._parser.parse(state.sent, rules.model, wire)
         # What is only watched keeps records and entries of its own: no breakpoint of ours was sent.
         space = state.namespace if self.settings.mode == "optimize" else f"{state.namespace}\x00observed"
         digests = state.chain = prefix.chain(parsed, space)
@@ -107,21 +112,52 @@ class Decisions:
             children=tuple([int.from_bytes(following[index][:4]) for index in watched]),
         )
 
-    def decide(self, state: State, records: Any) -> Call:
-        """Return the call, its body annotated as the records and the rules say."""
-        parsed, rules = state.parsed, state.rules
-        if parsed is not None and rules is not None:
+    def _opted(self, state: State, wire: Wire) -> Json:
+        """Return the body with what the opt-ins change in it; the body itself without any."""
+        body = sort_tools(state.body) if self.settings.sort_tools else state.body
+        if self._splitter is None:
+            return body
+        with self._splitting:
+            return self._splitter.split(body, wire, f"{state.namespace}\x00{state.model}")
+
+    def weigh(self, state: State, records: Any) -> None:
+        """Plan a request as the records and the rules say, and learn from its arrival."""
+        if state.parsed is not None:
             with self._judging:
-                depths = self._reuse.judge(parsed, state.chain, state.watched, records, state.start)
-            kinds = self.knowledge.kinds(rules)
-            plan = planner.plan(parsed, depths, rules, self.knowledge.calibration(rules), kinds)
-            self._expect(state, plan, records)
-            if self.settings.mode == "optimize":
-                state.plan = plan
-            else:
-                state.plan, state.hypothetical = Plan(skipped=Reason.NOT_OPTIMIZING), plan
-        places = [(point.path, point.ttl) for point in state.plan.breakpoints if not point.own]
-        return self._call(state, markers.apply(state.body, places))
+                judged = self._reuse.judge(state.parsed, state.chain, state.watched, records, state.start)
+            self._plan(state, judged, records)
+
+    def weigh_again(self, state: State, records: Any) -> bool:
+        """Plan it anew if entries live, or are just written, that did not or were not; say whether so."""
+        depths = refreshed(state.depths, records, self.clock())
+        if depths == state.depths:
+            return False
+        self._plan(state, depths, records)
+        return True
+
+    def _plan(self, state: State, depths: list[Depth], records: Any) -> None:
+        plan = self.planned(state, depths)
+        self._expect(state, plan, records)
+        state.depths = depths
+        if self.settings.mode == "optimize":
+            state.plan = plan
+        else:
+            state.plan, state.hypothetical = Plan(skipped=Reason.NOT_OPTIMIZING), plan
+
+    def planned(self, state: State, depths: list[Depth]) -> Plan:
+        """Return the plan for a request that was read, if this were known of its prefixes."""
+        parsed, rules = state.parsed, state.rules
+        assert parsed is not None
+        assert rules is not None
+        kinds = self.knowledge.kinds(rules)
+        return planner.plan(parsed, depths, rules, self.knowledge.calibration(rules), kinds)
+
+    def decide(self, state: State) -> Call:
+        """Return the call, its body annotated as planned."""
+        points = state.plan.breakpoints
+        places = [(point.path, point.ttl) for point in points if not point.own]
+        # Without a breakpoint nothing is gained by an opt-in.
+        return self._call(state, markers.apply(state.sent if points else state.body, places))
 
     def _expect(self, state: State, plan: Plan, records: Any) -> None:
         """Note which entries the provider will write and which it will refresh."""
@@ -149,10 +185,11 @@ class Decisions:
     def announce(self, call: Call) -> Write | None:
         """Return the note, for requests that come before the answer begins, of what this one writes."""
         state = call._state
-        if not state.entries or state.arrival is None:
+        if not state.entries or state.arrival is None or state.held:
             return None
-        until = state.start + _IN_FLIGHT
-        return Write(state, tuple([entry._replace(expires=-1.0, pending=until) for entry in state.entries]))
+        state.held = state.entries
+        until = state.start + IN_FLIGHT
+        return Write(state, tuple([entry.announced(until) for entry in state.entries]))
 
     def passed(self, state: State | None, body: Any, error: Exception) -> Call:
         """Return the call of a request that goes as it came, and count why."""
@@ -164,7 +201,7 @@ class Decisions:
             self.count(f"error.prepare.{type(error).__name__}")
         if state is None:
             return untracked(body)
-        state.plan, state.arrival, state.parsed = Plan(skipped=reason), None, None
+        state.plan, state.parsed = Plan(skipped=reason), None
         state.entries = state.refreshed = ()
         return self._call(state, body)
 
@@ -257,13 +294,14 @@ class Decisions:
             state.closed = True
             self._pending.pop(call.id, None)
         self.count("fail")
-        return self._unannounced(state)
+        return self.unannounced(state)
 
-    def _unannounced(self, state: State) -> Write | None:
-        """Return the note that what was announced won't be written after all."""
-        if state.begun or not state.entries:
+    def unannounced(self, state: State) -> Write | None:
+        """Return the note that what was announced, or claimed, won't be written after all."""
+        held, state.held = state.held, ()
+        if state.begun or not held:
             return None
-        return Write(state, tuple([entry._replace(expires=-1.0) for entry in state.entries]))
+        return Write(state, tuple([entry.announced(0.0) for entry in held]))
 
     def refused(self, call: Call, status: int, error: Any) -> tuple[Json | None, Write | None]:
         """Return the original body once if a 400 names a marker of ours, and remember the kind.
@@ -282,7 +320,7 @@ class Decisions:
         for kind in kinds:
             self.count(f"refused.{kind}")
         self.count("refused")
-        write = self._unannounced(state)
+        write = self.unannounced(state)
         state.plan, state.entries, state.refreshed = Plan(skipped=Reason.REFUSED), (), ()
         return state.body, write
 

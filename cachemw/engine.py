@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 from cachemw import knowledge, ledger
 from cachemw.calls import Call, State, Write, untracked
+from cachemw.coalesce import Turns
 from cachemw.core.blocks import Wire
 from cachemw.core.receipt import Receipt
 from cachemw.core.tokens import load_counter
@@ -34,6 +36,7 @@ from cachemw.writer import Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
 _UNREAD = Receipt()
+_log = logging.getLogger("cachemw")
 _SHARE_EVERY = 30.0  # seconds between two looks at what other workers have learned
 
 
@@ -52,6 +55,8 @@ class _Engine:
             raise ConfigError("settings: give a Settings object or single fields, not both")
         self.settings = settings or Settings(**settings_fields)
         self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
+        coalesces = self.settings.coalesce and self.settings.mode == "optimize"
+        self._turns = Turns(self._decisions) if coalesces else None
         self._closed = False
         self._shared_at = float("-inf")
         if self.settings.tokens == "tiktoken":
@@ -93,6 +98,11 @@ class _Engine:
             self._decisions.counters.add(f"error.{where}.{type(error).__name__}")
 
     def _store_arguments(self) -> dict[str, Any]:
+        if self.settings.secret is None and not self.settings.store.startswith("memory:"):
+            _log.warning(
+                "No secret is set: hashes in the shared store are keyed by the namespace alone, and can be"
+                " guessed by whoever guesses a prompt and the namespace. Set `secret`, the same for all workers."
+            )
         return {"secret": secret_of(self.settings), "timeout_ms": self.settings.store_timeout_ms}
 
 
@@ -133,9 +143,16 @@ class Middleware(_Engine):
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = self._store.observe(state.arrival, state.start) if state.arrival else ()
-            call = self._decisions.decide(state, records)
+            self._decisions.weigh(state, records)
+            if self._turns is not None:
+                self._wait(self._turns, state)
+            call = self._decisions.decide(state)
         except Exception as error:
+            self._give_back(state)
             return self._passed(state, body, error)
+        except BaseException:
+            self._give_back(state)
+            raise
         try:
             if write := self._decisions.announce(call):
                 self._later(functools.partial(self._write, write))
@@ -144,7 +161,7 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("announce", error)
         except BaseException:
-            self._decisions.fail(call)
+            self.fail(call)
             raise
         return call
 
@@ -236,6 +253,21 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("writer", error)
 
+    def _wait(self, turns: Turns, state: State) -> None:
+        """Let a request wait for its turn; where the store is away it goes on as planned."""
+        try:
+            turns.wait(self._store, state)
+        except Exception as error:
+            self._failed("coalesce", error)
+
+    def _give_back(self, state: State | None) -> None:
+        """Tell others that a request which claimed a write won't leave with it."""
+        try:
+            if state is not None and (write := self._decisions.unannounced(state)):
+                self._later(functools.partial(self._write, write))
+        except Exception as error:
+            self._failed("coalesce", error)
+
     def _write(self, write: Write) -> None:
         arrival = write.state.arrival
         try:
@@ -296,9 +328,16 @@ class AsyncMiddleware(_Engine):
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
             self._decisions.read(state, provider, wire)
             records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
-            call = self._decisions.decide(state, records)
+            self._decisions.weigh(state, records)
+            if self._turns is not None:
+                await self._wait(self._turns, state)
+            call = self._decisions.decide(state)
         except Exception as error:
+            await self._give_back(state)
             return self._passed(state, body, error)
+        except BaseException:
+            await self._give_back(state)
+            raise
         try:
             if write := self._decisions.announce(call):
                 await self._later(functools.partial(self._write, write))
@@ -307,7 +346,7 @@ class AsyncMiddleware(_Engine):
         except Exception as error:
             self._failed("announce", error)
         except BaseException:
-            self._decisions.fail(call)
+            await self.fail(call)
             raise
         return call
 
@@ -387,6 +426,21 @@ class AsyncMiddleware(_Engine):
         task = asyncio.create_task(job())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _wait(self, turns: Turns, state: State) -> None:
+        """Let a request wait for its turn; where the store is away it goes on as planned."""
+        try:
+            await turns.wait_async(self._store, state)
+        except Exception as error:
+            self._failed("coalesce", error)
+
+    async def _give_back(self, state: State | None) -> None:
+        """Tell others that a request which claimed a write won't leave with it."""
+        try:
+            if state is not None and (write := self._decisions.unannounced(state)):
+                await self._later(functools.partial(self._write, write))
+        except Exception as error:
+            self._failed("coalesce", error)
 
     async def _write(self, write: Write) -> None:
         arrival = write.state.arrival

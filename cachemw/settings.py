@@ -67,6 +67,14 @@ class Settings(BaseSettings):
     """"tiktoken" counts exactly once its encoding has been loaded in the background."""
     store_timeout_ms: int = Field(20, ge=1, le=10_000)
     """How long a store may keep a request waiting."""
+    split_text: bool = False
+    """Let long texts leave in parts, cut where texts like them go on differently."""
+    sort_tools: bool = False
+    """Let tool definitions leave by name, with their keys sorted."""
+    coalesce: bool = False
+    """Of concurrent requests that would write one prefix, send one first; the others wait, and read it."""
+    coalesce_wait_ms: int = Field(5_000, ge=1, le=60_000)
+    """How long a request waits at most for another's answer to begin."""
     max_labels: int = Field(100, ge=0)
     """How many different values of one label are kept; further ones count as "other"."""
     max_label_length: int = Field(64, ge=1, le=256)

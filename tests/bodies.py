@@ -46,7 +46,9 @@ _SCHEMAS = st.sampled_from([
 _ARGUMENTS = st.sampled_from([
     "{}", '{"location":"New York, NY"}', '{"cache_control": {"type": "ephemeral"}}', '{"b":1,"a":2}', "not json",
 ])  # fmt: skip
-_INPUTS = st.sampled_from([{}, {"location": "New York, NY"}, {"cache_control": {"type": "ephemeral"}}, {"b": 1, "a": [2.5, None]}])
+_INPUTS = st.sampled_from(
+    [{}, {"location": "New York, NY"}, {"cache_control": {"type": "ephemeral"}}, {"b": 1, "a": [2.5, None]}]
+)
 _DATA_IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
 _URL_IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png", "detail": "low"}}
 _REASONING = [
@@ -66,7 +68,11 @@ _DOCUMENTS = [
     {"type": "document", "title": "T", "source": {"type": "text", "media_type": "text/plain", "data": "x"},
      "citations": {"enabled": True}},
 ]  # fmt: skip
-_UNKNOWN = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, {"type": "video", "id": 7}, {}]
+_UNKNOWN = [
+    {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    {"type": "video", "id": 7},
+    {},
+]
 
 
 class _Draw:
@@ -126,7 +132,11 @@ class _Draw:
 
 
 def _chat_tool(d: _Draw, number: int) -> Body:
-    function: Body = {"name": f"tool_{number}", "description": d.text(), "parameters": copy.deepcopy(d.draw(_SCHEMAS))}
+    function: Body = {
+        "name": f"tool_{number}",
+        "description": d.text(),
+        "parameters": copy.deepcopy(d.draw(_SCHEMAS)),
+    }
     if d.chance(6):
         return {"type": "function", "function": d.marked(function)}
     return d.marked({"type": "function", "function": function})
@@ -141,7 +151,11 @@ def _chat_turn(d: _Draw, counter: Iterator[int]) -> Iterator[Body]:
         for _ in range(width):
             function = {"name": "tool_0", "arguments": d.draw(_ARGUMENTS)}
             calls.append(d.marked({"id": f"call_{next(counter)}", "type": "function", "function": function}))
-        said: Body = {"role": "assistant", "content": d.one([None, "", " ", "Let me look."]), "tool_calls": calls}
+        said: Body = {
+            "role": "assistant",
+            "content": d.one([None, "", " ", "Let me look."]),
+            "tool_calls": calls,
+        }
         if d.chance(4):
             said["content"] = d.parts(_REASONING)
         if not d.odd:
@@ -188,7 +202,9 @@ def chat_bodies(draw: DrawFn, odd: bool = True) -> Body:
     if d.chance(4):
         body |= d.one(_CHAT_PARAMETERS)
     if d.chance(3):
-        body |= d.one([{"temperature": 0.2, "max_tokens": 64}, {"stream": True}, {"user": "u", "metadata": {"k": "v"}}])
+        body |= d.one(
+            [{"temperature": 0.2, "max_tokens": 64}, {"stream": True}, {"user": "u", "metadata": {"k": "v"}}]
+        )
     if d.odd and d.chance(12):
         body["cache_control"] = dict(d.one([EPHEMERAL, {"type": "ephemeral", "ttl": "1h"}]))
     return _shared(d, body)
@@ -204,19 +220,30 @@ _CHAT_PARAMETERS: list[Body] = [
 
 
 def _native_tool(d: _Draw, number: int) -> Body:
-    return d.marked({"name": f"tool_{number}", "description": d.text(), "input_schema": copy.deepcopy(d.draw(_SCHEMAS))})
+    return d.marked(
+        {"name": f"tool_{number}", "description": d.text(), "input_schema": copy.deepcopy(d.draw(_SCHEMAS))}
+    )
 
 
 def _native_turn(d: _Draw, counter: Iterator[int]) -> Iterator[Body]:
     while d.chance(2):
         calls = [
-            d.marked({"type": "tool_use", "id": f"toolu_{next(counter)}", "name": "tool_0", "input": copy.deepcopy(d.draw(_INPUTS))})
+            d.marked(
+                {
+                    "type": "tool_use",
+                    "id": f"toolu_{next(counter)}",
+                    "name": "tool_0",
+                    "input": copy.deepcopy(d.draw(_INPUTS)),
+                }
+            )
             for _ in range(d.draw(st.sampled_from([1, 1, 2, 24])))
         ]
         yield {"role": "assistant", "content": [*(d.one([[], [_THINKING[0]]])), *calls]}
         results = []
         for call in calls:
-            inner = d.one([d.text(), None, [{"type": "text", "text": d.text() or "x"}], [_NATIVE_IMAGES[0]], []])
+            inner = d.one(
+                [d.text(), None, [{"type": "text", "text": d.text() or "x"}], [_NATIVE_IMAGES[0]], []]
+            )
             result = d.marked({"type": "tool_result", "tool_use_id": call["id"], "content": inner})
             if isinstance(inner, list) and inner and d.chance(4):
                 d.marked(inner[-1])
@@ -259,7 +286,11 @@ def _shared(d: _Draw, body: Body) -> Body:
     if len(messages) > 2 and d.chance(6):
         first = next(m for m in messages if m["role"] == messages[-1]["role"])
         messages.append(first)
-    lists = [m["content"] for m in messages if isinstance(m.get("content"), list) and m["role"] in ("user", "system")]
+    lists = [
+        m["content"]
+        for m in messages
+        if isinstance(m.get("content"), list) and m["role"] in ("user", "system")
+    ]
     if lists and d.chance(6):
         chosen = d.draw(st.sampled_from(range(len(lists))))
         lists[chosen].append(lists[chosen][0])
@@ -349,7 +380,17 @@ def listed(body: Body) -> Body:
     return result
 
 
-_ENVELOPES = ("messages", "content", "tool_calls", "function", "system", "tools", "image_url", "source", "summary")
+_ENVELOPES = (
+    "messages",
+    "content",
+    "tool_calls",
+    "function",
+    "system",
+    "tools",
+    "image_url",
+    "source",
+    "summary",
+)
 
 
 def reordered(body: Body) -> Body:
@@ -361,7 +402,8 @@ def reordered(body: Body) -> Body:
         if not isinstance(node, dict):
             return node
         return {
-            key: turn(value, (*at, key)) if key in _ENVELOPES else value for key, value in reversed(node.items())
+            key: turn(value, (*at, key)) if key in _ENVELOPES else value
+            for key, value in reversed(node.items())
         }
 
     return turn(copy.deepcopy(body), ())  # type: ignore[no-any-return]
@@ -400,7 +442,9 @@ def _change_text(draw: DrawFn, wire: Wire, body: Body) -> Body:
     node: Any = body
     for key in path:
         node = node[key]
-    return replaced(body, path, draw(st.sampled_from([f"{node}.", node[:-1], f" {node}", node.upper() + "!"])))
+    return replaced(
+        body, path, draw(st.sampled_from([f"{node}.", node[:-1], f" {node}", node.upper() + "!"]))
+    )
 
 
 def _change_parameter(draw: DrawFn, wire: Wire, body: Body) -> Body:
@@ -429,7 +473,9 @@ def _change_list(draw: DrawFn, wire: Wire, body: Body) -> Body:
     for key in path:
         node = node[key]
     at = draw(st.integers(0, len(node) - 1))
-    changed = draw(st.sampled_from([[*node[:at], *node[at + 1 :]], node[: at + 1], node[::-1], [*node, node[at]]]))
+    changed = draw(
+        st.sampled_from([[*node[:at], *node[at + 1 :]], node[: at + 1], node[::-1], [*node, node[at]]])
+    )
     return replaced(body, path, copy.deepcopy(changed)) if changed or path[-1] != "messages" else body
 
 
@@ -440,4 +486,10 @@ def _add_image(draw: DrawFn, wire: Wire, body: Body) -> Body:
     return other
 
 
-_CHANGES: list[Callable[[DrawFn, Wire, Body], Body]] = [_change_text, _change_text, _change_parameter, _change_list, _add_image]
+_CHANGES: list[Callable[[DrawFn, Wire, Body], Body]] = [
+    _change_text,
+    _change_text,
+    _change_parameter,
+    _change_list,
+    _add_image,
+]

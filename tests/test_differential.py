@@ -9,11 +9,13 @@ import os
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 from cachemw.core.blocks import Parsed, Parser
 from cachemw.core.prefix import chain
 from cachemw.core.providers import Model, Ttl, find_model
+from cachemw.errors import BodyError
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache
 from tests.bodies import Body, Wire, bodies, pairs, walk
@@ -33,12 +35,16 @@ def ours(wire: Wire, body: Body) -> Parsed:
 
 
 def theirs(wire: Wire, body: Body) -> list[Position] | None:
-    """Read a body as the simulated provider does; None where it refuses."""
+    """Read a body as the simulated provider does; None where it refuses, or finds nothing in it."""
     provider = "databricks" if wire == "chat" else "anthropic"
     try:
-        return list(ProviderCache(model(body), Options(provider=provider)).positions(body, wire))
+        positions = list(ProviderCache(model(body), Options(provider=provider)).positions(body, wire))
     except Refused:
         return None
+    if not positions:
+        with pytest.raises(BodyError, match="no_content"):
+            ours(wire, body)
+    return positions or None
 
 
 def model(body: Body) -> Model:
@@ -68,7 +74,9 @@ def test_borders_and_markers() -> None:
             return
         parsed = ours(wire, body)
         assert [(block.role, str(block.kind)) for block in parsed.blocks] == [border(p) for p in positions]
-        if not body.get("cache_control") and not any("cache_control" in message for message in body["messages"]):
+        if not body.get("cache_control") and not any(
+            "cache_control" in message for message in body["messages"]
+        ):
             # A marker on a message as such is none on Databricks; we take it for one and leave its slot.
             markers: list[Ttl | None] = [block.marker for block in parsed.blocks]
             assert markers == [position.marker for position in positions]

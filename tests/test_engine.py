@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from pydantic import BaseModel
 
 import cachemw
 from cachemw import decisions as decisions_module
+from cachemw import engine as engine_module
 from cachemw.core.markers import canonical
 from cachemw.core.plan import Reason
 from cachemw.core.providers import MODELS
@@ -26,7 +29,10 @@ from tests.bodies import EPHEMERAL, PARAGRAPH, Body, Wire, bodies
 from tests.faults import NOWHERE, Boom, raising, sampled
 
 MODEL = "databricks-claude-sonnet-4-6"
-TOOLS = [{"type": "function", "function": {"name": f"tool_{n}", "description": PARAGRAPH, "parameters": {}}} for n in range(3)]
+TOOLS = [
+    {"type": "function", "function": {"name": f"tool_{n}", "description": PARAGRAPH, "parameters": {}}}
+    for n in range(3)
+]
 
 
 class Clock:
@@ -73,7 +79,10 @@ def places(body: Any) -> list[str]:
     for tool in body.get("tools") or ():
         found += ["tools"] if "cache_control" in tool else []
     for index, message in enumerate(body["messages"]):
-        for part in [*(message["content"] if isinstance(message["content"], list) else ()), *(message.get("tool_calls") or ())]:
+        for part in [
+            *(message["content"] if isinstance(message["content"], list) else ()),
+            *(message.get("tool_calls") or ()),
+        ]:
             found += [f"messages.{index}"] if "cache_control" in part else []
     return found
 
@@ -114,7 +123,9 @@ def test_a_prompt_that_never_returns_is_left_alone() -> None:
     """Single questions without tools that share nothing are not written for nobody."""
     mw = middleware()
     for number in range(20):
-        call = mw.prepare({"model": MODEL, "messages": [{"role": "user", "content": f"{number} {PARAGRAPH * 20}"}]})
+        call = mw.prepare(
+            {"model": MODEL, "messages": [{"role": "user", "content": f"{number} {PARAGRAPH * 20}"}]}
+        )
         assert call.plan.skipped is Reason.NOT_WORTH_IT
         mw.settle(call, usage(plain=5000))
     assert mw.counts["skip.not_worth_it"] == 20
@@ -173,7 +184,9 @@ def test_models_by_setting_and_by_answer() -> None:
 def test_the_clients_own_markers_are_kept() -> None:
     """What the client marked stays, as it was; ours fill what is left, and the saving has its owner."""
     body = agent(2)
-    body["messages"][0]["content"] = [{"type": "text", "text": body["messages"][0]["content"], "cache_control": dict(EPHEMERAL)}]
+    body["messages"][0]["content"] = [
+        {"type": "text", "text": body["messages"][0]["content"], "cache_control": dict(EPHEMERAL)}
+    ]
     mw = middleware()
     call = mw.prepare(body)
     assert [point.own for point in call.plan.breakpoints].count(True) == 1
@@ -197,9 +210,18 @@ def test_the_native_wire() -> None:
     }  # fmt: skip
     mw = middleware(provider="anthropic")
     call = mw.prepare(native, wire="messages")
-    assert call.body["messages"][0]["content"] == [{"type": "text", "text": "Hi.", "cache_control": EPHEMERAL}]
+    assert call.body["messages"][0]["content"] == [
+        {"type": "text", "text": "Hi.", "cache_control": EPHEMERAL}
+    ]
     assert call.body["system"] == [{"type": "text", "text": PARAGRAPH * 20, "cache_control": EPHEMERAL}]
-    answer = {"usage": {"input_tokens": 5, "cache_creation_input_tokens": 4000, "cache_read_input_tokens": 0, "output_tokens": 1}}
+    answer = {
+        "usage": {
+            "input_tokens": 5,
+            "cache_creation_input_tokens": 4000,
+            "cache_read_input_tokens": 0,
+            "output_tokens": 1,
+        }
+    }
     receipt = mw.settle(call, answer)
     assert receipt.usage is not None
     assert receipt.usage.rule == "anthropic"
@@ -275,7 +297,19 @@ def test_an_answer_without_usage() -> None:
     assert mw.counts["settle.no_usage"] == 1
 
 
-@pytest.mark.parametrize("odd", [{}, [], "usage", 5, {"usage": None}, {"usage": {"prompt_tokens": -5}}, object(), {"usage": {"prompt_tokens": float("nan")}}])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        [],
+        "usage",
+        5,
+        {"usage": None},
+        {"usage": {"prompt_tokens": -5}},
+        object(),
+        {"usage": {"prompt_tokens": float("nan")}},
+    ],
+)
 def test_usage_that_cant_be_read(odd: Any) -> None:
     """Whatever an answer says, it is settled."""
     mw = middleware()
@@ -355,7 +389,11 @@ def test_usage_calibrates_tokens() -> None:
 def test_unsettled_calls_expire() -> None:
     """A call that nobody settles is counted once, an hour later, in its tenant's ledger."""
     mw = middleware()
-    calls = [mw.prepare(agent(), labels={"app": "a"}), mw.prepare(agent(), namespace="tenant"), mw.prepare({"model": MODEL, "messages": []})]
+    calls = [
+        mw.prepare(agent(), labels={"app": "a"}),
+        mw.prepare(agent(), namespace="tenant"),
+        mw.prepare({"model": MODEL, "messages": []}),
+    ]
     mw.clock.now += 3599  # type: ignore[attr-defined]
     assert mw.report().totals.unsettled == 0
     mw.clock.now += 2  # type: ignore[attr-defined]
@@ -402,6 +440,43 @@ def test_reports() -> None:
     assert one.report().totals.calls == 0
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_many_threads_on_one_middleware(local: bool) -> None:
+    """Nothing is lost or counted twice where many threads prepare and settle at once."""
+    mw = middleware()
+    mw._store.local = local
+    calls: list[cachemw.Call] = []
+
+    def work(thread: int) -> None:
+        for number in range(40):
+            call = mw.prepare(agent(1 + number % 5), labels={"thread": str(thread)})
+            calls.append(call)
+            mw.begun(call)
+            mw.settle(call, usage(read=10, written=20, plain=30))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # All threads race to settle the same call once more, and a fresh one.
+    fresh = mw.prepare(agent(), labels={"thread": "0"})
+    racing = [
+        threading.Thread(target=mw.settle, args=(call, usage(plain=1))) for call in [fresh] * 8 + calls[:8]
+    ]
+    for thread in racing:
+        thread.start()
+    for thread in racing:
+        thread.join()
+    report = mw.report()
+    assert (report.totals.calls, report.totals.read, report.totals.plain) == (241, 2400, 7201)
+    assert len(report.rows) == 6
+    assert len({call.id for call in calls}) == 240
+    assert not [name for name in mw.counts if name.startswith("error")]
+    assert not mw._decisions._pending
+    mw.close()
+
+
 def test_tenants_share_no_prefix() -> None:
     """What one namespace wrote, another never expects to read."""
     mw = middleware()
@@ -442,7 +517,15 @@ def test_a_refused_marker() -> None:
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(429, "cache_control"), (500, "cache_control"), (400, "prompt is too long"), (400, None), (400, {}), (404, "cache_control"), ("400", "cache_control")],
+    [
+        (429, "cache_control"),
+        (500, "cache_control"),
+        (400, "prompt is too long"),
+        (400, None),
+        (400, {}),
+        (404, "cache_control"),
+        ("400", "cache_control"),
+    ],
 )
 def test_what_is_no_refusal_of_ours(status: Any, error: Any) -> None:
     """Any other error is the caller's to handle."""
@@ -466,7 +549,10 @@ def test_a_clients_refused_marker_teaches_nothing() -> None:
     """Where the 400 names a kind that we did not mark, no kind of ours is given up."""
     mw = middleware()
     call = mw.prepare(agent())
-    assert mw.refused(call, 400, "messages.1.content.0.thinking.cache_control: Extra inputs are not permitted") is not None
+    assert (
+        mw.refused(call, 400, "messages.1.content.0.thinking.cache_control: Extra inputs are not permitted")
+        is not None
+    )
     assert mw.prepare(agent()).plan.ours
 
 
@@ -563,7 +649,9 @@ def twin(asynchronous: bool) -> Any:
     """Return one of the twins, with hooks, labels and a call that is long overdue."""
     kind: Any = cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware
     clock = Clock()
-    mw = kind(provider="databricks", clock=clock, hooks=[lambda event: None], models={"ours": "claude-sonnet-4-6"})
+    mw = kind(
+        provider="databricks", clock=clock, hooks=[lambda event: None], models={"ours": "claude-sonnet-4-6"}
+    )
     mw.clock = clock
     return mw
 
@@ -573,7 +661,9 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "begun": lambda mw, call: mw.begun(call),
     "settle": lambda mw, call: mw.settle(call, {"model": MODEL, "usage": usage(plain=4000)}, partial=True),
     "fail": lambda mw, call: mw.fail(call),
-    "refused": lambda mw, call: mw.refused(call, 400, "system.0.cache_control: Extra inputs are not permitted"),
+    "refused": lambda mw, call: mw.refused(
+        call, 400, "system.0.cache_control: Extra inputs are not permitted"
+    ),
 }
 
 
@@ -602,7 +692,9 @@ def test_a_bug_at_any_call(step: str, asynchronous: bool, error: Exception) -> N
         if at == NOWHERE:
             return names
         assert len(names) == at + 1
-        assert sum(count for name, count in mw.counts.items() if name.endswith(f".{type(error).__name__}")) == 1, names[at]
+        assert (
+            sum(count for name, count in mw.counts.items() if name.endswith(f".{type(error).__name__}")) == 1
+        ), names[at]
         if step == "prepare":
             assert canonical(result.body) == canonical(agent(3))
             await _ours(mw.begun(result))
@@ -710,7 +802,9 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
         assert report.totals.calls == (0 if name == "add" else 1)
         assert (await _ours(mw.report("process"))).totals.calls == 1
         await _ours(mw.close())
-        where = {"observe": "prepare", "write": "write", "add": "ledger", "read": "report", "close": "close"}[name]
+        where = {"observe": "prepare", "write": "write", "add": "ledger", "read": "report", "close": "close"}[
+            name
+        ]
         # What is written is announced before the answer begins, and noted when it has.
         assert mw.counts[f"error.{where}.StoreError"] == (2 if name == "write" else 1)
 
@@ -753,6 +847,54 @@ def test_a_clock_that_fails() -> None:
     mw.close()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize(
+    "name", ["start", "read", "decide", "passed", "announce", "begun", "settle", "fail", "refused", "expired"]
+)
+def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each decision may fail, in both twins: what the caller gets is what it would have had without us."""
+
+    async def run() -> None:
+        mw, body = twin(asynchronous), agent()
+
+        def broken(*_: Any, **__: Any) -> Any:
+            raise Boom
+
+        monkeypatch.setattr(mw._decisions, name, broken)
+        bad = await _ours(mw.prepare({"model": MODEL, "messages": []}))
+        assert bad.body == {"model": MODEL, "messages": []}
+        call, other = [await _ours(mw.prepare(body)) for _ in range(2)]
+        assert canonical(call.body) == canonical(body)
+        assert (call.body is body) is (name in ("start", "read", "decide"))
+        await _ours(mw.begun(call))
+        assert isinstance(await _ours(mw.settle(call, usage(written=3000))), cachemw.Receipt)
+        assert await _ours(mw.refused(other, 400, "cache_control: no")) in (None, body)
+        await _ours(mw.fail(other))
+        assert (await _ours(mw.report())).totals.calls <= 2
+        await _ours(mw.close())
+        assert any(key.endswith(".Boom") for key in mw.counts)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_interrupt_after_the_decision(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was decided but never given out waits for nobody."""
+
+    async def run() -> None:
+        mw = twin(asynchronous)
+
+        def interrupted(*_: Any) -> Any:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(mw._decisions, "announce", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            await _ours(mw.prepare(agent()))
+        assert not mw._decisions._pending
+
+    asyncio.run(run())
+
+
 def test_even_counting_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last resort needs nothing that could be broken."""
     mw, body = middleware(), agent()
@@ -771,6 +913,83 @@ def test_even_counting_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mw.refused(call, 400, "cache_control") is None
 
 
+# -- what runs beside the requests ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_workers_share_what_they_learned(asynchronous: bool) -> None:
+    """What one worker was refused, another does not try, half a minute later; a store that fails is counted."""
+
+    async def run() -> None:
+        one, two = twin(asynchronous), twin(asynchronous)
+        two._store = one._store
+        one._store.local = False
+        call = await _ours(one.prepare(agent()))
+        await _ours(
+            one.refused(
+                call, 400, "messages.3.content.0.tool_result.cache_control: Extra inputs are not permitted"
+            )
+        )
+        assert places((await _ours(two.prepare(agent(2)))).body)[-1] == "messages.6"
+        for mw in (one, two):
+            mw.clock.now += 31
+            await _ours(mw.prepare(agent()))
+            assert await _ours(mw.flush(5.0))
+        two.clock.now += 100  # what was announced and never came is forgotten
+        marked = places((await _ours(two.prepare(agent(3)))).body)
+        assert marked
+        assert not {"messages.3", "messages.6", "messages.9"} & set(marked)
+        assert await _ours(two.flush(5.0))
+
+        def broken(*_: Any) -> Any:
+            raise StoreError("x")
+
+        one._store.read = broken
+        two.clock.now += 31
+        await _ours(two.prepare(agent()))
+        assert await _ours(two.flush(5.0))
+        assert two.counts["error.share.StoreError"] == 1
+        for mw in (one, two):
+            await _ours(mw.close())
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_exact_counts_come_when_they_can(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the encoding is loaded, or where it can't be, tokens are estimated; no request waits for it."""
+    loaded = threading.Event()
+
+    def load() -> Callable[[str], int]:
+        loaded.wait(10)
+        if fails:
+            raise ConnectionError
+        return len
+
+    monkeypatch.setattr(engine_module, "load_counter", load)
+    mw = middleware(tokens="tiktoken")
+    before = mw.prepare(agent()).plan
+    assert before.ours
+    loaded.set()
+    deadline = time.monotonic() + 10
+    while mw.prepare(agent()).plan.total == before.total and not mw.counts.get(
+        "error.tokens.ConnectionError"
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (mw.prepare(agent()).plan.total > 2 * before.total) is not fails
+
+
+def test_hashes_are_keyed_by_the_secret() -> None:
+    """The key is the secret, or made from the namespace where there is none."""
+    keys = [
+        decisions_module.secret_of(cachemw.Settings(**fields))
+        for fields in ({}, {"namespace": "n"}, {"secret": "s"}, {"secret": "s", "namespace": "n"})
+    ]
+    assert len(set(keys)) == 3
+    assert keys[2] == keys[3] == b"s"
+
+
 # -- the twins ------------------------------------------------------------------------------------
 
 USAGES = [
@@ -778,11 +997,20 @@ USAGES = [
     {"model": MODEL, "usage": usage(read=2000)}, "nonsense", {"usage": {"input_tokens": 9, "output_tokens": 1}},
 ]  # fmt: skip
 OPERATIONS = st.one_of(
-    st.tuples(st.just("prepare"), st.integers(0, 5), st.sampled_from([None, {}, {"app": "a"}, {"app": "x" * 99}]), st.sampled_from([None, "tenant"])),
+    st.tuples(
+        st.just("prepare"),
+        st.integers(0, 5),
+        st.sampled_from([None, {}, {"app": "a"}, {"app": "x" * 99}]),
+        st.sampled_from([None, "tenant"]),
+    ),
     st.tuples(st.just("begun"), st.integers(0, 9)),
     st.tuples(st.just("settle"), st.integers(0, 9), st.sampled_from(range(len(USAGES))), st.booleans()),
     st.tuples(st.just("fail"), st.integers(0, 9)),
-    st.tuples(st.just("refused"), st.integers(0, 9), st.sampled_from(["cache_control: no", "system.0.cache_control: no", "other"])),
+    st.tuples(
+        st.just("refused"),
+        st.integers(0, 9),
+        st.sampled_from(["cache_control: no", "system.0.cache_control: no", "other"]),
+    ),
     st.tuples(st.just("wait"), st.sampled_from([1, 100, 301, 3700])),
     st.tuples(st.just("report"), st.sampled_from(["all", "process"])),
     st.tuples(st.just("flush")),
@@ -821,8 +1049,15 @@ async def _play(mw: Any, drawn: tuple[Wire, Body], operations: list[tuple[Any, .
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(bodies(), st.lists(OPERATIONS, max_size=25), st.sampled_from(["optimize", "observe", "off"]), st.booleans())
-def test_the_twins_are_equal(drawn: tuple[Wire, Body], operations: list[tuple[Any, ...]], mode: str, local: bool) -> None:
+@given(
+    bodies(),
+    st.lists(OPERATIONS, max_size=25),
+    st.sampled_from(["optimize", "observe", "off"]),
+    st.booleans(),
+)
+def test_the_twins_are_equal(
+    drawn: tuple[Wire, Body], operations: list[tuple[Any, ...]], mode: str, local: bool
+) -> None:
     """Any sequence of calls does and returns the same on both, whether writes are queued or not."""
 
     async def both() -> tuple[list[Any], list[Any]]:
@@ -832,7 +1067,9 @@ def test_the_twins_are_equal(drawn: tuple[Wire, Body], operations: list[tuple[An
             mw: Any = kind(provider="databricks", mode=mode, clock=clock, min_tokens=200)
             mw.clock = clock
             mw._store.local = local
-            found.append(await _play(mw, copy.deepcopy(drawn), _settled(operations) if not local else operations))
+            found.append(
+                await _play(mw, copy.deepcopy(drawn), _settled(operations) if not local else operations)
+            )
         return found[0], found[1]
 
     one, other = asyncio.run(both())

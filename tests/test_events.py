@@ -14,8 +14,16 @@ from cachemw.core.plan import Plan, Reason
 from cachemw.errors import ConfigError
 from cachemw.events import Counted, Counters, Event, Prepared, Settled
 
-BODY = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "secret words " * 2000}]}
-USAGE = {"prompt_tokens": 5000, "completion_tokens": 10, "cache_read_input_tokens": 0, "cache_creation_input_tokens": 4000}
+BODY = {
+    "model": "databricks-claude-sonnet-4-6",
+    "messages": [{"role": "user", "content": "secret words " * 2000}],
+}
+USAGE = {
+    "prompt_tokens": 5000,
+    "completion_tokens": 10,
+    "cache_read_input_tokens": 0,
+    "cache_creation_input_tokens": 4000,
+}
 
 
 def test_counters() -> None:

@@ -12,7 +12,11 @@ from cachemw import errors
 
 def test_all_is_what_there_is() -> None:
     """Every public name is exported, sorted, and nothing else is."""
-    public = {name for name, value in vars(cachemw).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    public = {
+        name
+        for name, value in vars(cachemw).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
     assert set(cachemw.__all__) == public
     assert cachemw.__all__ == sorted(cachemw.__all__)
 
@@ -30,7 +34,12 @@ def test_every_public_thing_is_described() -> None:
 def test_importing_loads_no_heavy_library() -> None:
     """The import loads neither a store's nor a client's library, nor a tokenizer."""
     code = "import sys, cachemw; print([m for m in ('redis', 'tiktoken', 'openai', 'httpx', 'httpx2', 'starlette', 'rich') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_twins_have_the_same_methods() -> None:

@@ -26,13 +26,28 @@ def test_tables_by_the_hour() -> None:
 
 def test_amounts_and_rows() -> None:
     """What a call adds comes back as the row of its labels and model, money exact."""
-    sums = {"calls": 1, "read": 10, "write_5m": 0, "plain": 5, "paid": Decimal("0.000000000001"), "ours": Decimal("-0.25")}
+    sums = {
+        "calls": 1,
+        "read": 10,
+        "write_5m": 0,
+        "plain": 5,
+        "paid": Decimal("0.000000000001"),
+        "ours": Decimal("-0.25"),
+    }
     added = amounts({"b": "2", "a": "1"}, "claude-x", sums)
     assert "write_5m" not in {name.split()[0] for name in added}
     assert all(isinstance(amount, int) for amount in added.values())
     assert amounts({"a": "1", "b": "2"}, "claude-x", sums) == added
     (row,) = report(added).rows
-    assert row == Row({"a": "1", "b": "2"}, "claude-x", calls=1, read=10, plain=5, paid=Decimal("0.000000000001"), ours=Decimal("-0.25"))
+    assert row == Row(
+        {"a": "1", "b": "2"},
+        "claude-x",
+        calls=1,
+        read=10,
+        plain=5,
+        paid=Decimal("0.000000000001"),
+        ours=Decimal("-0.25"),
+    )
     assert row.saved == Decimal("-0.25")
     assert row.hit_rate == pytest.approx(2 / 3)
 
@@ -40,13 +55,29 @@ def test_amounts_and_rows() -> None:
 def test_rows_and_totals() -> None:
     """Each label set on each model is a row, in a steady order; the totals have neither."""
     found: dict[str, int] = {}
-    for labels, model, calls in (({}, "m", 1), ({"a": "1"}, "m", 2), ({"a": "1"}, "n", 4), ({"a": "2"}, "m", 8)):
-        found |= amounts(labels, model, {"calls": calls, "found": Decimal(calls), "unsettled": 1, "write_1h": 3, "output": 2})
+    for labels, model, calls in (
+        ({}, "m", 1),
+        ({"a": "1"}, "m", 2),
+        ({"a": "1"}, "n", 4),
+        ({"a": "2"}, "m", 8),
+    ):
+        found |= amounts(
+            labels,
+            model,
+            {"calls": calls, "found": Decimal(calls), "unsettled": 1, "write_1h": 3, "output": 2},
+        )
     made = report(dict(reversed(found.items())))
     assert made == report(found)
     assert sorted(row.calls for row in made.rows) == [1, 2, 4, 8]
     totals = made.totals
-    assert (totals.labels, totals.model, totals.calls, totals.unsettled, totals.write_1h, totals.output) == ({}, "", 15, 4, 12, 8)
+    assert (totals.labels, totals.model, totals.calls, totals.unsettled, totals.write_1h, totals.output) == (
+        {},
+        "",
+        15,
+        4,
+        12,
+        8,
+    )
     assert totals.saved == totals.found == Decimal(15)
 
 

@@ -31,20 +31,29 @@ SETTINGS = st.fixed_dictionaries(
     optional={
         "ttl": st.sampled_from(["5m", "1h", "auto"]),
         "mode": st.sampled_from(["optimize", "optimize", "optimize", "observe", "off"]),
-        "mark_kinds": st.sampled_from([{}, {"text": "off"}, {"tool_result": "off"}, {"image": "off", "tool_definition": "off"}]),
+        "mark_kinds": st.sampled_from(
+            [{}, {"text": "off"}, {"tool_result": "off"}, {"image": "off", "tool_definition": "off"}]
+        ),
         "max_labels": st.just(1),
     },
 )
-PROVIDERS = {"chat": st.sampled_from(["databricks", "databricks", "openrouter", "litellm"]), "messages": st.sampled_from(["anthropic", "databricks"])}
+PROVIDERS = {
+    "chat": st.sampled_from(["databricks", "databricks", "openrouter", "litellm"]),
+    "messages": st.sampled_from(["anthropic", "databricks"]),
+}
 WAYS = ("messages", "content", "tool_calls", "tools", "system", "function")
 
 
 def markers(body: Body) -> dict[tuple[Any, ...], Any]:
-    """Return every marker by the path of what holds it, counted by place alone."""
+    """Return every marker by the path of what holds it, counted by place alone: entries of lists, and functions."""
     return {
         path[:-1]: node
         for path, node in walk(body)
-        if path and path[-1] == "cache_control" and node is not None and all(isinstance(key, int) or key in WAYS for key in path[:-1])
+        if path
+        and path[-1] == "cache_control"
+        and node is not None
+        and all(isinstance(key, int) or key in WAYS for key in path[:-1])
+        and (len(path) == 1 or isinstance(path[-2], int) or path[-2] == "function")
     }
 
 
@@ -135,7 +144,9 @@ def test_whatever_is_no_body_passes() -> None:
     @given(broken(), SETTINGS)
     def arrive(drawn: tuple[Wire, Any], chosen: Body) -> None:
         wire, body = drawn
-        mw = cachemw.Middleware(provider="databricks" if wire == "chat" else "anthropic", clock=lambda: 1e6, **chosen)
+        mw = cachemw.Middleware(
+            provider="databricks" if wire == "chat" else "anthropic", clock=lambda: 1e6, **chosen
+        )
         before = copy.deepcopy(body)
         for _ in range(2):
             call = mw.prepare(body, wire=wire)

@@ -37,7 +37,12 @@ def refusal(**fields: Any) -> str:
 def test_defaults() -> None:
     """Nothing set is a memory store, breakpoints placed, the provider found by the client."""
     settings = Settings()
-    assert (settings.provider, settings.store, settings.mode, settings.namespace) == ("auto", "memory://", "optimize", "default")
+    assert (settings.provider, settings.store, settings.mode, settings.namespace) == (
+        "auto",
+        "memory://",
+        "optimize",
+        "default",
+    )
     assert settings.secret is settings.ttl is settings.min_tokens is None
 
 
@@ -75,6 +80,9 @@ def test_defaults() -> None:
         ("max_labels", -1, ["-1", "0"]),
         ("max_label_length", 0, ["0", "1"]),
         ("max_label_length", 257, ["257", "256"]),
+        ("coalesce", "perhaps", ["'perhaps'", "boolean"]),
+        ("coalesce_wait_ms", 0, ["0", "1"]),
+        ("coalesce_wait_ms", 60_001, ["60001", "60000"]),
     ],
 )
 def test_each_wrong_value(field: str, value: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +109,10 @@ def test_several_at_once() -> None:
 # -- unknown names --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "near"), [("provder", "provider"), ("label_max", None), ("store_timeout", "store_timeout_ms"), ("zzz", None)])
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("provder", "provider"), ("label_max", None), ("store_timeout", "store_timeout_ms"), ("zzz", None)],
+)
 def test_an_unknown_argument(name: str, near: str | None) -> None:
     """An unknown name is an error with the nearest known one and all there are."""
     text = refusal(**{name: "v"})
@@ -147,7 +158,8 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "provider": "databricks", "store": "redis://localhost:6379/0", "mode": "observe", "namespace": "n", "secret": "s",
         "models": '{"ours-*": "claude-opus-4-6"}', "mark_kinds": '{"text": "off"}', "min_tokens": "7",
         "prices": '{"m": {"input": 1, "write_5m": 1.25, "write_1h": 2, "read": 0.1, "output": 5}}', "ttl": "auto",
-        "tokens": "tiktoken", "store_timeout_ms": "5", "max_labels": "3", "max_label_length": "9",
+        "tokens": "tiktoken", "store_timeout_ms": "5", "max_labels": "3", "max_label_length": "9", "coalesce": "true",
+        "coalesce_wait_ms": "7", "split_text": "1", "sort_tools": "no",
     }  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(f"CACHEMW_{name.upper()}", value)
@@ -158,6 +170,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     assert settings.secret is not None
     assert settings.secret.get_secret_value() == "s"
     assert (settings.min_tokens, settings.store_timeout_ms) == (7, 5)
+    assert (settings.coalesce, settings.coalesce_wait_ms) == (True, 7)
 
 
 def test_every_setting_can_come_from_a_file() -> None:
@@ -167,7 +180,11 @@ def test_every_setting_can_come_from_a_file() -> None:
         "[prices.m]\ninput = 1\nwrite_5m = 1.25\nwrite_1h = 2\nread = 0.1\noutput = 5\n"
     )
     settings = Settings()
-    assert (settings.provider, settings.min_tokens, settings.models) == ("anthropic", 7, {"ours": "claude-opus-4-6"})
+    assert (settings.provider, settings.min_tokens, settings.models) == (
+        "anthropic",
+        7,
+        {"ours": "claude-opus-4-6"},
+    )
     assert settings.prices == {"m": PRICE}
 
 
@@ -197,7 +214,12 @@ def test_a_file_that_is_not_there(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"provider = ", "cachemw.toml"), (b"secret = hunter2", "line 1"), (b"provider = '\xff'", "utf-8"), (b"[store]\nx = 1", "store")],
+    [
+        (b"provider = ", "cachemw.toml"),
+        (b"secret = hunter2", "line 1"),
+        (b"provider = '\xff'", "utf-8"),
+        (b"[store]\nx = 1", "store"),
+    ],
 )
 def test_a_file_that_cant_be_read(content: bytes, said: str) -> None:
     """A file that is no TOML is told by its name and line, never by its words."""
@@ -242,7 +264,10 @@ def test_no_secret_is_told(fields: dict[str, Any]) -> None:
     assert "hunter2" not in refusal(**fields)
 
 
-@pytest.mark.parametrize("url", ["foo://u:hunter2@h", "redis://u:hunter2@h:99999", "redis+cluster://u:hunter2@h", "memory://u:hunter2@h"])
+@pytest.mark.parametrize(
+    "url",
+    ["foo://u:hunter2@h", "redis://u:hunter2@h:99999", "redis+cluster://u:hunter2@h", "memory://u:hunter2@h"],
+)
 def test_a_store_that_cant_be_opened(url: str) -> None:
     """A URL of an unknown store is refused when the middleware is made, without its password."""
     for engine in (cachemw.Middleware, cachemw.AsyncMiddleware):

@@ -140,11 +140,13 @@ def gateway(
 def explain(
     file: Annotated[Path, typer.Argument(help="A request body as JSON, or one a line, in their order.")],
     gap: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 30.0,
+    config: Annotated[Path | None, typer.Option(help="Settings as TOML, in the place of ./cachemw.toml.")] = None,
 ) -> None:
     """Say where breakpoints would go in requests that arrive one after another, and why."""
     from cachemw.apps.conversations import bodies
 
-    settings = cachemw.Settings(store="memory://", mode="optimize")
+    fixed = {"store": "memory://", "mode": "optimize"}
+    settings = cachemw.Settings.load(config, **fixed) if config else cachemw.Settings(**fixed)
     provider = None if settings.provider != "auto" else "databricks"
     found, now = bodies(file), 0.0
     middleware = cachemw.Middleware(settings, clock=lambda: now)

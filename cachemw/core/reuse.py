@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 SHORT = 300.0
 LONG = 3600.0
-# An old trial counts a sixteenth less with each later one: some thirty arrivals make a record.
-_KEEP = 15 / 16
+# An old trial counts a thirty-second less with each later one: some sixty arrivals make a record.
+_KEEP = 31 / 32
 
 
 class Prefix(NamedTuple):

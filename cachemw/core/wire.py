@@ -153,11 +153,12 @@ def tool(tool: Any, counter: Counter | None) -> Item:
         raise BodyError("bad_tools")
     function = tool.get("function")
     value = envelope(tool, "function")
-    marker = marker_ttl(tool)
+    marker, inner = marker_ttl(tool), None
     if isinstance(function, Mapping):
         value["function"] = envelope(function)
-        marker = marker or marker_ttl(function)
-    return _item("tool", [_json("tool", Kind.TOOL, (), value, counter, marker)])
+        inner = marker_ttl(function)
+    block = _json("tool", Kind.TOOL, (), value, counter, marker or inner)
+    return _item("tool", [block], loose=int(marker is not None and inner is not None))
 
 
 def system_block(value: Any, counter: Counter | None) -> Item:

@@ -1,4 +1,4 @@
-"""The contract of a store: four calls, and what each does when things fail.
+"""The contract of a store: six calls, and what each does when things fail.
 
 Lives here: the protocol that every store keeps and the values that cross it. Must not know: any
 particular store. A store never sees text: keys are chain digests, and one that leaves the process
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from cachemw.core.reuse import Prefix
+
+FORGET = 7200.0
+"""Seconds: a record not seen for longer is as good as unknown, the provider's longest entry being an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class Entry(NamedTuple):
     ttl: int
     pending: float = 0.0
 
+    def announced(self, until: float) -> Entry:
+        """Return what says of it that it is being written until then, or with 0 that it is not."""
+        return self._replace(expires=-1.0, pending=until)
+
 
 class Store(Protocol):
     """Keep records of prefixes and sums, for all workers that share it.
@@ -74,6 +81,18 @@ class Store(Protocol):
         A key that no arrival counted (evicted, or never seen) is left out.
         """
 
+    def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        """Return what `observe` would, and count nothing. One round trip."""
+
+    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+        """Set the `pending` of each entry; where another was first, say False and change nothing.
+
+        That is so where the provider holds one of them at `now`, or a request is just writing one. Of
+        several claims to one key at once a single one gets it. A key without a record is left out. One
+        round trip; in a clustered store one each for heads and others, heads first, and one more to
+        give heads back where the others are taken: meanwhile another may have been refused for them.
+        """
+
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """Add each amount to the sum of its name; the table is dropped `keep` seconds after its last use."""
 
@@ -96,6 +115,14 @@ class AsyncStore(Protocol):
         self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
     ) -> None:
         """See `Store.write`."""
+
+    async def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        """See `Store.peek`."""
+
+    async def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+    ) -> bool:
+        """See `Store.claim`."""
 
     async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""

@@ -21,13 +21,14 @@ from typing import Any, TypeAlias
 
 from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
-from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.base import FORGET, Arrival, Entry
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 # The fields of Prefix in their order; Lua's half of the format is in record.lua.
 RECORD = struct.Struct("<I6dI2dId")
 _ENTRY = struct.Struct("<dId")
+_PENDING = struct.Struct("<d")
 # A digest takes a microsecond, and most prefixes come back; this is some 6 MB when full.
 _REMEMBERED = 32_768
 
@@ -38,10 +39,12 @@ def _lua(*names: str) -> str:
 
 OBSERVE = _lua("record.lua", "observe.lua")
 WRITE = _lua("record.lua", "write.lua")
+CLAIM = _lua("record.lua", "claim.lua")
 ADD = _lua("add.lua")
 
 _TEXTS = {
-    hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text for text in (OBSERVE, WRITE, ADD)
+    hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text
+    for text in (OBSERVE, WRITE, CLAIM, ADD)
 }
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
 
@@ -74,13 +77,16 @@ class Commands:
     def observe(self, arrival: Arrival, now: float | None) -> list[Command]:
         """Return the commands that count an arrival."""
         stamp = "" if now is None else repr(float(now))
-        namespace, heads, digests = arrival.namespace, arrival.heads, arrival.keys
-        keys = self._prefixes(namespace, arrival.root, digests[:heads])
-        keys += self._prefixes(namespace, arrival.trunk, digests[heads:])
+        keys = self._watched(arrival)
         return [
             run(OBSERVE, keys[part], struct.pack(f"<{len(keys[part])}I", *arrival.children[part]), stamp)
-            for part in self._parts(heads, len(keys))
+            for part in self._parts(arrival.heads, len(keys))
         ]
+
+    def peek(self, arrival: Arrival) -> list[Command]:
+        """Return the commands that look at an arrival's records."""
+        keys = self._watched(arrival)
+        return [("MGET", *keys[part]) for part in self._parts(arrival.heads, len(keys))]
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> list[Command]:
         """Return the commands that set what the provider holds."""
@@ -90,6 +96,20 @@ class Commands:
         keys += self._prefixes(namespace, trunk, [entry.key for entry in others])
         packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.pending) for entry in heads + others]
         return [run(WRITE, keys[part], *packed[part]) for part in self._parts(len(heads), len(keys))]
+
+    def claims(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+    ) -> list[tuple[Command, list[Entry]]]:
+        """Return the commands that claim entries, each to be sent once those before it got theirs."""
+        entries = sorted(entries, key=lambda entry: not entry.head)
+        heads = sum(entry.head for entry in entries)
+        keys = self._prefixes(namespace, root, [entry.key for entry in entries[:heads]])
+        keys += self._prefixes(namespace, trunk, [entry.key for entry in entries[heads:]])
+        packed = [_PENDING.pack(entry.pending) for entry in entries]
+        return [
+            (run(CLAIM, keys[part], repr(float(now)), *packed[part]), entries[part])
+            for part in self._parts(heads, len(keys))
+        ]
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> list[Command]:
         """Return the command that adds to a table, if there is anything to add."""
@@ -106,6 +126,11 @@ class Commands:
         """Return which keys go in one command: the first `heads` share a slot, and so do the others."""
         borders = (0, heads, count) if self._clustered else (0, count)
         return [slice(start, stop) for start, stop in pairwise(borders) if start < stop]
+
+    def _watched(self, arrival: Arrival) -> list[bytes]:
+        namespace, heads, digests = arrival.namespace, arrival.heads, arrival.keys
+        keys = self._prefixes(namespace, arrival.root, digests[:heads])
+        return keys + self._prefixes(namespace, arrival.trunk, digests[heads:])
 
     def _prefixes(self, namespace: str, slot: bytes, digests: Sequence[bytes]) -> list[bytes]:
         names = self._names
@@ -136,6 +161,15 @@ def records(replies: Sequence[Any]) -> list[Prefix | None]:
     """Return the records from the replies to `Commands.observe`, None for each that was unknown."""
     packed = b"".join(checked(replies))
     return [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(packed)]
+
+
+def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
+    """Return the records from the replies to `Commands.peek`, as `records` would have them."""
+    found: list[Prefix | None] = []
+    for packed in [packed for reply in checked(replies) for packed in reply]:
+        record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
+        found.append(record if record is not None and now - record.last <= FORGET else None)
+    return found
 
 
 def sums(replies: Sequence[Any]) -> dict[str, int]:

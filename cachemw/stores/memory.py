@@ -11,17 +11,13 @@ from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from cachemw.core.reuse import Prefix, arrive, first
-from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.base import FORGET, Arrival, Entry
 
 DEFAULT_MAX_PREFIXES = 200_000
-_FORGET = 7200.0
 
 
 class MemoryStore:
-    """Keep at most `max_prefixes` records, the longest unused dropped first.
-
-    A record not seen for two hours is as good as unknown: the provider's longest entry is an hour.
-    """
+    """Keep at most `max_prefixes` records, the longest unused dropped first."""
 
     local = True
 
@@ -42,7 +38,7 @@ class MemoryStore:
             for digest, child in zip(arrival.keys, arrival.children, strict=True):
                 key = tenant + digest
                 record = records.pop(key, None)
-                if record is None or now - record.last > _FORGET:
+                if record is None or now - record.last > FORGET:
                     found.append(None)
                     records[key] = first(child, now)
                 else:
@@ -66,6 +62,26 @@ class MemoryStore:
                 if entry.expires == 0 or entry.expires > record.expires:
                     record = record._replace(expires=entry.expires, ttl=entry.ttl)
                 records[key] = record._replace(pending=entry.pending)
+
+    def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.peek`."""
+        tenant = _tenant(arrival.namespace)
+        with self._lock:
+            found = [self._records.get(tenant + digest) for digest in arrival.keys]
+        return [None if record is None or now - record.last > FORGET else record for record in found]
+
+    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+        """See `Store.claim`."""
+        records, tenant = self._records, _tenant(namespace)
+        with self._lock:
+            found = [
+                (tenant + entry.key, entry.pending) for entry in entries if tenant + entry.key in records
+            ]
+            if any(records[key].pending > now or records[key].living(now) for key, _ in found):
+                return False
+            for key, pending in found:
+                records[key] = records[key]._replace(pending=pending)
+        return True
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`; tables live as long as the process."""
@@ -108,6 +124,16 @@ class AsyncMemoryStore:
     ) -> None:
         """See `Store.write`."""
         self._store.write(namespace, root, trunk, entries, now)
+
+    async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.peek`."""
+        return self._store.peek(arrival, now)
+
+    async def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+    ) -> bool:
+        """See `Store.claim`."""
+        return self._store.claim(namespace, root, trunk, entries, now)
 
     async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""

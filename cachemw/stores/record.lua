@@ -5,8 +5,9 @@ local pack, take = struct.pack, struct.unpack
 local FORMAT = "<I4ddddddI4ddI4d"
 local SIZE = struct.size(FORMAT)
 local ENTRY = SIZE - struct.size("<dI4d") -- where the last fields, `expires`, `ttl`, `pending`, begin
+local PENDING = SIZE - struct.size("<d")
 
-local SHORT, LONG, KEEP = 300, 3600, 15 / 16
+local SHORT, LONG, KEEP = 300, 3600, 31 / 32
 local FORGET = 7200
 -- A key's time to live is set anew by the first arrival in every ten minutes, which is cheaper than by
 -- each, and outlasts the record by as much. Milliseconds; a string, which the server need not format.

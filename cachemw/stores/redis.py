@@ -11,7 +11,8 @@ server has closed is found out, and opened again, before a call is sent over it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import redis
@@ -24,7 +25,10 @@ from redis.retry import Retry
 from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
 from cachemw.stores.base import Arrival, Entry
-from cachemw.stores.commands import Command, Commands, checked, records, sums, with_text
+from cachemw.stores.commands import Command, Commands, checked, peeked, records, sums, with_text
+
+# In so many parts is a call's time counted, see `_bounded`.
+_PARTS = 10
 
 
 class RedisStore:
@@ -39,7 +43,9 @@ class RedisStore:
 
     def __init__(self, url: str, *, secret: bytes | None, timeout_ms: int) -> None:
         self._commands = Commands(secret)
-        pool = redis.BlockingConnectionPool.from_url(url, retry=Retry(NoBackoff(), 0), **_options(timeout_ms))
+        pool = redis.BlockingConnectionPool.from_url(
+            url, retry=Retry(NoBackoff(), 0), **_options(timeout_ms / 1000)
+        )
         self._client: Any = redis.Redis.from_pool(pool)
 
     def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
@@ -51,6 +57,20 @@ class RedisStore:
     ) -> None:
         """See `Store.write`."""
         checked(self._send(self._commands.write(namespace, root, trunk, entries)))
+
+    def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.peek`."""
+        return peeked(self._send(self._commands.peek(arrival)), now)
+
+    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+        """See `Store.claim`."""
+        got: list[Entry] = []
+        for command, group in self._commands.claims(namespace, root, trunk, entries, now):
+            if checked(self._send([command]))[0] != 1:
+                self.write(namespace, root, trunk, [entry.announced(0.0) for entry in got], now)
+                return False
+            got += group
+        return True
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""
@@ -86,13 +106,16 @@ class RedisStore:
 
 
 class AsyncRedisStore:
-    """`RedisStore`, awaited; one event loop uses it at a time."""
+    """`RedisStore`, awaited; one event loop uses it at a time.
+
+    `timeout_ms` bounds a call as a whole, less what the loop was busy with else.
+    """
 
     local = False
 
     def __init__(self, url: str, *, secret: bytes | None, timeout_ms: int) -> None:
         self._commands = Commands(secret)
-        self._url, self._options = url, _options(timeout_ms)
+        self._url, self._seconds = url, timeout_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
         self._client: Any = None
 
@@ -105,6 +128,22 @@ class AsyncRedisStore:
     ) -> None:
         """See `Store.write`."""
         checked(await self._send(self._commands.write(namespace, root, trunk, entries)))
+
+    async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.peek`."""
+        return peeked(await self._send(self._commands.peek(arrival)), now)
+
+    async def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+    ) -> bool:
+        """See `Store.claim`."""
+        got: list[Entry] = []
+        for command, group in self._commands.claims(namespace, root, trunk, entries, now):
+            if checked(await self._send([command]))[0] != 1:
+                await self.write(namespace, root, trunk, [entry.announced(0.0) for entry in got], now)
+                return False
+            got += group
+        return True
 
     async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""
@@ -121,10 +160,11 @@ class AsyncRedisStore:
 
     async def _send(self, commands: list[Command]) -> list[Any]:
         try:
-            replies = await self._execute(commands)
-            for unknown in _unknown(replies):
-                replies[unknown] = (await self._execute([with_text(commands[unknown])]))[0]
-            return replies
+            async with _bounded(self._seconds):
+                replies = await self._execute(commands)
+                for unknown in _unknown(replies):
+                    replies[unknown] = (await self._execute([with_text(commands[unknown])]))[0]
+                return replies
         except Exception as error:
             raise StoreError(type(error).__name__) from None
 
@@ -144,14 +184,39 @@ class AsyncRedisStore:
 
     def _connect(self) -> Any:
         pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self._url, retry=AsyncRetry(NoBackoff(), 0), **self._options
+            self._url, retry=AsyncRetry(NoBackoff(), 0), **_options(None)
         )
         return redis.asyncio.Redis.from_pool(pool)
 
 
-def _options(timeout_ms: int) -> dict[str, Any]:
+@asynccontextmanager
+async def _bounded(seconds: float) -> AsyncIterator[None]:
+    """Raise `TimeoutError` where what is inside takes longer, by time in which the loop got round to it.
+
+    A loop that is busy for longer than that would give up on answers that have long been there. So the time
+    is counted in parts, and however late the end of one is seen, it counts once.
+    """
+    loop, left = asyncio.get_running_loop(), _PARTS
+    timer: asyncio.TimerHandle
+
+    def count() -> None:
+        nonlocal left, timer
+        left -= 1
+        if left:
+            timer = loop.call_later(seconds / _PARTS, count)
+        else:
+            limit.reschedule(loop.time())
+
+    async with asyncio.timeout(None) as limit:
+        timer = loop.call_later(seconds / _PARTS, count)
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+def _options(seconds: float | None) -> dict[str, Any]:
     # Protocol 2 spares a connection's first round trip, and replies have one shape in every version.
-    seconds = timeout_ms / 1000
     return {
         "timeout": seconds,
         "socket_timeout": seconds,

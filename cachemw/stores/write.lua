@@ -1,7 +1,6 @@
 -- Sets what the provider holds for each prefix: a later `expires` wins, 0 always wins, the last `pending`
 -- wins, and a prefix without a record is left out. SETRANGE keeps the key's time to live.
 -- KEYS: the prefixes. ARGV: for each, its `expires`, `ttl`, `pending` packed as the record ends with them.
-local PENDING = SIZE - struct.size("<d")
 for i, key in ipairs(KEYS) do
   local record = redis.pcall("GET", key)
   if type(record) == "string" and #record == SIZE then

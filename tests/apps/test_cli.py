@@ -201,3 +201,14 @@ def test_gateway_says_that_its_port_is_taken(capsys: pytest.CaptureFixture[str])
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert called("gateway", "--port", str(taken.getsockname()[1])) == 2
     assert "can't be served: Address already in use" in capsys.readouterr().err
+
+
+def test_explain_by_another_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`--config` reads a TOML file in the place of ./cachemw.toml; one that isn't there is said."""
+    config = tmp_path / "high.toml"
+    config.write_text("min_tokens = 100000\n")
+    rows = bodies(tmp_path / "rows.jsonl", "One?", "Two?")
+    assert called("explain", rows, "--config", str(config)) == 0
+    assert "shorter than what the model caches" in capsys.readouterr().out
+    assert called("explain", rows, "--config", str(tmp_path / "absent.toml")) == 2
+    assert "there is no file" in capsys.readouterr().err

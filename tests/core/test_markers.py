@@ -61,7 +61,10 @@ def test_nothing_to_write() -> None:
         (("tools", 0), {**agent()["tools"][0], "cache_control": MARK}),
         (("messages", 0, "content"), [{"type": "text", "text": "Be kind.", "cache_control": MARK}]),
         (("messages", 1, "content", 1), {"type": "text", "text": "There.", "cache_control": MARK}),
-        (("messages", 2, "tool_calls", 0), {**agent()["messages"][2]["tool_calls"][0], "cache_control": MARK}),
+        (
+            ("messages", 2, "tool_calls", 0),
+            {**agent()["messages"][2]["tool_calls"][0], "cache_control": MARK},
+        ),
         (("messages", 3, "content"), [{"type": "text", "text": "11", "cache_control": MARK}]),
     ],
 )
@@ -82,9 +85,13 @@ def test_each_place(path: Path, expected: Any) -> None:
 def test_the_whole_system_field() -> None:
     """A native system string becomes a list, a block in it is marked in place."""
     body = {"model": "m", "system": "s", "messages": []}
-    assert apply(body, [(("system",), "1h")])["system"] == [{"type": "text", "text": "s", "cache_control": HOUR}]
+    assert apply(body, [(("system",), "1h")])["system"] == [
+        {"type": "text", "text": "s", "cache_control": HOUR}
+    ]
     body["system"] = [{"type": "text", "text": "s"}]
-    assert apply(body, [(("system", 0), "5m")])["system"] == [{"type": "text", "text": "s", "cache_control": MARK}]
+    assert apply(body, [(("system", 0), "5m")])["system"] == [
+        {"type": "text", "text": "s", "cache_control": MARK}
+    ]
 
 
 def test_only_the_way_is_copied() -> None:
@@ -97,7 +104,13 @@ def test_only_the_way_is_copied() -> None:
     assert marked["messages"][1]["content"][1] is body["messages"][1]["content"][1]
     call = marked["messages"][2]["tool_calls"][0]
     assert call["function"] is body["messages"][2]["tool_calls"][0]["function"]
-    for path in ((), ("messages",), ("messages", 1), ("messages", 1, "content"), ("messages", 2, "tool_calls", 0)):
+    for path in (
+        (),
+        ("messages",),
+        ("messages", 1),
+        ("messages", 1, "content"),
+        ("messages", 2, "tool_calls", 0),
+    ):
         assert at(marked, path) is not at(body, path)
 
 
@@ -115,7 +128,9 @@ def test_tuples_and_other_mappings() -> None:
     """What is no list or dict on the way becomes one in the copy."""
     body = MappingProxyType({"messages": (MappingProxyType({"role": "user", "content": "a"}),)})
     marked = apply(body, [(("messages", 0, "content"), "5m")])
-    assert marked == {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": MARK}]}]}
+    assert marked == {
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": MARK}]}]
+    }
     assert canonical(marked) == canonical(body)
 
 

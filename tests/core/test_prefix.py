@@ -97,7 +97,9 @@ CHANGES: list[tuple[str, Callable[[Body], Any], int]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "kept"), [case[1:] for case in CHANGES], ids=[case[0] for case in CHANGES])
+@pytest.mark.parametrize(
+    ("change", "kept"), [case[1:] for case in CHANGES], ids=[case[0] for case in CHANGES]
+)
 def test_what_a_change_loses(change: Callable[[Body], Any], kept: int) -> None:
     """Each change keeps just the prefixes that the provider's table of invalidation keeps."""
     other = agent()
@@ -155,7 +157,9 @@ def test_repeated_blocks_have_digests_of_their_own() -> None:
 def test_an_empty_section_passes_on_its_key() -> None:
     """What keys the system section keys the messages too where there is no system section."""
     body = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
-    assert len({digests({**body, **rest})[0] for rest in ({}, {"speed": "fast"}, {"tool_choice": "auto"})}) == 3
+    assert (
+        len({digests({**body, **rest})[0] for rest in ({}, {"speed": "fast"}, {"tool_choice": "auto"})}) == 3
+    )
 
 
 def test_thinking_is_forgotten_where_the_model_strips() -> None:
@@ -165,13 +169,23 @@ def test_thinking_is_forgotten_where_the_model_strips() -> None:
     user = {"role": "user", "content": "Why?"}
 
     def body(*parts: Any, more: bool) -> Body:
-        return {"model": "m", "messages": [user, {"role": "assistant", "content": list(parts)}, *([user] if more else [])]}
+        return {
+            "model": "m",
+            "messages": [user, {"role": "assistant", "content": list(parts)}, *([user] if more else [])],
+        }
 
-    assert digests(body(thought, text, more=True), model=STRIPPED) == digests(body(text, more=True), model=STRIPPED)
-    assert digests(body(thought, text, more=False), model=STRIPPED) != digests(body(text, more=False), model=STRIPPED)
+    assert digests(body(thought, text, more=True), model=STRIPPED) == digests(
+        body(text, more=True), model=STRIPPED
+    )
+    assert digests(body(thought, text, more=False), model=STRIPPED) != digests(
+        body(text, more=False), model=STRIPPED
+    )
     assert digests(body(thought, text, more=True)) != digests(body(text, more=True))
     # The turn that ends loses the entry that held the thinking: only the user's message is left.
-    during, after = digests(body(thought, text, more=False), model=STRIPPED), digests(body(thought, text, more=True), model=STRIPPED)
+    during, after = (
+        digests(body(thought, text, more=False), model=STRIPPED),
+        digests(body(thought, text, more=True), model=STRIPPED),
+    )
     assert shared(during, after) == 1
 
 
@@ -211,11 +225,18 @@ def turns(count: int, tools: int = 0, system: int = 0, width: int = 0, **rest: A
         messages.append({"role": "user", "content": f"u{turn}"})
         if turn + 1 < count or width:
             calls = [{"id": f"{turn}.{n}"} for n in range(width)]
-            messages.append({"role": "assistant", "content": f"a{turn}", **({"tool_calls": calls} if width else {})})
+            messages.append(
+                {"role": "assistant", "content": f"a{turn}", **({"tool_calls": calls} if width else {})}
+            )
             messages += [{"role": "tool", "tool_call_id": call["id"], "content": "r"} for call in calls]
             if width and turn + 1 < count:
                 messages.append({"role": "assistant", "content": f"b{turn}"})
-    return {"model": "m", "messages": messages, "tools": [{"function": {"name": f"t{n}"}} for n in range(tools)], **rest}
+    return {
+        "model": "m",
+        "messages": messages,
+        "tools": [{"function": {"name": f"t{n}"}} for n in range(tools)],
+        **rest,
+    }
 
 
 def watched(body: Body) -> list[int]:

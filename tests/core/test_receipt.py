@@ -28,7 +28,9 @@ HAIKU = MODELS["claude-haiku-5-5"]
 )
 def test_money(usage: Usage, paid: str, baseline: str) -> None:
     """Paid and baseline by the model's list, saved net of what writing cost more."""
-    assert receipt(usage, SONNET) == Receipt(usage, Decimal(paid), Decimal(baseline), Decimal(baseline) - Decimal(paid))
+    assert receipt(usage, SONNET) == Receipt(
+        usage, Decimal(paid), Decimal(baseline), Decimal(baseline) - Decimal(paid)
+    )
 
 
 def test_a_loss_is_negative() -> None:

@@ -64,7 +64,10 @@ def test_no_kind_named() -> None:
     assert refused_kinds(text, ()) == frozenset()
 
 
-@pytest.mark.parametrize("text", ["", "prompt is too long: 210000 tokens > 200000 maximum", "messages.0.role: Input should be 'user'"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "prompt is too long: 210000 tokens > 200000 maximum", "messages.0.role: Input should be 'user'"],
+)
 def test_other_refusals(text: str) -> None:
     """Any other 400 is not about markers."""
     assert not about_markers(text)

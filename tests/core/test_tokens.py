@@ -17,7 +17,9 @@ from cachemw.core.tokens import Calibration, estimate, image_size, load_counter
 
 def png(width: int, height: int) -> str:
     """Return the head of a PNG of this size, as base64."""
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", width, height) + b"\x08\x06").decode()
+    return base64.b64encode(
+        b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", width, height) + b"\x08\x06"
+    ).decode()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.IMAGE])
@@ -37,13 +39,30 @@ def test_images_by_their_pixels(width: int, height: int, tokens: float) -> None:
     assert image_size(png(width, height)) == pytest.approx(tokens)
 
 
-@pytest.mark.parametrize("data", ["", "A", "====", "not base64 at all!", "\ud800", "é", png(0, 5), png(5, 5)[:20], "R0lGODlh", "AAAA" * 20_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        "",
+        "A",
+        "====",
+        "not base64 at all!",
+        "\ud800",
+        "é",
+        png(0, 5),
+        png(5, 5)[:20],
+        "R0lGODlh",
+        "AAAA" * 20_000,
+    ],
+)
 def test_images_that_cant_be_read(data: str) -> None:
     """Whatever is not the head of an image has the largest size."""
     assert image_size(data) == 1600
 
 
-@given(st.binary(max_size=80), st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"II*\x00", b"<svg width='", b"RIFF\x24\0\0\0WEBPVP8 "]))
+@given(
+    st.binary(max_size=80),
+    st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"II*\x00", b"<svg width='", b"RIFF\x24\0\0\0WEBPVP8 "]),
+)
 def test_images_never_raise(data: bytes, head: bytes) -> None:
     """Any bytes have a size within the bounds."""
     assert 0 < image_size(base64.b64encode(head + data).decode()) <= 1600
@@ -111,6 +130,13 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> None:
     if not folders:
         pytest.skip("llama-index-core, which ships tiktoken's encodings, is not installed")
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folders[0]))
+
+
+@pytest.mark.usefixtures("encodings")
+@pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 300_000, "é" * 120_001])
+def test_tiktoken_on_monotonous_texts(text: str) -> None:
+    """Texts on which the encoder as such overflows its stack are counted in pieces."""
+    assert 0 < load_counter()(text) < len(text.encode())
 
 
 @pytest.mark.usefixtures("encodings")

@@ -24,7 +24,11 @@ DATA = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"
 URL = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
 SAID = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Thinking...", "signature": "s"}]}
 HIDDEN = {"type": "reasoning", "summary": [{"type": "summary_encrypted_text", "data": "b64"}]}
-CALL = {"type": "function", "id": "123", "function": {"name": "get_weather", "arguments": '{"location":"New York, NY"}'}}
+CALL = {
+    "type": "function",
+    "id": "123",
+    "function": {"name": "get_weather", "arguments": '{"location":"New York, NY"}'},
+}
 
 
 def chat(message: Any) -> Item:
@@ -134,7 +138,9 @@ def test_chat_shapes(message: Any, expected: Any) -> None:
     assert shapes(chat(message)) == expected
 
 
-@pytest.mark.parametrize(("message", "expected"), [case[1:] for case in NATIVE], ids=[case[0] for case in NATIVE])
+@pytest.mark.parametrize(
+    ("message", "expected"), [case[1:] for case in NATIVE], ids=[case[0] for case in NATIVE]
+)
 def test_native_shapes(message: Any, expected: Any) -> None:
     """Each shape of an Anthropic message is one block a part."""
     assert shapes(native(message)) == expected
@@ -148,7 +154,13 @@ def test_native_shapes(message: Any, expected: Any) -> None:
         ({"type": "function", "function": {"name": "f", "cache_control": HOUR}}, "1h"),
         ({"name": "f", "input_schema": {}, "cache_control": HOUR}, "1h"),
         ({"type": "web_search_20250305", "name": "web_search"}, None),
-        ({"type": "function", "function": {"name": "f", "parameters": {"properties": {"cache_control": {}}}}}, None),
+        (
+            {
+                "type": "function",
+                "function": {"name": "f", "parameters": {"properties": {"cache_control": {}}}},
+            },
+            None,
+        ),
     ],
 )
 def test_tools(definition: Any, marker: str | None) -> None:
@@ -252,13 +264,17 @@ def digests(item: Item) -> list[bytes]:
     return [block.digest for block in item.blocks]
 
 
-@pytest.mark.parametrize(("read", "one", "other"), [case[1:] for case in EQUAL], ids=[case[0] for case in EQUAL])
+@pytest.mark.parametrize(
+    ("read", "one", "other"), [case[1:] for case in EQUAL], ids=[case[0] for case in EQUAL]
+)
 def test_equal_content(read: Callable[[Any], Item], one: Any, other: Any) -> None:
     """What says the same has the same digests."""
     assert digests(read(one)) == digests(read(other))
 
 
-@pytest.mark.parametrize(("read", "one", "other"), [case[1:] for case in DIFFERENT], ids=[case[0] for case in DIFFERENT])
+@pytest.mark.parametrize(
+    ("read", "one", "other"), [case[1:] for case in DIFFERENT], ids=[case[0] for case in DIFFERENT]
+)
 def test_different_content(read: Callable[[Any], Item], one: Any, other: Any) -> None:
     """What the provider could tell apart has other digests."""
     assert digests(read(one)) != digests(read(other))
@@ -294,6 +310,7 @@ OWNED: list[tuple[str, Item, int]] = [
     ("result as a chat part", chat({"role": "user", "content": [{"type": "tool_result", "content": [M, T]}]}), 1),
     ("arguments", chat({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"cache_control": 1}'}}]}), 0),
     ("native input", native({"role": "assistant", "content": [{"type": "tool_use", "input": {"cache_control": MARK}}]}), 0),
+    ("tool and its function", tool({"function": {"name": "f", "cache_control": MARK}, "cache_control": MARK}, None), 2),
     ("schema", tool({"function": {"parameters": {"cache_control": MARK}}}, None), 0),
     ("an image's own", chat({"role": "user", "content": [{**DATA, "cache_control": MARK}, {"type": "x", "cache_control": MARK}]}), 2),
 ]  # fmt: skip
@@ -318,7 +335,12 @@ def test_citations_are_noticed() -> None:
     """A document asks for citations; what an answer cites, and an empty field, are something else."""
     document = {"type": "document", "source": {}, "citations": {"enabled": True}}
     assert native({"role": "user", "content": [document]}).cited
-    assert native({"role": "user", "content": [{"type": "tool_result", "content": [{**document, "type": "search_result"}]}]}).cited
+    assert native(
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "content": [{**document, "type": "search_result"}]}],
+        }
+    ).cited
     for value in (None, {"enabled": False}, [{"cited_text": "a"}]):
         assert not native({"role": "user", "content": [{**document, "citations": value}]}).cited
     assert not native({"role": "assistant", "content": [{**T, "citations": {"enabled": True}}]}).cited

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,23 @@ class Awaited:
     ) -> None:
         self._runner.run(self.store.write(namespace, root, trunk, entries, now))
 
+    def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        return self._runner.run(self.store.peek(arrival, now))
+
+    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+        return self._runner.run(self.store.claim(namespace, root, trunk, entries, now))
+
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         self._runner.run(self.store.add(namespace, table, amounts, keep))
 
     def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         return self._runner.run(self.store.read(namespace, tables))
+
+    def gather(self, call: Callable[[AsyncStore], Awaitable[Any]], count: int) -> list[Any]:
+        async def all_at_once() -> list[Any]:
+            return await asyncio.gather(*(call(self.store) for _ in range(count)))
+
+        return self._runner.run(all_at_once())
 
     def close(self) -> None:
         self._runner.run(self.store.close())

@@ -54,8 +54,11 @@ def test_writes_name_what_arrivals_named() -> None:
     commands = Commands(b"secret")
     (arrived,) = keys(commands.observe(ARRIVAL, 1.0))
     (written,) = keys(commands.write(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1]))
+    claims = commands.claims(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1], 1.0)
+    (claimed,) = keys([command for command, _ in claims])
     assert len(set(arrived)) == 9
-    assert set(arrived) == set(written)
+    assert set(arrived) == set(written) == set(claimed)
+    assert commands.peek(ARRIVAL) == [("MGET", *arrived)]
 
 
 def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +80,7 @@ def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
         for made in (
             commands.observe(arrival, 1.0),
             commands.write(arrival.namespace, arrival.root, arrival.trunk, entries),
+            [command for command, _ in commands.claims("acme", arrival.root, arrival.trunk, entries, 1.0)],
         ):
             assert len(made) == (calls if clustered else 1)
             slots = [{key_slot(name) for name in part} for part in keys(made)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,9 +29,9 @@ def arrival(namespace: str, *keys: bytes, children: tuple[int, ...] | None = Non
     return Arrival(namespace, ROOT, TRUNK, heads, keys, children or (0,) * len(keys))
 
 
-def entry(key: bytes, expires: float, ttl: int = 300) -> Entry:
+def entry(key: bytes, expires: float, ttl: int = 300, pending: float = 0.0) -> Entry:
     """Return an entry of a key."""
-    return Entry(key, key in HEADS, expires, ttl)
+    return Entry(key, key in HEADS, expires, ttl, pending)
 
 
 def same(left: Any, right: Any) -> bool:
@@ -61,9 +62,15 @@ writing = st.tuples(
             st.sampled_from(HEADS + OTHERS),
             st.sampled_from([0.0, 1e9 + 5.5, 1e9 + 900.25, 1e9 + 3600.0]),
             st.sampled_from([0, 300, 3600]),
+            st.sampled_from([0.0, 1e9 + 60.0, 1e9 + 900.0]),
         ),
         max_size=4,
     ),
+)
+claiming = st.tuples(
+    st.just("claim"),
+    st.lists(st.sampled_from(HEADS + OTHERS), unique=True, max_size=4),
+    st.sampled_from([0.25, 60.0, 600.0]),
 )
 # Steps of the clock: on, back (another worker's clock), at the edges of what a record tells apart.
 steps = st.one_of(
@@ -75,7 +82,7 @@ steps = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(calls=st.lists(st.tuples(st.one_of(observing, writing), steps), min_size=1, max_size=25))
+@given(calls=st.lists(st.tuples(st.one_of(observing, writing, claiming), steps), min_size=1, max_size=25))
 def test_every_store_answers_as_the_memory_store(
     store: Store, fresh: Namespaces, calls: list[tuple[tuple[Any, ...], float]]
 ) -> None:
@@ -87,7 +94,12 @@ def test_every_store_answers_as_the_memory_store(
             heads, others, children = rest
             keys = (*heads, *others)
             asked = arrival(namespace, *keys, children=tuple(children[: len(keys)]))
+            assert same(store.peek(asked, now), model.peek(asked, now))
             assert same(store.observe(asked, now), model.observe(asked, now))
+        elif name == "claim":
+            entries = [entry(key, -1.0, pending=now + rest[1]) for key in rest[0]]
+            got = model.claim(namespace, ROOT, TRUNK, entries, now)
+            assert store.claim(namespace, ROOT, TRUNK, entries, now) is got
         else:
             for each in (store, model):
                 each.write(namespace, ROOT, TRUNK, rest[0], now)
@@ -115,6 +127,8 @@ def test_nothing_asked_is_nothing_answered(store: Store, fresh: Namespaces) -> N
     """An arrival without keys, a write without entries and a table without amounts are no calls."""
     namespace = fresh()
     assert list(store.observe(arrival(namespace), 1e9)) == []
+    assert list(store.peek(arrival(namespace), 1e9)) == []
+    assert store.claim(namespace, ROOT, TRUNK, [], 1e9) is True
     store.write(namespace, ROOT, TRUNK, [], 1e9)
     store.add(namespace, "hour", {}, 60)
     assert store.read(namespace, []) == {}
@@ -188,6 +202,88 @@ def test_an_entry_of_an_unknown_prefix_is_left_out(store: Store, fresh: Namespac
     namespace = fresh()
     store.write(namespace, ROOT, TRUNK, [entry(HEADS[0], 5.0), entry(OTHERS[0], 5.0)], 1.0)
     assert known(store, namespace, HEADS[0], OTHERS[0], now=1.0) == [None, None]
+
+
+def test_a_peek_counts_nothing(store: Store, fresh: Namespaces) -> None:
+    """Looking shows what an arrival would be told, however often, and makes no record."""
+    namespace = fresh()
+    asked = arrival(namespace, HEADS[0], OTHERS[0])
+    assert list(store.peek(asked, 1.0)) == [None, None]
+    known(store, namespace, OTHERS[0], now=1.0)
+    for now in (1.0, 1.0 + FORGET):
+        assert list(store.peek(asked, now)) == [None, first(0, 1.0)]
+    assert list(store.peek(asked, 1.01 + FORGET)) == [None, None]
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=2.0) == [None, first(0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "got"),
+    [
+        ({}, 10.0, True),
+        ({"pending": 70.0}, 10.0, False),
+        ({"pending": 70.0}, 69.9, False),
+        ({"pending": 70.0}, 70.0, True),
+        ({"expires": 300.0}, 10.0, False),
+        ({"expires": 300.0}, 300.0, True),
+    ],
+)
+@pytest.mark.parametrize("taken", [HEADS[0], OTHERS[1]], ids=["head", "other"])
+def test_what_another_has_cannot_be_claimed(
+    store: Store, fresh: Namespaces, taken: bytes, before: dict[str, float], now: float, got: bool
+) -> None:
+    """All are claimed, or none where the provider holds one or a request is just writing one."""
+    namespace, keys = fresh(), (HEADS[0], HEADS[1], OTHERS[0], OTHERS[1])
+    known(store, namespace, *keys, now=1.0)
+    store.write(namespace, ROOT, TRUNK, [entry(taken, **{"expires": -1.0, **before})], 1.0)
+    was = list(store.peek(arrival(namespace, *keys), now))
+    wanted = [entry(key, -1.0, pending=400.0) for key in reversed(keys)]
+    assert store.claim(namespace, ROOT, TRUNK, wanted, now) is got
+    found = list(store.peek(arrival(namespace, *keys), now))
+    assert found == ([record and record._replace(pending=400.0) for record in was] if got else was)
+    assert store.claim(namespace, ROOT, TRUNK, [entry(OTHERS[0], -1.0, pending=400.0)], now) is not got
+
+
+def test_a_claim_can_be_given_back_and_taken_by_the_next(store: Store, fresh: Namespaces) -> None:
+    """Of a request that got no answer, the write is free again; of one that did, it is held."""
+    namespace = fresh()
+    known(store, namespace, OTHERS[0], now=1.0)
+    claimed = entry(OTHERS[0], 300.0).announced(61.0)
+    assert store.claim(namespace, ROOT, TRUNK, [claimed], 1.0)
+    assert not store.claim(namespace, ROOT, TRUNK, [claimed], 2.0)
+    store.write(namespace, ROOT, TRUNK, [claimed.announced(0.0)], 2.0)
+    assert store.claim(namespace, ROOT, TRUNK, [claimed], 2.0)
+    store.write(namespace, ROOT, TRUNK, [entry(OTHERS[0], 300.0)], 2.0)
+    assert not store.claim(namespace, ROOT, TRUNK, [claimed], 3.0)
+
+
+def test_what_has_no_record_is_left_out_of_a_claim(store: Store, fresh: Namespaces) -> None:
+    """An evicted prefix gets no record, and stands in nobody's way."""
+    namespace = fresh()
+    known(store, namespace, OTHERS[0], now=1.0)
+    wanted = [entry(key, -1.0, pending=61.0) for key in (HEADS[0], OTHERS[1])]
+    for _ in range(2):
+        assert store.claim(namespace, ROOT, TRUNK, wanted, 1.0)
+    assert store.claim(namespace, ROOT, TRUNK, [entry(OTHERS[0], -1.0, pending=61.0), wanted[0]], 1.0)
+    assert known(store, namespace, HEADS[0], OTHERS[1], now=1.0) == [None, None]
+
+
+def test_of_many_claims_at_once_one_gets_it(opened: Callable[[], Any], fresh: Namespaces) -> None:
+    """Over threads, or tasks, a single one is told to go first, each time."""
+    store, namespace = opened(), fresh()
+    keys = (HEADS[0], OTHERS[0])
+    known(store, namespace, *keys, now=1.0)
+    for turn in range(5):
+        now = 1.0 + 100 * turn
+        wanted = [entry(key, -1.0, pending=now + 60) for key in keys]
+        assert sum(at_once(store, 8, namespace, ROOT, TRUNK, wanted, now)) == 1
+
+
+def at_once(store: Any, count: int, *arguments: Any) -> list[bool]:
+    """Claim so many times at the same moment."""
+    if not hasattr(store, "gather"):
+        with ThreadPoolExecutor(count) as pool:
+            return list(pool.map(lambda _: store.claim(*arguments), range(count)))
+    return list(store.gather(lambda inner: inner.claim(*arguments), count))
 
 
 def test_the_order_of_updates_does_not_matter(opened: Callable[[], Store], fresh: Namespaces) -> None:

@@ -182,6 +182,8 @@ def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis
     client.script_flush()
     store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[0], True, 9.0, 300)], 2.0)
     client.script_flush()
+    assert store.claim(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, -1.0, 300, 62.0)], 2.0)
+    client.script_flush()
     store.add(namespace, "hour", {"calls": 1}, 60)
     (head, *_) = store.observe(arrival(namespace, *KEYS), 3.0)
     assert head is not None
@@ -213,6 +215,8 @@ def test_garbage_under_a_key_is_unknown_and_overwritten(
     name = names(store, namespace, *KEYS)[1]
     spoil(client, name)
     store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, 9.0, 300)], 1.0)
+    assert store.claim(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, -1.0, 300, 70.0)], 10.0)
+    assert store.peek(arrival(namespace, *KEYS), 1.0) == [None] * 4
     assert store.observe(arrival(namespace, *KEYS), 1.0) == [None] * 4
     assert store.observe(arrival(namespace, *KEYS), 2.0) == [first(0, 1.0)] * 4
     assert client.pttl(name) > 0
@@ -320,6 +324,23 @@ async def test_tasks_lose_nothing_and_a_cancelled_one_hurts_no_other(valkey: str
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert [record.seen for record in await store.observe(asked, 1.0) if record] == [200 + waited] * 4
+    await store.close()
+
+
+async def test_a_busy_loop_loses_no_answer(valkey: str, fresh: Namespaces) -> None:
+    """Time that the loop spends elsewhere is no wait on the store: many requests begin at one moment."""
+    store = AsyncRedisStore(valkey, secret=SECRET, timeout_ms=20)
+    asked = arrival(fresh(), *KEYS)
+
+    async def begin() -> Any:
+        observing = asyncio.create_task(store.observe(asked, 1.0))
+        await asyncio.sleep(0)
+        time.sleep(0.03)  # noqa: ASYNC251 - what is tested
+        return await observing
+
+    found = await asyncio.gather(*(begin() for _ in range(10)))
+    assert len(found) == 10
+    assert [record.seen for record in await store.peek(asked, 1.0) if record] == [10] * 4
     await store.close()
 
 

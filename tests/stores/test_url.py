@@ -60,10 +60,11 @@ def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
 def test_redis_opens_with_what_the_url_says(url: str, expected: dict[str, Any]) -> None:
     """Every part reaches the client, sync and async, with the timeout and without a connection."""
     sync, asynced = both(url)
-    for store, client in ((sync, sync._client), (asynced, asynced._connect())):
+    assert asynced._seconds == 0.02
+    for store, client, timeout in ((sync, sync._client, 0.02), (asynced, asynced._connect(), None)):
         options = client.connection_pool.connection_kwargs
         assert {name: options.get(name) for name in expected} == expected
-        assert options["socket_timeout"] == options["socket_connect_timeout"] == 0.02
+        assert options["socket_timeout"] == options["socket_connect_timeout"] == timeout
         assert not store.local
 
 

@@ -1,0 +1,381 @@
+"""Texts in parts: where they are cut, what stays as it was, and that joined they are what came."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cachemw.core import split
+from cachemw.core.split import Splitter, joined
+from cachemw.core.tools import sort_tools
+from cachemw.simulation.same import same
+from tests.bodies import EPHEMERAL, Body, Wire, walk
+from tests.long_texts import HEAD, lines, long_bodies
+
+
+def user(text: Any, role: str = "user") -> Body:
+    """Return a body with one message."""
+    return {"messages": [{"role": role, "content": text}]}
+
+
+def parts(splitter: Splitter, text: str, role: str = "user", owner: str = "me") -> list[str]:
+    """Return the parts that a text leaves in."""
+    content = splitter.split(user(text, role), "chat", owner)["messages"][0]["content"]
+    if isinstance(content, str):
+        return [content]
+    assert all(part.keys() == {"type", "text"} for part in content)
+    return [part["text"] for part in content]
+
+
+# -- where -----------------------------------------------------------------------------------------
+
+
+def test_a_dated_prompt() -> None:
+    """The first text tells nothing; the second shows where they part, and each later one is cut there."""
+    splitter = Splitter()
+    texts = [f"{HEAD}The time is {hour}:00." for hour in range(10, 15)]
+    assert parts(splitter, texts[0]) == [texts[0]]
+    for text in texts[1:]:
+        assert parts(splitter, text) == [HEAD, text.removeprefix(HEAD)]
+
+
+def test_a_text_that_was_seen_stays_as_it_was() -> None:
+    """The first of the dated prompts is sent again, in a conversation that goes on: in one part as before."""
+    splitter = Splitter()
+    first = f"{HEAD}The time is 10:00."
+    for text in (first, f"{HEAD}The time is 11:00.", first, f"{HEAD}The time is 12:00.", first):
+        assert len(parts(splitter, text)) == (1 if text == first else 2)
+
+
+def test_a_later_cut_higher_up_leaves_the_deeper_one() -> None:
+    """Entries end at a deep cut: that another text parts higher up does not move it."""
+    splitter = Splitter()
+    deep = [f"{HEAD}{lines('Rules', 20)}{lines(tail, 40)}" for tail in "abcd"]
+    parts(splitter, deep[0])
+    assert [len(part) for part in parts(splitter, deep[1])] == [6400, 2560]
+    assert [len(part) for part in parts(splitter, f"{HEAD}{lines('Other', 40)}")] == [5120, 2560]
+    assert [len(part) for part in parts(splitter, deep[2])] == [6400, 2560]
+    assert [len(part) for part in parts(splitter, f"{HEAD}{lines('Third', 40)}")] == [5120, 2560]
+
+
+def test_several_levels() -> None:
+    """A policy, a document, a question in one text: cut after each that others share."""
+    splitter = Splitter()
+    for document in ("A", "B"):
+        for question in ("x?", "y?"):
+            found = parts(splitter, f"{HEAD}{lines(document, 32)}{question}")
+    assert [len(part) for part in found] == [5120, 2048, 2]
+
+
+def test_a_question_after_its_document() -> None:
+    """Once such texts have parted near their ends, a new document is cut before anything parts from it."""
+    splitter = Splitter()
+
+    def asked(document: str, question: str) -> list[int]:
+        return [len(part) for part in parts(splitter, lines(document, 50) + lines(question, 3) + "So?")]
+
+    assert asked("A", "why") == [3395]
+    assert asked("A", "who") == [3072, 323]
+    assert asked("A", "when") == [3072, 323]
+    assert asked("B", "why") == [3072, 323]
+    assert asked("B", "who") == [3072, 323]
+
+
+@pytest.mark.parametrize(
+    ("tails", "length", "expected"),
+    [
+        ([], 10_000, 0),
+        ([400], 10_000, 0),  # once is chance
+        ([400, 500], 10_000, 9472),
+        ([0] * 8 + [400, 500], 10_000, 9472),
+        ([0] * 10 + [400, 500], 10_000, 0),  # seldom
+        ([400, 500, 9_000], 10_000, 9472),  # the most is shared where the long tail is left out
+        ([400, 500, 1_500], 10_000, 8448),
+        ([8_000, 8_100], 10_000, 0),  # mostly different
+        ([400, 500], 800, 0),  # all of it is a tail
+    ],
+)
+def test_ahead(tails: list[int], length: int, expected: int) -> None:
+    """Which tail is left where a text is cut in advance; 0 where it isn't."""
+    borders = [(offset, b"") for offset in range(256, length, 256)]
+    assert split._ahead(borders, 0, length, tails) == expected
+
+
+def test_ahead_starts_where_something_new_does() -> None:
+    """What is shared already is no reason to cut: a long question is left whole."""
+    borders = [(offset, b"") for offset in range(256, 10_000, 256)]
+    assert split._ahead(borders, 8_960, 10_000, [500, 600]) == 0
+    assert split._ahead(borders, 2_048, 10_000, [500, 600]) == 9_216
+
+
+def test_a_text_that_grows() -> None:
+    """A text that goes on where one ended is cut there: what was sent whole is its first part."""
+    splitter = Splitter()
+    text, cut = HEAD, []
+    assert parts(splitter, text) == [text]
+    for step in range(3):
+        cut.append(text)
+        text += lines(f"Step {step}", 8)
+        found = parts(splitter, text)
+        assert "".join(found) == text
+        assert ["".join(found[:count]) for count in range(1, len(found))] == cut
+
+
+def test_what_left_comes_back() -> None:
+    """A client that keeps what was sent as its history: the parts are not cut again."""
+    splitter = Splitter()
+    for hour in range(10, 13):
+        sent = splitter.split(user(f"{HEAD}The time is {hour}:00."), "chat", "me")
+    assert len(sent["messages"][0]["content"]) == 2
+    assert splitter.split(sent, "chat", "me") is sent
+
+
+def test_where_no_line_ends() -> None:
+    """A text of one line is cut after a word, and one without words between characters."""
+    splitter = Splitter()
+    words = " ".join(f"word{number}" for number in range(500))
+    parts(splitter, f"{words} 1")
+    head, tail = parts(splitter, f"{words} 2")
+    assert head.endswith(" ")
+    assert 2 <= len(tail) < 300
+    same_signs = "漢字" * 1000
+    parts(splitter, f"{same_signs}1")
+    head, tail = parts(splitter, f"{same_signs}2")
+    assert head + tail == f"{same_signs}2"
+    assert len(tail.encode()) <= 260
+
+
+@pytest.mark.parametrize("blank", ["\n" * 3, " \n\t\n", "\u3000\n", "\u00a0"])
+def test_no_blank_part(blank: str) -> None:
+    """Where only white space follows a cut, it stays with what is before it: providers refuse blank texts."""
+    splitter = Splitter()
+    for hour in range(10, 13):
+        parts(splitter, f"{HEAD}The time is {hour}:00.")
+    assert parts(splitter, HEAD + blank) == [HEAD + blank]
+    splitter, blanks = Splitter(), "\n" * 512
+    assert {len(parts(splitter, blanks + lines(name, 40))) for name in "abc"} == {1}
+    assert [len(part) for part in parts(splitter, f"{blanks}{lines('c', 40)}!")] == [3072, 1]
+
+
+def test_never_more_than_so_many() -> None:
+    """However many levels there are, a text has no more than sixteen parts."""
+    splitter = Splitter()
+    text = HEAD
+    for step in range(30):
+        parts(splitter, text + "?")
+        text += lines(f"Level {step}", 6)
+    assert len(parts(splitter, text + "!")) == 16
+
+
+def test_short_texts_are_left_alone() -> None:
+    """Under a kilobyte there is nothing to gain."""
+    splitter = Splitter()
+    assert [len(parts(splitter, lines("Short", 14) + tail)) for tail in "abc"] == [1, 1, 1]
+    assert not splitter._texts
+
+
+# -- what ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "user"])
+def test_roles_that_are_cut(role: str) -> None:
+    """Texts of the system and of users are."""
+    splitter = Splitter()
+    assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("role", ["assistant", "tool", "function", None, 3])
+def test_roles_that_are_not(role: Any) -> None:
+    """Answers and results stay whole."""
+    splitter = Splitter()
+    assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 1, 1]
+
+
+def test_owners_learn_nothing_of_each_other() -> None:
+    """Another namespace or model, another role: where texts part is learned anew."""
+    splitter = Splitter()
+    assert [len(parts(splitter, HEAD + tail, owner="one")) for tail in "ab"] == [1, 2]
+    assert len(parts(splitter, f"{HEAD}c", owner="two")) == 1
+    assert len(parts(splitter, f"{HEAD}d", role="system", owner="one")) == 1
+    assert len(parts(splitter, f"{HEAD}e", owner="one")) == 2
+
+
+def test_parts_of_a_message() -> None:
+    """Each text part by itself, in its place; the marker of the client's at the end of its text."""
+    splitter = Splitter()
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    for tail in "ab":
+        last = {"type": "text", "text": HEAD + tail, "cache_control": EPHEMERAL}
+        body = user([image, last, {"type": "text", "text": "Why?"}])
+        left = splitter.split(body, "chat", "me")
+    content = left["messages"][0]["content"]
+    assert content == [
+        image,
+        {"type": "text", "text": HEAD},
+        {"type": "text", "text": "b", "cache_control": EPHEMERAL},
+        {"type": "text", "text": "Why?"},
+    ]
+    assert content[0] is image
+    assert content[3] is body["messages"][0]["content"][2]
+
+
+@pytest.mark.parametrize("rest", [{"citations": None}, {"citations": {"enabled": True}}, {"id": 1}])
+def test_parts_with_fields_of_their_own(rest: Body) -> None:
+    """What a part says beside its text may be about the whole of it."""
+    splitter = Splitter()
+    for tail in "abc":
+        body = user([{"type": "text", "text": HEAD + tail, **rest}])
+        assert splitter.split(body, "chat", "me") is body
+
+
+def test_the_native_system_field() -> None:
+    """A string or blocks; on the chat wire there is no such field."""
+    splitter = Splitter()
+    for tail in "ab":
+        body = {"system": HEAD + tail, "messages": []}
+        assert splitter.split(body, "chat", "me") is body
+        left = splitter.split(body, "messages", "me")
+    assert left["system"] == [{"type": "text", "text": HEAD}, {"type": "text", "text": "b"}]
+    body = {"system": [{"type": "text", "text": f"{HEAD}c"}], "messages": [], "n": 1}
+    left = splitter.split(body, "messages", "me")
+    assert left == {
+        "system": [{"type": "text", "text": HEAD}, {"type": "text", "text": "c"}],
+        "messages": [],
+        "n": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"messages": None}, {"messages": "x" * 2000}, {"messages": [None, 3, "x" * 2000]},
+        user(None), user(7), user([None, "x" * 2000, {"type": "text"}, {"type": "text", "text": 3}]),
+        user("\ud800" * 2000), user([{"type": "text", "text": "x" * 2000, 1: 2}]), user({"type": "text", "text": "x" * 2000}),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_left_alone(body: Any) -> None:
+    """Bodies that the parser will refuse come back as they are."""
+    splitter = Splitter()
+    for _ in range(3):
+        assert splitter.split(body, "chat", "me") is body
+
+
+def test_only_the_way_is_copied() -> None:
+    """Messages that are not cut are the caller's own objects, and the caller's own are not changed."""
+    splitter = Splitter()
+    splitter.split(user(f"{HEAD}a"), "chat", "me")
+    body = user(f"{HEAD}b")
+    body["messages"].append({"role": "assistant", "content": "Yes."})
+    before = copy.deepcopy(body)
+    left = splitter.split(body, "chat", "me")
+    assert left is not body
+    assert left["messages"][1] is body["messages"][1]
+    assert body == before
+
+
+# -- what is kept ----------------------------------------------------------------------------------
+
+
+def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen longest ago is forgotten; what is seen again and again is not."""
+    for name, most in (("_TEXTS", 50), ("_PIECES", 200), ("_OWNERS", 5)):
+        monkeypatch.setattr(split, name, most)
+    splitter = Splitter()
+    for number in range(100):
+        found = parts(splitter, f"{HEAD}{number}")
+        parts(splitter, lines(f"Document {number}", 30), owner=str(number))
+    assert len(found) == 2
+    assert len(splitter._texts) == 50
+    assert len(splitter._cuts) <= 50
+    assert len(splitter._pieces) <= 200
+    assert len(splitter._tails) == 5
+
+
+def test_a_long_text_has_few_pieces() -> None:
+    """Pieces grow with what stands before them: a megabyte has hundreds, not thousands."""
+    raw = lines("Row", 16_384).encode()
+    borders = [offset for offset, _ in split._borders(raw, 0)]
+    assert len(borders) < 700
+    starts = [0, *borders[:-1]]
+    assert all(end - start <= max(256, start // 128) + 64 for start, end in zip(starts, borders, strict=True))
+
+
+def test_nothing_kept_is_text() -> None:
+    """Hashes, offsets and counts are."""
+    splitter = Splitter()
+    for tail in ("xyzzy", "plugh"):
+        parts(splitter, f"{HEAD}{tail} {HEAD}")
+    kept = repr(vars(splitter))
+    assert splitter._pieces
+    assert not any(word in kept for word in ("Policy", "line", "xyzzy", "plugh"))
+
+
+# -- promises --------------------------------------------------------------------------------------
+
+
+def plain_texts(body: Body) -> list[str]:
+    """Return all texts that are content."""
+    return [
+        node
+        for path, node in walk(body)
+        if isinstance(node, str)
+        and path[0] in ("messages", "system")
+        and path[-1] in ("text", "content", "system")
+    ]
+
+
+def test_joined_they_are_what_came() -> None:
+    """Random bodies that come again: joined texts are equal, objects unchanged, no part blank, markers kept."""
+    cut = 0
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(long_bodies(), min_size=1, max_size=4))
+    def arrive(drawn: list[tuple[Wire, Body]]) -> None:
+        nonlocal cut
+        splitter = Splitter()
+        first: list[Any] = []
+        for wire, body in [*drawn, *drawn]:
+            before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
+            left = splitter.split(body, wire, "me")
+            assert body == before
+            assert {path: id(node) for path, node in walk(body)} == identities
+            assert joined(left) == joined(body)
+            if wire == "chat":
+                assert same(body, left, split_text=True)
+            assert sum("cache_control" in node for _, node in walk(left) if isinstance(node, dict)) == sum(
+                "cache_control" in node for _, node in walk(body) if isinstance(node, dict)
+            )
+            came = plain_texts(body)
+            assert all(text.strip() for text in plain_texts(left) if text not in came)
+            cut += left is not body
+            first.append(left)
+        # What was seen leaves as it left before.
+        assert first[: len(drawn)] == first[len(drawn) :]
+
+    arrive()
+    assert cut > 100
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(long_bodies(), min_size=1, max_size=3))
+def test_the_opt_ins_do_not_meet(drawn: list[tuple[Wire, Body]]) -> None:
+    """Sorted before or after, the same leaves."""
+    one, other = Splitter(), Splitter()
+    for wire, body in drawn:
+        assert sort_tools(one.split(body, wire, "me")) == other.split(sort_tools(body), wire, "me")
+
+
+def test_other_texts_are_not_equal() -> None:
+    """The equality sees a changed, lost or moved text, and no markers."""
+    one = user([{"type": "text", "text": "ab"}, {"type": "image"}, {"type": "text", "text": "c"}])
+    same_texts = [{"type": "text", "text": "a", "cache_control": EPHEMERAL}, {"type": "text", "text": "b"}]
+    assert joined(one) == joined(user([*same_texts, {"type": "image"}, {"type": "text", "text": "c"}]))
+    assert joined(user("ab", "system")) == joined(user(same_texts, "system"))
+    assert joined({"system": "ab"}) == joined({"system": same_texts})
+    for texts in (["abc"], ["a", "b "], ["ba"], ["ab", "ab"]):
+        assert joined(user("ab")) != joined(user([{"type": "text", "text": text} for text in texts]))
+    assert joined(one) != joined(user([{"type": "text", "text": "abc"}, {"type": "image"}]))
