@@ -317,6 +317,8 @@ class Decisions:
         kinds = refusal.refused_kinds(text, {blocks[point.block].kind for point in ours})
         if state.rules is not None:
             self.knowledge.refuse(state.rules, kinds)
+            if refusal.refuses_hour(text):
+                self.knowledge.refuse_hour(state.rules)
         for kind in kinds:
             self.count(f"refused.{kind}")
         self.count("refused")

@@ -36,6 +36,7 @@ class Knowledge:
         self._models: dict[str, str] = {}
         self._calibrations: dict[Model, Calibration] = {}
         self._refused: dict[Model, set[Kind]] = {}
+        self._no_hour: set[Model] = set()
         self._strikes: dict[Model, int] = {}
         self._minimums: dict[Model, int] = {}
         self._news: dict[str, int] = {}
@@ -43,7 +44,9 @@ class Knowledge:
     def rules(self, provider: str, model: str) -> Rules | None:
         """Return the rules of a model at a provider; None where nothing says what the model is."""
         key = (provider, model)
-        if key not in self._rules:
+        try:
+            return self._rules[key]
+        except KeyError:
             settings = self._settings
             found = providers.resolve(
                 provider,
@@ -54,14 +57,17 @@ class Knowledge:
                 minimum=settings.min_tokens,
                 prices=settings.prices,
             )
-            learned = self._minimums.get((provider, found.model.name)) if found else None
-            if found is not None and learned is not None and settings.min_tokens is None:
-                found = replace(found, minimum=learned)
+            if found is not None:
+                name = (provider, found.model.name)
+                if settings.min_tokens is None and name in self._minimums:
+                    found = replace(found, minimum=self._minimums[name])
+                if name in self._no_hour:
+                    found = replace(found, ttl="5m")
             with self._lock:
                 if len(self._rules) >= _LIMIT:
                     self._rules.clear()
                 self._rules[key] = found
-        return self._rules[key]
+            return found
 
     def calibration(self, rules: Rules) -> Calibration:
         """Return how sizes become this model's tokens, as far as usage has shown."""
@@ -95,6 +101,12 @@ class Knowledge:
             for kind in kinds:
                 self._tell("refused", *_name(rules), kind)
 
+    def refuse_hour(self, rules: Rules) -> None:
+        """Note that a provider takes no TTL of an hour."""
+        with self._lock:
+            self._forget_hour(_name(rules))
+            self._tell("no_hour", *_name(rules), "1h")
+
     def unserved(self, rules: Rules, tokens: float) -> None:
         """Note that a marked prefix of about this many tokens was neither read nor written.
 
@@ -124,10 +136,16 @@ class Knowledge:
                 what, provider, model, value = [*fact.split("|"), "", "", ""][:4]
                 if what == "refused" and count > 0 and value in set(Kind):
                     self._refused.setdefault((provider, model), set()).add(Kind(value))
+                elif what == "no_hour" and count > 0 and (provider, model) not in self._no_hour:
+                    self._forget_hour((provider, model))
                 elif what == "minimum" and count > 0 and value.isdecimal():
                     known = self._minimums.get((provider, model), 0)
                     if int(value) > known:
                         self._set_minimum((provider, model), min(int(value), _HIGHEST_MINIMUM))
+
+    def _forget_hour(self, name: Model) -> None:
+        self._no_hour.add(name)
+        self._rules.clear()
 
     def _set_minimum(self, name: Model, tokens: int) -> None:
         self._minimums[name] = tokens

@@ -140,3 +140,18 @@ def test_tokens_are_learned_by_model() -> None:
     knowledge.count_tokens(rules(knowledge), 1000, 1500)
     assert knowledge.calibration(rules(knowledge)).scale == 1.5
     assert knowledge.calibration(rules(knowledge, "claude-sonnet-4-5")).scale == 1.0
+
+
+def test_an_hour_that_is_refused() -> None:
+    """A provider that takes no TTL is asked for five minutes from then on, by every worker that hears of it."""
+    settings = Settings(provider="databricks", ttl="1h")
+    one, other = Knowledge(settings), Knowledge(settings)
+    rules = one.rules("databricks", "claude-opus-4-6")
+    assert rules is not None
+    assert rules.ttl == "1h"
+    one.refuse_hour(rules)
+    other.absorb(one.news())
+    for knowledge in (one, other):
+        after = knowledge.rules("databricks", "claude-opus-4-6")
+        assert after is not None
+        assert after.ttl == "5m"

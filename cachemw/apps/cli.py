@@ -140,7 +140,9 @@ def gateway(
 def explain(
     file: Annotated[Path, typer.Argument(help="A request body as JSON, or one a line, in their order.")],
     gap: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 30.0,
-    config: Annotated[Path | None, typer.Option(help="Settings as TOML, in the place of ./cachemw.toml.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML, in the place of ./cachemw.toml.")
+    ] = None,
 ) -> None:
     """Say where breakpoints would go in requests that arrive one after another, and why."""
     from cachemw.apps.conversations import bodies

@@ -29,6 +29,11 @@ def about_markers(text: str) -> bool:
     return "cache_control" in text
 
 
+def refuses_hour(text: str) -> bool:
+    """Say whether an error's text is that a marker's TTL isn't taken (order is another matter)."""
+    return bool(re.search(r"\.ttl\b", text)) and "must not come after" not in text
+
+
 def refused_kinds(text: str, marked: Collection[Kind]) -> frozenset[Kind]:
     """Return the kinds, among those that were marked, that the text says can't be.
 

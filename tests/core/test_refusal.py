@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cachemw.core.providers import Kind
-from cachemw.core.refusal import about_markers, refused_kinds
+from cachemw.core.refusal import about_markers, refused_kinds, refuses_hour
 
 ALL = frozenset(Kind)
 EXTRA = "cache_control: Extra inputs are not permitted"
@@ -71,3 +71,16 @@ def test_no_kind_named() -> None:
 def test_other_refusals(text: str) -> None:
     """Any other 400 is not about markers."""
     assert not about_markers(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("messages.0.content.3.text.cache_control.ephemeral.ttl: Extra inputs are not permitted", True),
+        ("a ttl='1h' cache_control block must not come after a ttl='5m' cache_control block.", False),
+        ("messages.1.content.0.thinking.cache_control: Extra inputs are not permitted", False),
+    ],
+)
+def test_a_ttl_that_is_refused(text: str, refused: bool) -> None:
+    """Only a refusal of the TTL itself says that an hour isn't taken."""
+    assert refuses_hour(text) is refused
