@@ -154,6 +154,10 @@ class Reuse:
         depths: list[Depth] = []
         new: Depth | None = None  # the first head that was never seen
         for index, record in zip(watched, records, strict=True):
+            if record is not None and record.seen >= _ALONE_FROM and not self._hours:
+                found = _alone(index, record, now)
+                depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
+                continue
             place, whole = _place(parsed, index), index == end
             levels = _levels(trunk, turns[index])
             prior = _RUNNING if running else _SINGLE_HEAD if index < end else _SINGLE
@@ -177,12 +181,7 @@ class Reuse:
             if whole and record.child == 0:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
-            living, pending = record.living(now), record.pending > now
-            if pending and (living or (record.child == 0 and index < end and spoken[index + 1])):
-                # Where a prompt ended here and its answer is in this one, it has begun.
-                living, pending = True, False
-            ttl: Ttl | None = ("1h" if record.ttl >= LONG else "5m") if living else None
-            depths.append(found._replace(living=ttl, pending=pending))
+            depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
         return depths
 
     def _new(
@@ -339,6 +338,26 @@ def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: fl
                 living, pending = "1h" if record.ttl >= LONG else "5m", False
         later.append(depth._replace(living=living, pending=pending))
     return later
+
+
+def _alone(index: int, record: Prefix, now: float) -> Depth:
+    """Return the chances of a prefix by its record alone, without the later one."""
+    soon = now - record.last <= SHORT
+    chance = (record.hits + soon + _OWN_PRIOR * _KNOWN) / (record.trials + 1.0 + _OWN_PRIOR)
+    more = chance / (1.0 - chance) if chance < _SURE else _SURE / (1.0 - _SURE)
+    return Depth(index, chance, more, chance, more, None)
+
+
+def _held(depth: Depth, record: Prefix, now: float, *, answered: bool) -> Depth:
+    """Return a depth with what the provider holds of it; `answered`: the model speaks right after it."""
+    living, pending = record.expires > now, record.pending > now
+    if not living and not pending:
+        return depth
+    if pending and (living or (answered and record.child == 0)):
+        # Where a prompt ended here and its answer is in this one, it has begun.
+        living, pending = True, False
+    ttl: Ttl | None = ("1h" if record.ttl >= LONG else "5m") if living else None
+    return Depth(depth.block, depth.chance, depth.more, depth.hour, depth.more_hourly, ttl, pending)
 
 
 def _trunk(parsed: Parsed, digests: Sequence[bytes], known: dict[int, Prefix | None]) -> list[bytes]:

@@ -84,7 +84,11 @@ def _finite(value: Any, raw: bytes) -> bool:
     A message has few values and long texts, a schema many values and short ones: so the first few
     values are looked at, and only where there are more is the text searched for a null.
     """
-    stack, looked = [value], 0
+    looked = 0
+    if value.__class__ is dict:
+        stack = [node for node in value.values() if node.__class__ is not str]
+    else:
+        stack = [value]
     while stack:
         node = stack.pop()
         kind = node.__class__
