@@ -32,7 +32,8 @@ class Row:
     """What a policy came to on a workload of one seed.
 
     `cost` and `bound` are shares of what no caching costs; the bound is that of the policy's own rules:
-    with 1h where it may use that, at text pieces and sorted tools where it may change those.
+    with 1h where it may use that, at text pieces and sorted tools where it may change those. `minutes`: how
+    long the stream lasts.
     """
 
     workload: str
@@ -43,6 +44,7 @@ class Row:
     bound: float
     refused: int
     changed: int
+    minutes: float = 0.0
 
     @property
     def share(self) -> float:
@@ -94,6 +96,7 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
             bounds[hour, opted],
             outcome.refused,
             outcome.changed,
+            (stream.requests[-1].at - stream.requests[0].at) / 60,
         )
         rows.append(row)
     return rows
