@@ -24,6 +24,7 @@ from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import TTL_SECONDS, Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
+from cachemw.core.reuse import LONG, SHORT
 from cachemw.core.split import Splitter
 from cachemw.core.tokens import Counter
 from cachemw.core.tools import sort_tools
@@ -49,10 +50,11 @@ class Decisions:
         self.counters = Counters()
         self.hooks = hooks
         self._parser = Parser()
-        self._splitter = Splitter() if settings.split_text else None
+        hours = settings.ttl in ("1h", "auto")
+        self._splitter = Splitter(LONG if hours else SHORT) if settings.split_text else None
         self._splitting = Lock()
         self._judging = Lock()
-        self._reuse = Reuse(hours=settings.ttl in ("1h", "auto"))
+        self._reuse = Reuse(hours=hours)
         self.knowledge = Knowledge(settings)
         self._limits = Limits(settings.max_labels, settings.max_label_length)
         self._pending: OrderedDict[str, Pending] = OrderedDict()
@@ -118,7 +120,7 @@ class Decisions:
         if self._splitter is None:
             return body
         with self._splitting:
-            return self._splitter.split(body, wire, f"{state.namespace}\x00{state.model}")
+            return self._splitter.split(body, wire, f"{state.namespace}\x00{state.model}", state.start)
 
     def weigh(self, state: State, records: Any) -> None:
         """Plan a request as the records and the rules say, and learn from its arrival."""
@@ -337,7 +339,10 @@ class Decisions:
             deepest = max(point.prefix_tokens for point in plan.breakpoints)
             self.knowledge.unserved(rules, deepest * read.total / max(plan.total, 1))
         slack = 1 - 2 * max(calibration.spread, 0.05)
-        if not state.plan.breakpoints or read.read >= plan.read * slack:
+        # Where a prompt's end has more tokens for its size than its start, less is read than was thought
+        # although the entry lives: nearer to it than to the next shorter prefix is as good as it.
+        shorter = max((p.prefix_tokens for p in plan.breakpoints if p.prefix_tokens < plan.read), default=0)
+        if not plan.breakpoints or read.read >= min(plan.read * slack, (plan.read + shorter) / 2):
             return ()
         # Less was read than the mirror promised. What was written instead covers our breakpoints;
         # where nothing was written either, none of them is there.

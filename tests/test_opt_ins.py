@@ -201,7 +201,7 @@ def test_a_bug_at_any_call(asynchronous: bool) -> None:
 
     async def every() -> None:
         names = await run(NOWHERE)
-        assert {"Splitter.split", "Splitter._find", "sort_tools", "Decisions._opted"} <= set(names)
+        assert {"Splitter.split", "Splitter._learn", "sort_tools", "Decisions._opted"} <= set(names)
         for at in sampled(names, 1):
             assert (await run(at))[-1] == names[at]
 

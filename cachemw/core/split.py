@@ -1,18 +1,20 @@
 """Long texts in parts, cut where texts like them go on differently: the opt-in `split_text`.
 
 Lives here: pieces, where texts part, which texts are cut, and the equality that then holds. Must not know:
-plans, stores. What is learned is kept in the object, as hashes and offsets; it is bounded.
+plans, stores. What is learned is kept in the object, as hashes and offsets; it is bounded. Time is an argument.
 
-A text is read in pieces, each named by the hash of all up to its end. Where the pieces of a new text stop
-being known, it parts from another one: there it is cut, and so is each later text that comes through. Where
-such texts mostly part near their ends, new ones are cut in advance, so that the first that comes back can
-read already. A text that was seen stays in the parts that it was in: entries of it may live.
+A text is read in pieces, each named by the hash of all up to its end. Where the pieces of a new text are no
+longer those of another one that came lately, it parts from that: there it is cut, and so is each later text
+that comes through. Where such texts mostly part near their ends, new ones are cut in advance, so that the
+first that comes back can read already. A text that was seen stays in the parts that it was in: entries of it
+may live.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
 from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest
@@ -21,7 +23,7 @@ from cachemw.core.blocks import Wire
 from cachemw.core.markers import canonical
 from cachemw.core.wire import Json
 
-_LEAST = 1_024  # bytes of a text that is looked at
+_LEAST = 1_024  # bytes of a text that is looked at, and of its first part
 # A piece is so many bytes, or this share of what stands before it: what a cut misses is a share of the text.
 _PIECE, _SHARE = 256, 128
 _LINE = 1_024  # where no line ends within so many bytes, a piece ends with a word
@@ -36,16 +38,28 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-class Splitter:
-    """Cut the long texts of bodies, and learn where from each. Not thread-safe."""
+@dataclass(slots=True)
+class _Text:
+    """What is known of a text: where it is cut, and when it was seen last."""
 
-    def __init__(self) -> None:
-        self._texts: OrderedDict[bytes, Cuts] = OrderedDict()
-        self._pieces: OrderedDict[bytes, None] = OrderedDict()
+    cuts: Cuts
+    seen: float
+
+
+class Splitter:
+    """Cut the long texts of bodies, and learn where from each. Not thread-safe.
+
+    `lately`: how many seconds may lie between two texts of which one could read what the other wrote.
+    """
+
+    def __init__(self, lately: float) -> None:
+        self._lately = lately
+        self._texts: OrderedDict[bytes, _Text] = OrderedDict()
+        self._pieces: OrderedDict[bytes, _Text] = OrderedDict()  # the latest text through each
         self._cuts: OrderedDict[bytes, Cuts] = OrderedDict()  # by the piece after which is cut
         self._tails: OrderedDict[int, deque[int]] = OrderedDict()
 
-    def split(self, body: Json, wire: Wire, owner: str) -> Json:
+    def split(self, body: Json, wire: Wire, owner: str, now: float) -> Json:
         """Return the body with its long system and user texts in parts; the body itself where none is cut.
 
         Texts of different owners have nothing to do with each other. What is no text, or has fields of its
@@ -56,34 +70,34 @@ class Splitter:
             return body
         system, user = _seed(owner, "system"), _seed(owner, "user")
         fresh: dict[str, Any] = {}
-        if wire == "messages" and (content := self._content(body.get("system"), system)):
+        if wire == "messages" and (content := self._content(body.get("system"), system, now)):
             fresh["system"] = content
         changed: dict[int, Json] = {}
         for index, message in enumerate(messages):
             role = message.get("role") if isinstance(message, Mapping) else None
             if role == "user" or role == "system" or role == "developer":
-                content = self._content(message.get("content"), user if role == "user" else system)
+                content = self._content(message.get("content"), user if role == "user" else system, now)
                 if content:
                     changed[index] = {**message, "content": content}
         if changed:
             fresh["messages"] = [changed.get(index, message) for index, message in enumerate(messages)]
         return {**body, **fresh} if fresh else body
 
-    def _content(self, content: Any, seed: int) -> list[Any]:
+    def _content(self, content: Any, seed: int, now: float) -> list[Any]:
         """Return a content with its texts in parts, nothing where none is cut."""
         if isinstance(content, str):
-            parts = self._parts(content, seed)
+            parts = self._parts(content, seed, now)
             return [{"type": "text", "text": part} for part in parts] if len(parts) > 1 else []
         if not isinstance(content, (list, tuple)):
             return []
         found: list[Any] = []
         for part in content:
-            *heads, last = self._parts(part["text"], seed) if _is_text(part) else [""]
+            *heads, last = self._parts(part["text"], seed, now) if _is_text(part) else [""]
             found += [{"type": "text", "text": head} for head in heads]
             found.append({**part, "text": last} if heads else part)
         return found if len(found) > len(content) else []
 
-    def _parts(self, text: str, seed: int) -> list[str]:
+    def _parts(self, text: str, seed: int, now: float) -> list[str]:
         if len(text) < _LEAST:
             return [text]
         try:
@@ -91,34 +105,38 @@ class Splitter:
         except UnicodeEncodeError:
             return [text]
         name = xxh3_128_digest(raw, seed)
-        cuts = self._texts.get(name)
-        if cuts is None:
-            cuts = self._find(raw, seed)
-        _keep(self._texts, name, cuts, _TEXTS)
-        return _divided(raw, cuts) if cuts else [text]
+        known = self._texts.get(name) or self._learn(raw, seed, now)
+        known.seen = now
+        _keep(self._texts, name, known, _TEXTS)
+        return _divided(raw, known.cuts) if known.cuts else [text]
 
-    def _find(self, raw: bytes, seed: int) -> Cuts:
-        """Return where a text that was never seen is cut, and learn from it."""
+    def _learn(self, raw: bytes, seed: int, now: float) -> _Text:
+        """Find where a text that was never seen is cut, and learn from it."""
         borders, length = list(_borders(raw, seed)), len(raw)
         known = len(borders)
-        while known and borders[known - 1][1] not in self._pieces:
+        while known and not self._came_lately(borders[known - 1][1], now):
             known -= 1
         shared = borders[known - 1][0] if known else 0
-        cuts = next((self._cuts[piece] for _, piece in reversed(borders[:known]) if piece in self._cuts), ())
+        cuts = next((self._cuts[piece] for _, piece in reversed(borders) if piece in self._cuts), ())
         tails = self._tails.get(seed) or deque(maxlen=_WINDOW)
         for at in (shared, _ahead(borders, shared, length, tails)):
-            if at > max(cuts, default=0) and len(cuts) < _CUTS:
+            if at > max(cuts, default=_LEAST - 1) and len(cuts) < _CUTS:
                 cuts = (*cuts, at)
         cuts = tuple([cut for cut in cuts if cut < length])
         while cuts and any(part.isspace() for part in _divided(raw, cuts)):
             cuts = cuts[:-1]
         tails.append(length - shared if shared else 0)
         _keep(self._tails, seed, tails, _OWNERS)
+        text = _Text(cuts, now)
         for offset, piece in borders:
-            _keep(self._pieces, piece, None, _PIECES)
+            _keep(self._pieces, piece, text, _PIECES)
             if offset in cuts:
                 _keep(self._cuts, piece, cuts[: cuts.index(offset) + 1], _TEXTS)
-        return cuts
+        return text
+
+    def _came_lately(self, piece: bytes, now: float) -> bool:
+        text = self._pieces.get(piece)
+        return text is not None and now - text.seen <= self._lately
 
 
 def _ahead(borders: Sequence[Border], shared: int, length: int, tails: Sequence[int]) -> int:

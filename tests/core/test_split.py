@@ -22,9 +22,11 @@ def user(text: Any, role: str = "user") -> Body:
     return {"messages": [{"role": role, "content": text}]}
 
 
-def parts(splitter: Splitter, text: str, role: str = "user", owner: str = "me") -> list[str]:
+def parts(
+    splitter: Splitter, text: str, role: str = "user", owner: str = "me", now: float = 0.0
+) -> list[str]:
     """Return the parts that a text leaves in."""
-    content = splitter.split(user(text, role), "chat", owner)["messages"][0]["content"]
+    content = splitter.split(user(text, role), "chat", owner, now)["messages"][0]["content"]
     if isinstance(content, str):
         return [content]
     assert all(part.keys() == {"type", "text"} for part in content)
@@ -36,7 +38,7 @@ def parts(splitter: Splitter, text: str, role: str = "user", owner: str = "me") 
 
 def test_a_dated_prompt() -> None:
     """The first text tells nothing; the second shows where they part, and each later one is cut there."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     texts = [f"{HEAD}The time is {hour}:00." for hour in range(10, 15)]
     assert parts(splitter, texts[0]) == [texts[0]]
     for text in texts[1:]:
@@ -45,7 +47,7 @@ def test_a_dated_prompt() -> None:
 
 def test_a_text_that_was_seen_stays_as_it_was() -> None:
     """The first of the dated prompts is sent again, in a conversation that goes on: in one part as before."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     first = f"{HEAD}The time is 10:00."
     for text in (first, f"{HEAD}The time is 11:00.", first, f"{HEAD}The time is 12:00.", first):
         assert len(parts(splitter, text)) == (1 if text == first else 2)
@@ -53,7 +55,7 @@ def test_a_text_that_was_seen_stays_as_it_was() -> None:
 
 def test_a_later_cut_higher_up_leaves_the_deeper_one() -> None:
     """Entries end at a deep cut: that another text parts higher up does not move it."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     deep = [f"{HEAD}{lines('Rules', 20)}{lines(tail, 40)}" for tail in "abcd"]
     parts(splitter, deep[0])
     assert [len(part) for part in parts(splitter, deep[1])] == [6400, 2560]
@@ -62,9 +64,31 @@ def test_a_later_cut_higher_up_leaves_the_deeper_one() -> None:
     assert [len(part) for part in parts(splitter, f"{HEAD}{lines('Third', 40)}")] == [5120, 2560]
 
 
+def test_too_late() -> None:
+    """Nothing is cut where the text that it parts from came too long ago for an entry to live."""
+    for passed, count in ((299.0, 2), (300.0, 2), (301.0, 1)):
+        splitter = Splitter(300.0)
+        parts(splitter, f"{HEAD}a", now=1000.0)
+        assert len(parts(splitter, f"{HEAD}b", now=1000.0 + passed)) == count
+    splitter = Splitter(300.0)
+    for now in (0.0, 250.0, 500.0, 750.0):  # it comes again and again
+        parts(splitter, f"{HEAD}a", now=now)
+    assert len(parts(splitter, f"{HEAD}b", now=1000.0)) == 2
+    # Where it has been cut it is, however late.
+    assert len(parts(splitter, f"{HEAD}b", now=9000.0)) == 2
+    assert len(parts(splitter, f"{HEAD}c", now=90_000.0)) == 2
+
+
+def test_a_first_part_is_worth_it() -> None:
+    """What so short a head could save is less than what another part costs."""
+    splitter = Splitter(300.0)
+    assert {len(parts(splitter, lines("Short", 12) + lines(name, 30))) for name in "abc"} == {1}
+    assert [len(part) for part in parts(splitter, lines("Short", 12) + lines("c", 25) + "!")] == [2304, 65]
+
+
 def test_several_levels() -> None:
     """A policy, a document, a question in one text: cut after each that others share."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for document in ("A", "B"):
         for question in ("x?", "y?"):
             found = parts(splitter, f"{HEAD}{lines(document, 32)}{question}")
@@ -73,7 +97,7 @@ def test_several_levels() -> None:
 
 def test_a_question_after_its_document() -> None:
     """Once such texts have parted near their ends, a new document is cut before anything parts from it."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
 
     def asked(document: str, question: str) -> list[int]:
         return [len(part) for part in parts(splitter, lines(document, 50) + lines(question, 3) + "So?")]
@@ -114,7 +138,7 @@ def test_ahead_starts_where_something_new_does() -> None:
 
 def test_a_text_that_grows() -> None:
     """A text that goes on where one ended is cut there: what was sent whole is its first part."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     text, cut = HEAD, []
     assert parts(splitter, text) == [text]
     for step in range(3):
@@ -127,16 +151,16 @@ def test_a_text_that_grows() -> None:
 
 def test_what_left_comes_back() -> None:
     """A client that keeps what was sent as its history: the parts are not cut again."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for hour in range(10, 13):
-        sent = splitter.split(user(f"{HEAD}The time is {hour}:00."), "chat", "me")
+        sent = splitter.split(user(f"{HEAD}The time is {hour}:00."), "chat", "me", 0.0)
     assert len(sent["messages"][0]["content"]) == 2
-    assert splitter.split(sent, "chat", "me") is sent
+    assert splitter.split(sent, "chat", "me", 0.0) is sent
 
 
 def test_where_no_line_ends() -> None:
     """A text of one line is cut after a word, and one without words between characters."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     words = " ".join(f"word{number}" for number in range(500))
     parts(splitter, f"{words} 1")
     head, tail = parts(splitter, f"{words} 2")
@@ -152,18 +176,18 @@ def test_where_no_line_ends() -> None:
 @pytest.mark.parametrize("blank", ["\n" * 3, " \n\t\n", "\u3000\n", "\u00a0"])
 def test_no_blank_part(blank: str) -> None:
     """Where only white space follows a cut, it stays with what is before it: providers refuse blank texts."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for hour in range(10, 13):
         parts(splitter, f"{HEAD}The time is {hour}:00.")
     assert parts(splitter, HEAD + blank) == [HEAD + blank]
-    splitter, blanks = Splitter(), "\n" * 512
+    splitter, blanks = Splitter(300.0), "\n" * 1280
     assert {len(parts(splitter, blanks + lines(name, 40))) for name in "abc"} == {1}
-    assert [len(part) for part in parts(splitter, f"{blanks}{lines('c', 40)}!")] == [3072, 1]
+    assert [len(part) for part in parts(splitter, f"{blanks}{lines('c', 40)}!")] == [3840, 1]
 
 
 def test_never_more_than_so_many() -> None:
     """However many levels there are, a text has no more than sixteen parts."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     text = HEAD
     for step in range(30):
         parts(splitter, text + "?")
@@ -173,7 +197,7 @@ def test_never_more_than_so_many() -> None:
 
 def test_short_texts_are_left_alone() -> None:
     """Under a kilobyte there is nothing to gain."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     assert [len(parts(splitter, lines("Short", 14) + tail)) for tail in "abc"] == [1, 1, 1]
     assert not splitter._texts
 
@@ -184,20 +208,20 @@ def test_short_texts_are_left_alone() -> None:
 @pytest.mark.parametrize("role", ["system", "developer", "user"])
 def test_roles_that_are_cut(role: str) -> None:
     """Texts of the system and of users are."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("role", ["assistant", "tool", "function", None, 3])
 def test_roles_that_are_not(role: Any) -> None:
     """Answers and results stay whole."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 1, 1]
 
 
 def test_owners_learn_nothing_of_each_other() -> None:
     """Another namespace or model, another role: where texts part is learned anew."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, owner="one")) for tail in "ab"] == [1, 2]
     assert len(parts(splitter, f"{HEAD}c", owner="two")) == 1
     assert len(parts(splitter, f"{HEAD}d", role="system", owner="one")) == 1
@@ -206,12 +230,12 @@ def test_owners_learn_nothing_of_each_other() -> None:
 
 def test_parts_of_a_message() -> None:
     """Each text part by itself, in its place; the marker of the client's at the end of its text."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     image = {"type": "image_url", "image_url": {"url": "data:"}}
     for tail in "ab":
         last = {"type": "text", "text": HEAD + tail, "cache_control": EPHEMERAL}
         body = user([image, last, {"type": "text", "text": "Why?"}])
-        left = splitter.split(body, "chat", "me")
+        left = splitter.split(body, "chat", "me", 0.0)
     content = left["messages"][0]["content"]
     assert content == [
         image,
@@ -226,22 +250,22 @@ def test_parts_of_a_message() -> None:
 @pytest.mark.parametrize("rest", [{"citations": None}, {"citations": {"enabled": True}}, {"id": 1}])
 def test_parts_with_fields_of_their_own(rest: Body) -> None:
     """What a part says beside its text may be about the whole of it."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for tail in "abc":
         body = user([{"type": "text", "text": HEAD + tail, **rest}])
-        assert splitter.split(body, "chat", "me") is body
+        assert splitter.split(body, "chat", "me", 0.0) is body
 
 
 def test_the_native_system_field() -> None:
     """A string or blocks; on the chat wire there is no such field."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for tail in "ab":
         body = {"system": HEAD + tail, "messages": []}
-        assert splitter.split(body, "chat", "me") is body
-        left = splitter.split(body, "messages", "me")
+        assert splitter.split(body, "chat", "me", 0.0) is body
+        left = splitter.split(body, "messages", "me", 0.0)
     assert left["system"] == [{"type": "text", "text": HEAD}, {"type": "text", "text": "b"}]
     body = {"system": [{"type": "text", "text": f"{HEAD}c"}], "messages": [], "n": 1}
-    left = splitter.split(body, "messages", "me")
+    left = splitter.split(body, "messages", "me", 0.0)
     assert left == {
         "system": [{"type": "text", "text": HEAD}, {"type": "text", "text": "c"}],
         "messages": [],
@@ -259,19 +283,19 @@ def test_the_native_system_field() -> None:
 )  # fmt: skip
 def test_what_is_no_text_is_left_alone(body: Any) -> None:
     """Bodies that the parser will refuse come back as they are."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for _ in range(3):
-        assert splitter.split(body, "chat", "me") is body
+        assert splitter.split(body, "chat", "me", 0.0) is body
 
 
 def test_only_the_way_is_copied() -> None:
     """Messages that are not cut are the caller's own objects, and the caller's own are not changed."""
-    splitter = Splitter()
-    splitter.split(user(f"{HEAD}a"), "chat", "me")
+    splitter = Splitter(300.0)
+    splitter.split(user(f"{HEAD}a"), "chat", "me", 0.0)
     body = user(f"{HEAD}b")
     body["messages"].append({"role": "assistant", "content": "Yes."})
     before = copy.deepcopy(body)
-    left = splitter.split(body, "chat", "me")
+    left = splitter.split(body, "chat", "me", 0.0)
     assert left is not body
     assert left["messages"][1] is body["messages"][1]
     assert body == before
@@ -284,7 +308,7 @@ def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen longest ago is forgotten; what is seen again and again is not."""
     for name, most in (("_TEXTS", 50), ("_PIECES", 200), ("_OWNERS", 5)):
         monkeypatch.setattr(split, name, most)
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for number in range(100):
         found = parts(splitter, f"{HEAD}{number}")
         parts(splitter, lines(f"Document {number}", 30), owner=str(number))
@@ -306,7 +330,7 @@ def test_a_long_text_has_few_pieces() -> None:
 
 def test_nothing_kept_is_text() -> None:
     """Hashes, offsets and counts are."""
-    splitter = Splitter()
+    splitter = Splitter(300.0)
     for tail in ("xyzzy", "plugh"):
         parts(splitter, f"{HEAD}{tail} {HEAD}")
     kept = repr(vars(splitter))
@@ -336,11 +360,11 @@ def test_joined_they_are_what_came() -> None:
     @given(st.lists(long_bodies(), min_size=1, max_size=4))
     def arrive(drawn: list[tuple[Wire, Body]]) -> None:
         nonlocal cut
-        splitter = Splitter()
+        splitter = Splitter(300.0)
         first: list[Any] = []
         for wire, body in [*drawn, *drawn]:
             before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
-            left = splitter.split(body, wire, "me")
+            left = splitter.split(body, wire, "me", 0.0)
             assert body == before
             assert {path: id(node) for path, node in walk(body)} == identities
             assert joined(left) == joined(body)
@@ -364,9 +388,9 @@ def test_joined_they_are_what_came() -> None:
 @given(st.lists(long_bodies(), min_size=1, max_size=3))
 def test_the_opt_ins_do_not_meet(drawn: list[tuple[Wire, Body]]) -> None:
     """Sorted before or after, the same leaves."""
-    one, other = Splitter(), Splitter()
+    one, other = Splitter(300.0), Splitter(300.0)
     for wire, body in drawn:
-        assert sort_tools(one.split(body, wire, "me")) == other.split(sort_tools(body), wire, "me")
+        assert sort_tools(one.split(body, wire, "me", 0.0)) == other.split(sort_tools(body), wire, "me", 0.0)
 
 
 def test_other_texts_are_not_equal() -> None:
