@@ -27,7 +27,7 @@ _PRIOR = 2.0
 _LATE, _LATE_REPEAT = 0.2, 0.05
 _LATE_PRIOR = 4.0
 # How many observations the level above is worth.
-_ABOVE = 3.0
+_ABOVE = 2.0
 # A prefix's own record counts from its fourth arrival: its first reuse must not vouch for itself. From
 # the eighth on it speaks for itself alone, and no longer for its class.
 _OWN_FROM, _ALONE_FROM = 4, 8
@@ -111,10 +111,9 @@ class _Class:
             self.open *= keep
             self.whole *= keep
 
-    def soon_chance(self, above: float, weight: float, now: float) -> float:
-        """Return the chance of coming again within five minutes; `above` counts as `weight` observations."""
-        lost = self.late + self.over + self.open * min(1.0, max(now - self.since, 0.0) / _RAMP)
-        return (self.soon + weight * above) / (self.soon + lost + weight)
+    def lost(self, now: float) -> float:
+        """Return how many did not come again within five minutes, the open ones as far as they have waited."""
+        return self.late + self.over + self.open * min(1.0, max(now - self.since, 0.0) / _RAMP)
 
     def late_chance(self, above: float, now: float) -> float:
         """Return the chance of coming again within the hour where it was not within five minutes.
@@ -266,13 +265,18 @@ class Reuse:
         *,
         start: bool,
     ) -> float:
-        chance, weight = prior, _PRIOR
+        seen: list[tuple[float, float]] = []
         for level in levels:
             found = self._class((*name, sighting, gap, *level), now, start=start)
             if found is not None:
-                chance, weight = found.soon_chance(chance, weight, now), _ABOVE
+                seen.append((found.soon, found.lost(now)))
                 if start:
                     found.begin(now)
+        chance, weight = prior, _PRIOR
+        # A level's trials are among those of the level above: each counts once, where it is nearest.
+        for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
+            soon, lost = max(soon - nearer, 0.0), max(lost - nearer_lost, 0.0)
+            chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
         return chance
 
     def _late(self, name: Name, sighting: int, levels: Sequence[Name], now: float, *, start: bool) -> float:
