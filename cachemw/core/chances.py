@@ -27,7 +27,7 @@ _PRIOR = 2.0
 _LATE, _LATE_REPEAT = 0.2, 0.05
 _LATE_PRIOR = 4.0
 # How many observations the level above is worth.
-_ABOVE = 2.0
+_ABOVE = 3.0
 # A prefix's own record counts from its fourth arrival: its first reuse must not vouch for itself. From
 # the eighth on it speaks for itself alone, and no longer for its class.
 _OWN_FROM, _ALONE_FROM = 4, 8
