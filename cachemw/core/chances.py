@@ -161,7 +161,8 @@ class Reuse:
             levels = _levels(trunk, turns[index])
             prior = _RUNNING if running else _SINGLE_HEAD if index < end else _SINGLE
             if record is None:
-                found = self._new(index, place, levels, prior, now, whole=whole)
+                name = (*place, "end" if whole else "inner")
+                found = self._by_class(index, name, 1, -1, levels, prior, now)
                 if new is not None:
                     # Under tools or a system prompt that don't come again nothing does.
                     found = found._replace(
@@ -182,13 +183,6 @@ class Reuse:
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
             depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
         return depths
-
-    def _new(
-        self, index: int, place: Name, levels: Sequence[Name], prior: float, now: float, *, whole: bool
-    ) -> Depth:
-        """Return the chances of a prefix that was never seen: its class's."""
-        name = (*place, "end" if whole else "inner")
-        return self._by_class(index, name, 1, -1, levels, prior, now)
 
     def _seen(
         self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float, passed: float,
@@ -335,12 +329,10 @@ def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: fl
     """
     later = []
     for depth, record in zip(depths, records, strict=True):
-        living, pending = depth.living, False
-        if living is None and record is not None:
-            pending = record.pending > now
-            if record.living(now):
-                living, pending = "1h" if record.ttl >= LONG else "5m", False
-        later.append(depth._replace(living=living, pending=pending))
+        seen = depth._replace(pending=False)
+        if record is not None and depth.living is None:
+            seen = _held(seen, record, now, answered=False)
+        later.append(seen)
     return later
 
 
@@ -348,7 +340,7 @@ def _alone(index: int, record: Prefix, now: float) -> Depth:
     """Return the chances of a prefix by its record alone, without the later one."""
     soon = now - record.last <= SHORT
     chance = (record.hits + soon + _OWN_PRIOR * _KNOWN) / (record.trials + 1.0 + _OWN_PRIOR)
-    more = chance / (1.0 - chance) if chance < _SURE else _SURE / (1.0 - _SURE)
+    more = _reads([chance])
     return Depth(index, chance, more, chance, more, None)
 
 
