@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
 from cachemw.core.chances import Depth
@@ -71,15 +70,6 @@ class Write:
 
     state: State
     entries: tuple[Entry, ...]
-
-
-class Pending(NamedTuple):
-    """What is kept of a call until it ends: enough to count it as unsettled, and no body."""
-
-    start: float
-    namespace: str
-    labels: Mapping[str, str]
-    model: str
 
 
 def untracked(body: Json) -> Call:

@@ -1,14 +1,12 @@
 """Everything the engine decides, with the store's answers given to it: shared by both twins.
 
 Lives here: what a body and the store's answer become, what a settled call teaches, what is written
-where. Must not know: how a store is called, event loops. It keeps what this process has learned, and the
-calls that are under way.
+where. Must not know: how a store is called, event loops. It keeps what this process has learned.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from threading import Lock
@@ -16,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from cachemw import ledger
-from cachemw.calls import Call, Pending, State, Write, untracked
+from cachemw.calls import Call, State, Write, untracked
 from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parser, Wire
 from cachemw.core.chances import Depth, Reuse, refreshed
@@ -36,9 +34,9 @@ from cachemw.labelling import Limits
 from cachemw.settings import Settings
 from cachemw.stores.base import Arrival, Entry
 
-_PENDING_LIMIT = 100_000
+_MODELS, _LONGEST_MODEL = 256, 256
 IN_FLIGHT = 60.0  # seconds in which an answer should have begun
-Amounts = list[tuple[str, dict[str, int]]]  # namespace, and what is added to its ledger
+Amounts = dict[str, int]
 
 
 class Decisions:
@@ -57,8 +55,7 @@ class Decisions:
         self._reuse = Reuse(hours=hours)
         self.knowledge = Knowledge(settings)
         self._limits = Limits(settings.max_labels, settings.max_label_length)
-        self._pending: OrderedDict[str, Pending] = OrderedDict()
-        self._late: dict[str, dict[str, int]] = {}
+        self._models = Limits(_MODELS, _LONGEST_MODEL)
         self._lock = Lock()
         self.sums: dict[str, int] = {}
 
@@ -70,7 +67,7 @@ class Decisions:
 
     def start(self, body: Any, labels: Mapping[str, str], namespace: str | None) -> State:
         """Return what is known of a call before its body is read."""
-        name = providers.model_key(_model(body))
+        name = self._models.apply({"model": providers.model_key(_model(body))})[0]["model"]
         limited, cut = self._limits.apply(labels)
         for _ in range(cut):
             self.count("labels.cut")
@@ -81,7 +78,8 @@ class Decisions:
         settings = self.settings
         if not isinstance(state.body, Mapping):
             raise BodyError("not_a_mapping")
-        chosen = settings.provider if provider is None or settings.provider != "auto" else provider
+        part = provider in providers.PROVIDERS and providers.PROVIDERS[provider].within == settings.provider
+        chosen = provider if provider and (part or settings.provider == "auto") else settings.provider
         if chosen == "auto":
             state.plan = Plan(skipped=Reason.PROVIDER_UNKNOWN)
             return
@@ -91,7 +89,8 @@ class Decisions:
         elif rules is None:
             state.plan = Plan(skipped=Reason.MODEL_UNKNOWN)
         elif rules.model.caching != "explicit" or not rules.provider.max_markers:
-            state.plan = Plan(skipped=Reason.MODEL_AUTOMATIC)
+            ignored = rules.provider.within and not rules.provider.max_markers
+            state.plan = Plan(skipped=Reason.MARKERS_IGNORED if ignored else Reason.MODEL_AUTOMATIC)
         else:
             self._read(state, rules, wire)
 
@@ -103,7 +102,6 @@ class Decisions:
         digests = state.chain = prefix.chain(parsed, space)
         watched = state.watched = prefix.watch(parsed)
         state.size = sum(block.size for block in parsed.blocks)
-        following = [*digests[1:], bytes(4)]
         opening = min(parsed.system, len(digests) - 1)
         state.arrival = Arrival(
             namespace=space,
@@ -111,7 +109,6 @@ class Decisions:
             trunk=digests[opening],
             heads=sum(index < parsed.system for index in watched),
             keys=tuple([digests[index] for index in watched]),
-            children=tuple([int.from_bytes(following[index][:4]) for index in watched]),
         )
 
     def _opted(self, state: State, wire: Wire) -> Json:
@@ -212,30 +209,18 @@ class Decisions:
         if state.plan.skipped:
             self.count(f"skip.{state.plan.skipped}")
         self.tell(Prepared(call.id, call.labels, call.plan))
-        pending = Pending(state.start, state.namespace, state.labels, state.model)
-        with self._lock:
-            self._sweep(state.start)
-            self._pending[call.id] = pending
         return call
 
-    def expired(self) -> Amounts:
-        """Forget calls that nobody settled within an hour, and return what is due to each ledger."""
-        now = self.clock()
-        with self._lock:
-            self._sweep(now)
-            late, self._late = self._late, {}
-        return list(late.items())
+    def opened(self, call: Call) -> Amounts:
+        """Return what a call that is about to leave adds to the ledger of its namespace."""
+        return {} if call._state.closed else self._added(call._state, {"calls": 1})
 
-    def _sweep(self, now: float) -> None:
-        """Count as unsettled what is too old, or too much; the lock is held."""
-        while self._pending:
-            name, call = next(iter(self._pending.items()))
-            if call.start + TTL_SECONDS["1h"] > now and len(self._pending) < _PENDING_LIMIT:
-                return
-            del self._pending[name]
-            added = ledger.amounts(call.labels, call.model, {"calls": 1, "unsettled": 1})
-            _sum(self._late.setdefault(call.namespace, {}), added)
-            _sum(self.sums, added)
+    def _added(self, state: State, sums: Mapping[str, int | Decimal]) -> Amounts:
+        added = ledger.amounts(state.labels, state.model, sums)
+        with self._lock:
+            for name, amount in added.items():
+                self.sums[name] = self.sums.get(name, 0) + amount
+        return added
 
     # -- after it -----------------------------------------------------------------------------
 
@@ -254,23 +239,21 @@ class Decisions:
     def settle(
         self, call: Call, response: Any, *, partial: bool = False
     ) -> tuple[Receipt, list[Write], Amounts]:
-        """Return the receipt, the writes that are due, and what is added to each ledger.
+        """Return the receipt, the writes that are due, and what is added to the ledger.
 
         The first end of a call is its only one: after it nothing changes.
         """
         state = call._state
         with self._lock:
             if state.closed:
-                return state.receipt or Receipt(), [], []
+                return state.receipt or Receipt(), [], {}
             state.closed = True
-            # A call that had been given up as unsettled has been counted already.
-            calls = {"calls": 1} if self._pending.pop(call.id, None) else {"unsettled": -1}
         writes = [write] if (write := self._readable(state)) else []
         read = usage.normalise(response, ttl=self._only_ttl(state.plan))
+        sums: dict[str, int | Decimal] = {"settled": 1}
         if read is None:
             self.count("settle.no_usage")
             state.receipt = Receipt()
-            added = ledger.amounts(state.labels, state.model, calls)
         else:
             if state.rules is None:
                 self.knowledge.learn_model(_model(state.body), response)
@@ -278,25 +261,21 @@ class Decisions:
                 writes.append(Write(state, dead))
             miss = self._miss(state, read)
             state.receipt = receipt(read, state.rules.model if state.rules else None, miss)
-            added = self._account(state, state.receipt, calls)
-        with self._lock:
-            _sum(self.sums, added)
-            late, self._late = self._late, {}
+            sums |= self._account(state, state.receipt)
         if partial:
             self.count("settle.partial")
         self.tell(Settled(call.id, call.labels, state.receipt, partial))
-        return state.receipt, writes, [*late.items(), (state.namespace, added)]
+        return state.receipt, writes, self._added(state, sums)
 
-    def fail(self, call: Call) -> Write | None:
+    def fail(self, call: Call) -> tuple[Write | None, Amounts]:
         """Close a call that got no answer: nothing was written, nothing is owed, nobody need wait."""
         state = call._state
         with self._lock:
             if state.closed:
-                return None
+                return None, {}
             state.closed = True
-            self._pending.pop(call.id, None)
         self.count("fail")
-        return self.unannounced(state)
+        return self.unannounced(state), self._added(state, {"calls": -1})
 
     def unannounced(self, state: State) -> Write | None:
         """Return the note that what was announced, or claimed, won't be written after all."""
@@ -369,11 +348,11 @@ class Decisions:
         ttls = {point.ttl for point in plan.breakpoints}
         return ttls.pop() if len(ttls) == 1 else None
 
-    def _account(self, state: State, bill: Receipt, calls: Mapping[str, int]) -> dict[str, int]:
+    def _account(self, state: State, bill: Receipt) -> dict[str, int | Decimal]:
         read = bill.usage
         assert read is not None
         sums: dict[str, int | Decimal] = {
-            **calls, "read": read.read, "write_5m": read.write_5m, "write_1h": read.write_1h,
+            "read": read.read, "write_5m": read.write_5m, "write_1h": read.write_1h,
             "plain": read.plain, "output": read.output,
         }  # fmt: skip
         if bill.paid is not None and bill.baseline is not None and bill.saved is not None:
@@ -389,7 +368,7 @@ class Decisions:
                 would = receipt(expected, state.rules.model).saved
                 if would is not None:
                     sums["would_save"] = would - bill.saved
-        return ledger.amounts(state.labels, state.model, sums)
+        return sums
 
     # -- what is told --------------------------------------------------------------------------
 
@@ -411,11 +390,6 @@ class Decisions:
 def _model(body: Any) -> str:
     name = body.get("model") if isinstance(body, Mapping) else None
     return name if isinstance(name, str) else ""
-
-
-def _sum(into: dict[str, int], added: Mapping[str, int]) -> None:
-    for name, amount in added.items():
-        into[name] = into.get(name, 0) + amount
 
 
 def secret_of(settings: Settings) -> bytes:

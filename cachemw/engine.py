@@ -32,7 +32,7 @@ from cachemw.labelling import current
 from cachemw.ledger import Report
 from cachemw.settings import Settings
 from cachemw.stores import open_async_store, open_store
-from cachemw.writer import Writer
+from cachemw.writer import PULSE, Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
 _UNREAD = Receipt()
@@ -54,6 +54,7 @@ class _Engine:
         if settings is not None and settings_fields:
             raise ConfigError("settings: give a Settings object or single fields, not both")
         self.settings = settings or Settings(**settings_fields)
+        self._real_time = clock is None
         self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
         coalesces = self.settings.coalesce and self.settings.mode == "optimize"
         self._turns = Turns(self._decisions) if coalesces else None
@@ -103,7 +104,13 @@ class _Engine:
                 "No secret is set: hashes in the shared store are keyed by the namespace alone, and can be"
                 " guessed by whoever guesses a prompt and the namespace. Set `secret`, the same for all workers."
             )
-        return {"secret": secret_of(self.settings), "timeout_ms": self.settings.store_timeout_ms}
+        return {
+            "secret": secret_of(self.settings),
+            "timeout_ms": self.settings.store_timeout_ms,
+            "namespace": self.settings.namespace,
+            "server_time": self._real_time,
+            "count": self.count,
+        }
 
 
 class Middleware(_Engine):
@@ -123,7 +130,7 @@ class Middleware(_Engine):
     ) -> None:
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
         self._store = open_store(self.settings.store, **self._store_arguments())
-        self._writer = Writer(lost=lambda: self.count("error.writer.full"))
+        self._writer = Writer(lost=lambda: self.count("error.writer.full"), pulse=self._pulse)
 
     def prepare(
         self,
@@ -149,11 +156,12 @@ class Middleware(_Engine):
             call = self._decisions.decide(state)
         except Exception as error:
             self._give_back(state)
-            return self._passed(state, body, error)
+            call = self._passed(state, body, error)
         except BaseException:
             self._give_back(state)
             raise
         try:
+            self._add(call, self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -183,7 +191,7 @@ class Middleware(_Engine):
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
                 self._later(functools.partial(self._write, write))
-            self._add_later(amounts)
+            self._add(call, amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -192,8 +200,10 @@ class Middleware(_Engine):
     def fail(self, call: Call) -> None:
         """Note that there is no answer: no entry, no money."""
         try:
-            if write := self._decisions.fail(call):
+            write, amounts = self._decisions.fail(call)
+            if write:
                 self._later(functools.partial(self._write, write))
+            self._add(call, amounts)
         except Exception as error:
             self._failed("fail", error)
 
@@ -220,7 +230,6 @@ class Middleware(_Engine):
         """
         decisions = self._decisions
         try:
-            self._add_later(decisions.expired())
             if scope == "all":
                 self.flush(5.0)
                 tables = ledger.tables(decisions.clock())
@@ -231,14 +240,14 @@ class Middleware(_Engine):
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait up to `timeout` seconds until what is queued is written; say whether it is."""
-        return self._writer.flush(timeout)
+        return self._writer.flush(timeout) and not self._pulse()
 
     def close(self) -> None:
         """Write what is queued, within five seconds, and give back the store; again does nothing."""
         if self._closed:
             return
         self._closed = True
-        for close in (functools.partial(self._writer.close, 5.0), self._store.close):
+        for close in (functools.partial(self._writer.close, 5.0), self._pulse, self._store.close):
             try:
                 close()
             except Exception as error:
@@ -272,8 +281,7 @@ class Middleware(_Engine):
         arrival = write.state.arrival
         try:
             if arrival is not None:
-                start = write.state.start
-                self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
+                self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 
@@ -287,16 +295,22 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("share", error)
 
-    def _add_later(self, amounts: Amounts) -> None:
-        for namespace, added in amounts:
-            if added:
-                self._later(functools.partial(self._add, namespace, added))
-
-    def _add(self, namespace: str, added: Mapping[str, int]) -> None:
+    def _add(self, call: Call, added: Amounts) -> None:
+        if not added:
+            return
         try:
-            self._store.add(namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            self._store.add(call._state.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            if not self._store.local:
+                self._writer.wake()
         except Exception as error:
             self._failed("ledger", error)
+
+    def _pulse(self) -> bool:
+        try:
+            return self._store.flush()
+        except Exception as error:
+            self._failed("flush", error)
+            return False
 
 
 class AsyncMiddleware(_Engine):
@@ -313,6 +327,7 @@ class AsyncMiddleware(_Engine):
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
         self._store = open_async_store(self.settings.store, **self._store_arguments())
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pulsing: asyncio.Task[None] | None = None
 
     async def prepare(
         self,
@@ -334,11 +349,12 @@ class AsyncMiddleware(_Engine):
             call = self._decisions.decide(state)
         except Exception as error:
             await self._give_back(state)
-            return self._passed(state, body, error)
+            call = self._passed(state, body, error)
         except BaseException:
             await self._give_back(state)
             raise
         try:
+            await self._add(call, self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 await self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -364,7 +380,7 @@ class AsyncMiddleware(_Engine):
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
                 await self._later(functools.partial(self._write, write))
-            await self._add_later(amounts)
+            await self._add(call, amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -373,8 +389,10 @@ class AsyncMiddleware(_Engine):
     async def fail(self, call: Call) -> None:
         """See `Middleware.fail`."""
         try:
-            if write := self._decisions.fail(call):
+            write, amounts = self._decisions.fail(call)
+            if write:
                 await self._later(functools.partial(self._write, write))
+            await self._add(call, amounts)
         except Exception as error:
             self._failed("fail", error)
 
@@ -393,7 +411,6 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.report`."""
         decisions = self._decisions
         try:
-            await self._add_later(decisions.expired())
             if scope == "all":
                 await self.flush(5.0)
                 tables = ledger.tables(decisions.clock())
@@ -406,7 +423,7 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.flush`."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=timeout)
-        return not self._tasks
+        return not self._tasks and not await self._store.flush()
 
     async def close(self) -> None:
         """See `Middleware.close`."""
@@ -414,6 +431,8 @@ class AsyncMiddleware(_Engine):
             return
         self._closed = True
         try:
+            if self._pulsing is not None:
+                self._pulsing.cancel()
             await self.flush(5.0)
             await self._store.close()
         except Exception as error:
@@ -446,8 +465,7 @@ class AsyncMiddleware(_Engine):
         arrival = write.state.arrival
         try:
             if arrival is not None:
-                start = write.state.start
-                await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries, start)
+                await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 
@@ -461,13 +479,23 @@ class AsyncMiddleware(_Engine):
         except Exception as error:
             self._failed("share", error)
 
-    async def _add_later(self, amounts: Amounts) -> None:
-        for namespace, added in amounts:
-            if added:
-                await self._later(functools.partial(self._add, namespace, added))
-
-    async def _add(self, namespace: str, added: Mapping[str, int]) -> None:
+    async def _add(self, call: Call, added: Amounts) -> None:
+        if not added:
+            return
         try:
-            await self._store.add(namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            await self._store.add(call._state.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            if not self._store.local and (self._pulsing is None or self._pulsing.done()):
+                self._pulsing = asyncio.create_task(self._pulse())
         except Exception as error:
             self._failed("ledger", error)
+
+    async def _pulse(self) -> None:
+        """Send what is held back every tenth of a second, until nothing is."""
+        more = True
+        while more:
+            await asyncio.sleep(PULSE)
+            try:
+                more = await self._store.flush()
+            except Exception as error:
+                self._failed("flush", error)
+                return

@@ -15,7 +15,7 @@ from cachemw.core.cost import from_pico, to_pico
 
 HOUR = 3600.0
 KEEP_HOURS = 7 * 24
-_SUMS = ("calls", "unsettled", "read", "write_5m", "write_1h", "plain", "output")
+_SUMS = ("calls", "settled", "read", "write_5m", "write_1h", "plain", "output")
 _MONEY = ("paid", "baseline", "ours", "found", "would_save")
 
 
@@ -23,7 +23,8 @@ _MONEY = ("paid", "baseline", "ours", "found", "would_save")
 class Row:
     """The sums of one label set on one model (the totals have neither).
 
-    Tokens and calls are counts, money is USD for input tokens. `saved` is net of what writing cost
+    `calls` were sent; `unsettled` of them are under way, or nobody told how they ended, as where a worker
+    died. Tokens and calls are counts, money is USD for input tokens. `saved` is net of what writing cost
     and may be negative: `ours` where our breakpoints reached further than the client's own, `found`
     elsewhere. `would_save` is what mode "observe" expects of breakpoints that it did not set.
     """
@@ -106,7 +107,7 @@ def _row(labels: Mapping[str, str], model: str, sums: Mapping[str, int]) -> Row:
     counts = {name: sums.get(name, 0) for name in _SUMS}
     money = {name: from_pico(sums.get(name, 0)) for name in _MONEY}
     return Row(
-        labels, model, counts["calls"], counts["unsettled"], counts["read"], counts["write_5m"],
+        labels, model, counts["calls"], max(counts["calls"] - counts["settled"], 0), counts["read"], counts["write_5m"],
         counts["write_1h"], counts["plain"], counts["output"], money["paid"], money["baseline"],
         money["ours"], money["found"], money["would_save"],
     )  # fmt: skip

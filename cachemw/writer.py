@@ -1,10 +1,11 @@
 """Hand store writes to one background thread, so that no caller waits for them.
 
-Lives here: a bounded queue and its thread. Must not know: what the writes are.
+Lives here: a bounded queue, its thread, and its pulse. Must not know: what the writes are.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -13,17 +14,20 @@ from collections.abc import Callable
 from contextlib import suppress
 
 _LIMIT = 10_000
+PULSE = 0.1
+"""Seconds between what is done now and then."""
 Job = Callable[[], None]
 
 
 class Writer:
     """Run jobs in order on one thread, started with the first job and again after a fork.
 
-    `lost` is told of each job that found the queue full. A job must not raise.
+    `pulse` is run on it a tenth of a second after a `wake`, and again as long as it says True. `lost` is told
+    of each job that found the queue full. Neither a job nor `pulse` may raise.
     """
 
-    def __init__(self, lost: Callable[[], None]) -> None:
-        self._lost = lost
+    def __init__(self, lost: Callable[[], None], pulse: Callable[[], bool]) -> None:
+        self._lost, self._pulse = lost, pulse
         self._reset()
 
     def _reset(self) -> None:
@@ -32,6 +36,7 @@ class Writer:
         self._queue: queue.Queue[Job | None] = queue.Queue(_LIMIT)
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
+        self._awake = False
 
     def submit(self, job: Job) -> None:
         """Queue a job; never waits."""
@@ -45,6 +50,12 @@ class Writer:
             self._queue.put_nowait(job)
         except queue.Full:
             self._lost()
+
+    def wake(self) -> None:
+        """See that the pulse runs soon; never waits."""
+        running = self._thread is not None and self._thread.is_alive() and self._process == os.getpid()
+        if not (running and self._awake):
+            self.submit(lambda: None)
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until the queue is empty; say whether it is."""
@@ -68,12 +79,23 @@ class Writer:
             self._thread = None
 
     def _run(self) -> None:
-        jobs = self._queue
+        jobs, due = self._queue, math.inf
         while True:
-            job = jobs.get()
             try:
-                if job is None:
-                    return
-                job()
-            finally:
-                jobs.task_done()
+                job = jobs.get(timeout=None if due == math.inf else max(due - time.monotonic(), 0.0))
+            except queue.Empty:
+                pass
+            else:
+                try:
+                    if job is None:
+                        return
+                    job()
+                finally:
+                    jobs.task_done()
+            if due == math.inf:
+                self._awake, due = True, time.monotonic() + PULSE
+            elif time.monotonic() >= due:
+                # Whoever wakes it from here on may have come too late for this pulse, and asks for another.
+                self._awake = False
+                due = time.monotonic() + PULSE if self._pulse() else math.inf
+                self._awake = due < math.inf

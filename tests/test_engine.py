@@ -275,13 +275,13 @@ def test_settling_twice() -> None:
     mw = middleware()
     call = mw.prepare(agent())
     first = mw.settle(call, usage(written=3000))
-    before = mw.report(), dict(mw._store._records)  # type: ignore[attr-defined]
+    before = mw.report(), dict(mw._store._records._records)  # type: ignore[attr-defined]
     assert mw.settle(call, usage(read=9)) is first
     assert mw.settle(call, None, partial=True) is first
     mw.begun(call)
     mw.fail(call)
     assert mw.refused(call, 400, "cache_control") is None
-    assert (mw.report(), dict(mw._store._records)) == before  # type: ignore[attr-defined]
+    assert (mw.report(), dict(mw._store._records._records)) == before  # type: ignore[attr-defined]
     assert mw.counts.get("settle.partial") is None
     assert mw.counts.get("fail") is None
 
@@ -293,7 +293,7 @@ def test_an_answer_without_usage() -> None:
     mw.clock.now += 5  # type: ignore[attr-defined]
     assert mw.prepare(agent()).plan.read > 3000
     totals = mw.report().totals
-    assert (totals.calls, totals.paid, totals.read) == (1, 0, 0)
+    assert (totals.calls, totals.unsettled, totals.paid, totals.read) == (2, 1, 0, 0)
     assert mw.counts["settle.no_usage"] == 1
 
 
@@ -348,8 +348,8 @@ def test_a_failed_call_leaves_no_entry() -> None:
     mw.fail(call)
     assert mw.settle(call, usage(written=5000)) == cachemw.Receipt()
     mw.begun(call)
-    assert mw.prepare(agent()).plan.read == 0
     assert mw.report().totals.calls == 0
+    assert mw.prepare(agent()).plan.read == 0
     assert mw.counts["fail"] == 1
 
 
@@ -386,41 +386,45 @@ def test_usage_calibrates_tokens() -> None:
     assert first.write_5m + first.plain < 5000
 
 
-def test_unsettled_calls_expire() -> None:
-    """A call that nobody settles is counted once, an hour later, in its tenant's ledger."""
+def test_unsettled_calls() -> None:
+    """A call that nobody settles is counted in its tenant's ledger, until it is settled or fails after all."""
     mw = middleware()
     calls = [
         mw.prepare(agent(), labels={"app": "a"}),
         mw.prepare(agent(), namespace="tenant"),
         mw.prepare({"model": MODEL, "messages": []}),
     ]
-    mw.clock.now += 3599  # type: ignore[attr-defined]
-    assert mw.report().totals.unsettled == 0
-    mw.clock.now += 2  # type: ignore[attr-defined]
     for _ in range(2):
+        mw.clock.now += 3601  # type: ignore[attr-defined]
         report = mw.report()
         assert (report.totals.calls, report.totals.unsettled) == (2, 2)
         assert mw.report("process").totals.unsettled == 3
     assert mw._store.read("tenant", decisions_module.ledger.tables(mw.clock.now))  # type: ignore[attr-defined]
     assert {row.labels.get("app") for row in report.rows} == {"a", None}
-    assert not mw._decisions._pending
-    # One that is settled after all is no longer unsettled, and is one call.
     assert mw.settle(calls[0], usage(plain=50)).usage is not None
     assert (mw.report().totals.calls, mw.report().totals.unsettled, mw.report().totals.plain) == (2, 1, 50)
+    mw.fail(calls[2])
+    assert (mw.report().totals.calls, mw.report().totals.unsettled) == (1, 0)
 
 
-def test_calls_that_nobody_settles_need_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that never settles, and never asks for a report, holds no bodies and a bounded number of calls."""
-    monkeypatch.setattr(decisions_module, "_PENDING_LIMIT", 50)
+def test_a_worker_that_dies_leaves_its_calls_unsettled() -> None:
+    """Any worker reports for all: what another had sent and never settled is told, and its money is not lost."""
+    dead, alive = middleware(), middleware()
+    alive._store = dead._store
+    dead.settle(dead.prepare(agent()), usage(read=900, plain=100))
+    dead.prepare(agent())
+    del dead
+    totals = alive.report().totals
+    assert (totals.calls, totals.unsettled, totals.read) == (2, 1, 900)
+
+
+def test_model_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that no two requests share make no row each."""
+    monkeypatch.setattr(decisions_module, "_MODELS", 3)
     mw = middleware(mode="off")
-    for _ in range(200):
-        mw.prepare(agent())
-    assert len(mw._decisions._pending) == 50
-    assert "messages" not in repr(mw._decisions._pending)
-    assert mw.report().totals.unsettled >= 150
-    mw.clock.now += 4000  # type: ignore[attr-defined]
-    mw.prepare(agent())
-    assert len(mw._decisions._pending) == 1
+    for number in range(9):
+        mw.settle(mw.prepare({"model": f"m{number}", "messages": []}), usage(plain=1))
+    assert sorted(row.model for row in mw.report().rows) == ["m0", "m1", "m2", "other"]
 
 
 def test_reports() -> None:
@@ -473,7 +477,7 @@ def test_many_threads_on_one_middleware(local: bool) -> None:
     assert len(report.rows) == 6
     assert len({call.id for call in calls}) == 240
     assert not [name for name in mw.counts if name.startswith("error")]
-    assert not mw._decisions._pending
+    assert report.totals.unsettled == 0
     mw.close()
 
 
@@ -701,8 +705,6 @@ def test_a_bug_at_any_call(step: str, asynchronous: bool, error: Exception) -> N
             await _ours(mw.settle(result, usage(written=3000)))
         elif step == "refused":
             assert result is None or result == agent(3)
-        if step in ("settle", "fail"):
-            assert len(mw._decisions._pending) <= 1
         # The next call is none the worse for it.
         after = await _ours(mw.prepare(agent(3)))
         assert after.plan.ours
@@ -735,14 +737,12 @@ def test_an_interrupt_at_any_call(step: str, error: type[BaseException]) -> None
     def run(at: int) -> list[str]:
         mw = twin(False)
         call = asyncio.run(_until(mw, step))
-        pending = len(mw._decisions._pending)
         with raising(error(), at, step) as names:
             if at == NOWHERE:
                 STEPS[step](mw, call)
                 return names
             with pytest.raises(error):
                 STEPS[step](mw, call)
-        assert len(mw._decisions._pending) <= pending
         after = mw.prepare(agent(3))
         assert after.plan.ours
         assert mw.settle(after, usage(written=3000)).usage is not None
@@ -768,7 +768,7 @@ def test_a_cancelled_prepare_releases_what_it_held() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not mw._decisions._pending
+        assert (await mw.report("process")).totals.calls == 0
         await mw.close()
 
     asyncio.run(cancelled())
@@ -805,8 +805,8 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
         where = {"observe": "prepare", "write": "write", "add": "ledger", "read": "report", "close": "close"}[
             name
         ]
-        # What is written is announced before the answer begins, and noted when it has.
-        assert mw.counts[f"error.{where}.StoreError"] == (2 if name == "write" else 1)
+        # What is written is announced before the answer begins, and noted when it has; a call counts, and its end.
+        assert mw.counts[f"error.{where}.StoreError"] == (2 if name in ("write", "add") else 1)
 
     asyncio.run(run())
 
@@ -821,8 +821,9 @@ def test_a_writer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(mw._writer, "submit", refuse)
     assert mw.settle(mw.prepare(agent()), usage()).usage is not None
-    # The announcement, what workers share, the entries and the ledger.
-    assert mw.counts["error.writer.RuntimeError"] == 4
+    # The announcement, what workers share, the entries; the ledger, twice.
+    assert mw.counts["error.writer.RuntimeError"] == 3
+    assert mw.counts["error.ledger.RuntimeError"] == 2
     monkeypatch.undo()
     monkeypatch.setattr("cachemw.writer._LIMIT", 0)
     mw._writer._lost()
@@ -849,7 +850,7 @@ def test_a_clock_that_fails() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
-    "name", ["start", "read", "decide", "passed", "announce", "begun", "settle", "fail", "refused", "expired"]
+    "name", ["start", "read", "decide", "passed", "announce", "begun", "settle", "fail", "refused", "opened"]
 )
 def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each decision may fail, in both twins: what the caller gets is what it would have had without us."""
@@ -870,7 +871,7 @@ def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytes
         assert isinstance(await _ours(mw.settle(call, usage(written=3000))), cachemw.Receipt)
         assert await _ours(mw.refused(other, 400, "cache_control: no")) in (None, body)
         await _ours(mw.fail(other))
-        assert (await _ours(mw.report())).totals.calls <= 2
+        assert (await _ours(mw.report())).totals.calls <= 3
         await _ours(mw.close())
         assert any(key.endswith(".Boom") for key in mw.counts)
 
@@ -890,7 +891,7 @@ def test_an_interrupt_after_the_decision(asynchronous: bool, monkeypatch: pytest
         monkeypatch.setattr(mw._decisions, "announce", interrupted)
         with pytest.raises(KeyboardInterrupt):
             await _ours(mw.prepare(agent()))
-        assert not mw._decisions._pending
+        assert (await _ours(mw.report("process"))).totals.calls == 0
 
     asyncio.run(run())
 
@@ -1043,7 +1044,7 @@ async def _play(mw: Any, drawn: tuple[Wire, Body], operations: list[tuple[Any, .
             else:
                 seen.append(await _ours(getattr(mw, name)(call)))
     store = getattr(mw._store, "_store", mw._store)
-    seen += [mw.counts, store._records, store._tables, await _ours(mw.report())]
+    seen += [mw.counts, store._records._records, store._tables, await _ours(mw.report())]
     await _ours(mw.close())
     return seen
 

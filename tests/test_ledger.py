@@ -28,6 +28,7 @@ def test_amounts_and_rows() -> None:
     """What a call adds comes back as the row of its labels and model, money exact."""
     sums = {
         "calls": 1,
+        "settled": 1,
         "read": 10,
         "write_5m": 0,
         "plain": 5,
@@ -64,7 +65,7 @@ def test_rows_and_totals() -> None:
         found |= amounts(
             labels,
             model,
-            {"calls": calls, "found": Decimal(calls), "unsettled": 1, "write_1h": 3, "output": 2},
+            {"calls": calls, "found": Decimal(calls), "settled": calls - 1, "write_1h": 3, "output": 2},
         )
     made = report(dict(reversed(found.items())))
     assert made == report(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -16,7 +16,7 @@ from cachemw.writer import Writer
 @pytest.fixture
 def writer() -> Iterator[Writer]:
     """Give a writer that counts what it loses, and end it."""
-    made = Writer(lost=lambda: lost.append(1))
+    made = Writer(lost=lambda: lost.append(1), pulse=lambda: False)
     lost: list[int] = []
     made.losses = lost  # type: ignore[attr-defined]
     yield made
@@ -56,7 +56,11 @@ def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full queue loses the job, and says so, at once."""
     monkeypatch.setattr(module, "_LIMIT", 3)
     lost: list[int] = []
-    writer, gate, done = Writer(lost=lambda: lost.append(1)), threading.Event(), list[int]()
+    writer, gate, done = (
+        Writer(lost=lambda: lost.append(1), pulse=lambda: False),
+        threading.Event(),
+        list[int](),
+    )
     writer.submit(gate.wait)
     while not writer._queue.empty():
         time.sleep(0.001)
@@ -96,7 +100,7 @@ def test_a_job_after_closing(writer: Writer) -> None:
 def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that hangs, behind a queue that is full, holds up no exit."""
     monkeypatch.setattr(module, "_LIMIT", 1)
-    writer, gate = Writer(lost=lambda: None), threading.Event()
+    writer, gate = Writer(lost=lambda: None, pulse=lambda: False), threading.Event()
     for _ in range(3):
         writer.submit(gate.wait)
         time.sleep(0.01)
@@ -167,3 +171,34 @@ def test_after_a_fork(writer: Writer) -> None:
     os.close(reader)
     gate.set()
     assert writer.flush(5.0)
+
+
+def test_the_pulse_beats_as_long_as_it_is_wanted() -> None:
+    """It runs a tenth of a second after a wake, again while it says so, and between jobs that never end."""
+    beats: list[float] = []
+    writer = Writer(lost=lambda: None, pulse=lambda: beats.append(time.monotonic()) or len(beats) % 3 != 0)
+    started = time.monotonic()
+    writer.wake()
+    writer.wake()
+    until(lambda: len(beats) == 3)
+    assert beats[0] - started >= module.PULSE
+    assert beats[1] - beats[0] >= module.PULSE
+    time.sleep(2 * module.PULSE)
+    assert len(beats) == 3
+
+    writer.wake()
+    while len(beats) < 5:
+        writer.submit(lambda: time.sleep(0.001))
+    writer.close(5.0)
+    count = len(beats)
+    writer.wake()
+    until(lambda: len(beats) > count)
+    writer.close(5.0)
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for something."""
+    end = time.monotonic() + 5.0
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)

@@ -176,9 +176,9 @@ class Reuse:
             if record.seen < _ALONE_FROM:
                 # How it stood at its last arrival says which class its trial was counted in.
                 gap = _gap(record.gap) if record.seen > 1 else -1
-                before = (*place, "end" if record.child == 0 else "inner")
+                before = (*place, "end" if record.whole else "inner")
                 self._resolve(before, min(record.seen, _OWN_FROM), gap, levels, passed, now, whole=whole)
-            if whole and record.child == 0:
+            if whole and record.whole:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
             depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
@@ -349,7 +349,7 @@ def _held(depth: Depth, record: Prefix, now: float, *, answered: bool) -> Depth:
     living, pending = record.expires > now, record.pending > now
     if not living and not pending:
         return depth
-    if pending and (living or (answered and record.child == 0)):
+    if pending and (living or (answered and record.whole)):
         # Where a prompt ended here and its answer is in this one, it has begun.
         living, pending = True, False
     ttl: Ttl | None = ("1h" if record.ttl >= LONG else "5m") if living else None

@@ -22,8 +22,7 @@ class Prefix(NamedTuple):
     `seen` arrivals, the last at `last`, `gap` seconds after the one before (0 for the first).
     `trials` / `hits`: decayed counts of arrivals that were (not) followed by another within five
     minutes. `late_trials` / `late_hits`: the same for those not followed within five minutes, and
-    an hour. `child`: hash of the block that followed last (0: the request ended here); `left`:
-    decayed count of arrivals that went on by another block than the one before. `expires`, `ttl`:
+    an hour. `whole`: 1 where the last request ended here, 0 where it went on. `expires`, `ttl`:
     the provider's entry, seconds; 0 where none was ever written. `pending`: until when a request that
     writes it may still be waiting for its answer to begin; 0 where none is.
     """
@@ -35,8 +34,7 @@ class Prefix(NamedTuple):
     hits: float
     late_trials: float
     late_hits: float
-    child: int
-    left: float
+    whole: int
     expires: float
     ttl: int
     pending: float
@@ -45,30 +43,54 @@ class Prefix(NamedTuple):
         """Say whether the provider still holds an entry that a request started `now` can read."""
         return self.expires > now
 
+    def shifted(self, seconds: float) -> Prefix:
+        """Return the record by a clock that is so many seconds ahead; times that say "never" stay 0."""
+        return self._replace(
+            last=self.last + seconds,
+            expires=self.expires and self.expires + seconds,
+            pending=self.pending and self.pending + seconds,
+        )
+
 
 _made = tuple.__new__  # what the class's own constructor does, a third faster
 
 
-def first(child: int, now: float) -> Prefix:
+def first(whole: int, now: float) -> Prefix:
     """Return the record of a prefix seen for the first time."""
-    return Prefix(1, now, 0.0, 0.0, 0.0, 0.0, 0.0, child, 0.0, 0.0, 0, 0.0)
+    return Prefix(1, now, 0.0, 0.0, 0.0, 0.0, 0.0, whole, 0.0, 0, 0.0)
 
 
-def arrive(record: Prefix, child: int, now: float) -> Prefix:
+def arrive(record: Prefix, whole: int, now: float) -> Prefix:
     """Return the record after one more arrival.
 
     Arrivals may come out of order by a worker's clock: a gap is never below zero and `last` never
     goes back.
     """
-    seen, last, _, trials, hits, late_trials, late_hits, old_child, left, *entry = record
+    seen, last, _, trials, hits, late_trials, late_hits, _, expires, ttl, pending = record
     gap = now - last if now > last else 0.0
-    soon = gap <= SHORT
     trials = trials * _KEEP + 1.0
-    hits = hits * _KEEP + soon
-    if not soon:
+    hits *= _KEEP
+    if gap <= SHORT:
+        hits += 1.0
+    else:
         late_trials = late_trials * _KEEP + 1.0
         late_hits = late_hits * _KEEP + (gap <= LONG)
-    left = left * _KEEP + (child != old_child)
     return _made(
-        Prefix, (seen + 1, last + gap, gap, trials, hits, late_trials, late_hits, child, left, *entry)
+        Prefix,
+        (seen + 1, last + gap, gap, trials, hits, late_trials, late_hits, whole, expires, ttl, pending),
+    )
+
+
+def arrive_often(record: Prefix | None, count: int, now: float) -> Prefix:
+    """Return the record after so many arrivals at once, none of which ended here."""
+    record = first(0, now) if record is None else arrive(record, 0, now)
+    if count == 1:
+        return record
+    keep = _KEEP ** (count - 1)
+    more = (1.0 - keep) / (1.0 - _KEEP)
+    return record._replace(
+        seen=record.seen + count - 1,
+        gap=0.0,
+        trials=record.trials * keep + more,
+        hits=record.hits * keep + more,
     )

@@ -6,30 +6,33 @@ imported when a URL asks for it, never before.
 
 from __future__ import annotations
 
+from typing import Any
+
 from cachemw.stores.base import AsyncStore, Store
 from cachemw.stores.memory import DEFAULT_MAX_PREFIXES, AsyncMemoryStore, MemoryStore
 from cachemw.stores.url import parse
 
 
-def open_store(url: str, *, secret: bytes | None, timeout_ms: int) -> Store:
-    """Open the store that a URL names: memory://[?max_prefixes=N], redis://, rediss:// or unix://.
+def open_store(url: str, **options: Any) -> Store:
+    """Open the store that a URL names: see `cachemw.stores.url` for what a URL may be.
 
-    `secret` keys the hashes that leave the process. `timeout_ms` bounds connecting and each answer.
-    Nothing is connected yet. Raises `ConfigError` for a URL that isn't allowed.
+    `options` are those of `RedisStore`: `secret`, which keys the hashes that leave the process, `timeout_ms`,
+    `namespace`, `server_time`, `count`. Nothing is connected yet. Raises `ConfigError` for a URL that isn't
+    allowed.
     """
     scheme, parameters = parse(url)
     if scheme == "memory":
         return MemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
     from cachemw.stores.redis import RedisStore
 
-    return RedisStore(url, secret=secret, timeout_ms=timeout_ms)
+    return RedisStore(url, **options)
 
 
-def open_async_store(url: str, *, secret: bytes | None, timeout_ms: int) -> AsyncStore:
+def open_async_store(url: str, **options: Any) -> AsyncStore:
     """Open the same for the async engine: see `open_store`."""
     scheme, parameters = parse(url)
     if scheme == "memory":
         return AsyncMemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
     from cachemw.stores.redis import AsyncRedisStore
 
-    return AsyncRedisStore(url, secret=secret, timeout_ms=timeout_ms)
+    return AsyncRedisStore(url, **options)

@@ -1,4 +1,4 @@
-"""The contract of a store: six calls, and what each does when things fail.
+"""The contract of a store: what each call does, and what it does when things fail.
 
 Lives here: the protocol that every store keeps and the values that cross it. Must not know: any
 particular store. A store never sees text: keys are chain digests, and one that leaves the process
@@ -19,11 +19,10 @@ FORGET = 7200.0
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request's watched prefixes, shallow to deep.
+    """One request's watched prefixes, shallow to deep, the whole request last.
 
-    `keys`: chain digests, 16 bytes each. `children`: a 32-bit hash of the block after each, 0 at
-    the end of the request. The first `heads` keys end in the tools or system section and belong to
-    `root` (a digest of model and first block); the others belong to `trunk` (the digest through
+    `keys`: chain digests, 16 bytes each. The first `heads` keys end in the tools or system section and
+    belong to `root` (a digest of model and first block); the others belong to `trunk` (the digest through
     the first message block): a clustered store keeps what belongs together in one slot.
     """
 
@@ -32,7 +31,6 @@ class Arrival:
     trunk: bytes
     heads: int
     keys: tuple[bytes, ...]
-    children: tuple[int, ...]
 
 
 class Entry(NamedTuple):
@@ -49,6 +47,13 @@ class Entry(NamedTuple):
     ttl: int
     pending: float = 0.0
 
+    def shifted(self, seconds: float) -> Entry:
+        """Return it by a clock that is so many seconds ahead; times that say something else stay."""
+        return self._replace(
+            expires=self.expires + seconds if self.expires > 0.0 else self.expires,
+            pending=self.pending + seconds if self.pending > 0.0 else self.pending,
+        )
+
     def announced(self, until: float) -> Entry:
         """Return what says of it that it is being written until then, or with 0 that it is not."""
         return self._replace(expires=-1.0, pending=until)
@@ -58,22 +63,23 @@ class Store(Protocol):
     """Keep records of prefixes and sums, for all workers that share it.
 
     Every call may raise `StoreError` and nothing else: the engine then goes on without, so a
-    failure costs a saving, never a request. Updates commute: any order of the same calls leaves
-    the same sums and, but for what each call returned, the same records.
+    failure costs a saving, never a request. A shared store that is away answers `observe`, `write`, `peek`
+    and `claim` by what this process knows, and gives that back to the others when it returns. Updates
+    commute: any order of the same calls leaves the same sums and, but for what each call returned, the
+    same records. Times are seconds by the caller's clock.
     """
 
     local: bool
     """True where no call leaves the process: writes then need no queue."""
 
-    def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         """Count one arrival of each key and return the records from before it, None where unknown.
 
-        One round trip. `now` is the arrival's time in seconds; None means the server's own clock.
+        One round trip at most. What other workers did to tools and system prompts that arrive all the
+        time may be missing for as long as a tenth of a second.
         """
 
-    def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """Set what the provider holds for each key.
 
         The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins. The
@@ -94,10 +100,16 @@ class Store(Protocol):
         """
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
-        """Add each amount to the sum of its name; the table is dropped `keep` seconds after its last use."""
+        """Add each amount to the sum of its name; the table is dropped `keep` seconds after its last use.
+
+        A shared store holds amounts back until `flush`; each is added once, however often that fails.
+        """
 
     def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         """Return the sums of all names over these tables; a table that isn't there is empty."""
+
+    def flush(self) -> bool:
+        """Send what is held back, and say whether something still is: call it every tenth of a second."""
 
     def close(self) -> None:
         """Give back what the store holds; a second close does nothing."""
@@ -108,12 +120,10 @@ class AsyncStore(Protocol):
 
     local: bool
 
-    async def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         """See `Store.observe`."""
 
-    async def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
 
     async def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
@@ -129,6 +139,9 @@ class AsyncStore(Protocol):
 
     async def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         """See `Store.read`."""
+
+    async def flush(self) -> bool:
+        """See `Store.flush`."""
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -2,11 +2,13 @@
 
 Lives here: key names, the packed record, the scripts. Must not know: connections, sync or async.
 
-Every part in <> is a digest in hex, keyed by the secret, so no text can be read from a key and no
-namespace reach another's. The braces put what one script touches into one slot of a cluster::
+Every part in <> is a digest in hex, keyed by the secret but for <space>, so no text can be read from a key
+and no namespace reach another's. The braces put what one script touches into one slot of a cluster::
 
     cachemw:{<namespace>:<root or trunk>}:p:<prefix>    string: one packed record
     cachemw:{<namespace>:<table>}:t                     hash: name -> sum
+    cachemw:{<namespace>:<table>}:b                     hash: sender -> number of its last batch
+    cachemw:{<space>}:s                                 string: what tells apart the secrets of a namespace
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, TypeAlias
 
 from cachemw.core.reuse import Prefix
@@ -26,11 +28,17 @@ from cachemw.stores.base import FORGET, Arrival, Entry
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
 # The fields of Prefix in their order; Lua's half of the format is in record.lua.
-RECORD = struct.Struct("<I6dI2dId")
+RECORD = struct.Struct("<I6dIdId")
+_TIME = struct.Struct("<d")
 _ENTRY = struct.Struct("<dId")
 _PENDING = struct.Struct("<d")
 # A digest takes a microsecond, and most prefixes come back; this is some 6 MB when full.
 _REMEMBERED = 32_768
+# Up to the closing brace all names of prefixes are equally long.
+_TAG = len("cachemw:{}") + 16 + 1 + 16
+# Keys of one command at most, where there are more than one request's.
+_MOST = 500
+_SECRET_KEEP = 7 * 24 * 3600 * 1000
 
 
 def _lua(*names: str) -> str:
@@ -40,11 +48,12 @@ def _lua(*names: str) -> str:
 OBSERVE = _lua("record.lua", "observe.lua")
 WRITE = _lua("record.lua", "write.lua")
 CLAIM = _lua("record.lua", "claim.lua")
+RESTORE = _lua("record.lua", "restore.lua")
 ADD = _lua("add.lua")
 
 _TEXTS = {
     hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(): text
-    for text in (OBSERVE, WRITE, CLAIM, ADD)
+    for text in (OBSERVE, WRITE, CLAIM, RESTORE, ADD)
 }
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
 
@@ -74,71 +83,105 @@ class Commands:
         self._names = _Names(self._secret)
         self._tenant = lru_cache(1024)(self._short)
 
-    def observe(self, arrival: Arrival, now: float | None) -> list[Command]:
-        """Return the commands that count an arrival."""
-        stamp = "" if now is None else repr(float(now))
-        keys = self._watched(arrival)
-        return [
-            run(OBSERVE, keys[part], struct.pack(f"<{len(keys[part])}I", *arrival.children[part]), stamp)
-            for part in self._parts(arrival.heads, len(keys))
-        ]
-
-    def peek(self, arrival: Arrival) -> list[Command]:
-        """Return the commands that look at an arrival's records."""
-        keys = self._watched(arrival)
-        return [("MGET", *keys[part]) for part in self._parts(arrival.heads, len(keys))]
-
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> list[Command]:
-        """Return the commands that set what the provider holds."""
-        heads = [entry for entry in entries if entry.head]
-        others = [entry for entry in entries if not entry.head]
-        keys = self._prefixes(namespace, root, [entry.key for entry in heads])
-        keys += self._prefixes(namespace, trunk, [entry.key for entry in others])
-        packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.pending) for entry in heads + others]
-        return [run(WRITE, keys[part], *packed[part]) for part in self._parts(len(heads), len(keys))]
-
-    def claims(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
-    ) -> list[tuple[Command, list[Entry]]]:
-        """Return the commands that claim entries, each to be sent once those before it got theirs."""
-        entries = sorted(entries, key=lambda entry: not entry.head)
-        heads = sum(entry.head for entry in entries)
-        keys = self._prefixes(namespace, root, [entry.key for entry in entries[:heads]])
-        keys += self._prefixes(namespace, trunk, [entry.key for entry in entries[heads:]])
-        packed = [_PENDING.pack(entry.pending) for entry in entries]
-        return [
-            (run(CLAIM, keys[part], repr(float(now)), *packed[part]), entries[part])
-            for part in self._parts(heads, len(keys))
-        ]
-
-    def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> list[Command]:
-        """Return the command that adds to a table, if there is anything to add."""
-        if not amounts:
-            return []
-        pairs = [part for name, amount in amounts.items() for part in (_utf8(name), amount)]
-        return [run(ADD, [self._table(namespace, table)], int(keep * 1000), *pairs)]
-
-    def read(self, namespace: str, tables: Sequence[str]) -> list[Command]:
-        """Return the commands that read tables."""
-        return [("HGETALL", self._table(namespace, table)) for table in tables]
-
-    def _parts(self, heads: int, count: int) -> list[slice]:
-        """Return which keys go in one command: the first `heads` share a slot, and so do the others."""
-        borders = (0, heads, count) if self._clustered else (0, count)
-        return [slice(start, stop) for start, stop in pairwise(borders) if start < stop]
-
-    def _watched(self, arrival: Arrival) -> list[bytes]:
+    def names(self, arrival: Arrival) -> list[bytes]:
+        """Return the keys of an arrival, in its order."""
         namespace, heads, digests = arrival.namespace, arrival.heads, arrival.keys
         keys = self._prefixes(namespace, arrival.root, digests[:heads])
         return keys + self._prefixes(namespace, arrival.trunk, digests[heads:])
+
+    def entry_names(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]
+    ) -> tuple[list[bytes], list[Entry]]:
+        """Return the keys of entries, and the entries in that order: heads first."""
+        entries = sorted(entries, key=lambda entry: not entry.head)
+        digests, heads = [entry.key for entry in entries], sum(entry.head for entry in entries)
+        keys = self._prefixes(namespace, root, digests[:heads])
+        return keys + self._prefixes(namespace, trunk, digests[heads:]), entries
+
+    def observe(
+        self, names: Sequence[bytes], now: float | None, counts: Sequence[int] | None = None
+    ) -> list[Command]:
+        """Return the commands that count arrivals: one of each, of a request that ends with the last key.
+
+        With `counts` so many of each, of requests that went on. A `now` of None is the server's own time.
+        """
+        stamp = "" if now is None else repr(now)
+        return [
+            run(
+                OBSERVE,
+                names[part],
+                stamp,
+                int(counts is None and part.stop == len(names)),
+                b"" if counts is None else struct.pack(f"<{part.stop - part.start}I", *counts[part]),
+            )
+            for part in self._parts(names)
+        ]
+
+    def peek(self, names: Sequence[bytes]) -> list[Command]:
+        """Return the commands that look at records."""
+        return [("MGET", *names[part]) for part in self._parts(names)]
+
+    def write(self, names: Sequence[bytes], entries: Sequence[Entry]) -> list[Command]:
+        """Return the commands that set what the provider holds."""
+        packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.pending) for entry in entries]
+        return [run(WRITE, names[part], *packed[part]) for part in self._parts(names)]
+
+    def claims(
+        self, names: Sequence[bytes], entries: Sequence[Entry], now: float
+    ) -> list[tuple[Command, slice]]:
+        """Return the commands that claim entries, each to be sent once those before it got theirs."""
+        packed = [_PENDING.pack(entry.pending) for entry in entries]
+        return [(run(CLAIM, names[part], repr(now), *packed[part]), part) for part in self._parts(names)]
+
+    def restore(self, records: Mapping[bytes, Prefix]) -> list[Command]:
+        """Return the commands that give records back."""
+        names = sorted(records)
+        packed = [RECORD.pack(*records[name]) for name in names]
+        return [run(RESTORE, names[part], *packed[part]) for part in self._parts(names)]
+
+    def add(
+        self, namespace: str, table: str, amounts: Mapping[str, int], keep: float, sender: str, batch: int
+    ) -> Command:
+        """Return the command that adds a sender's batch of amounts to a table."""
+        pairs = [part for name, amount in amounts.items() for part in (_utf8(name), amount)]
+        keys = [self._table(namespace, table, b"t"), self._table(namespace, table, b"b")]
+        return run(ADD, keys, int(keep * 1000), sender, batch, *pairs)
+
+    def read(self, namespace: str, tables: Sequence[str]) -> list[Command]:
+        """Return the commands that read tables."""
+        return [("HGETALL", self._table(namespace, table, b"t")) for table in tables]
+
+    def meet(self, namespace: str) -> list[Command]:
+        """Return the commands that say whose secret a namespace's keys are made with: see `met`."""
+        key = b"cachemw:{%b}:s" % _named(_utf8(namespace), b"")
+        return [("SET", key, self._print(namespace), "NX", "PX", _SECRET_KEEP), ("GET", key)]
+
+    def met(self, namespace: str, replies: Sequence[Any]) -> bool:
+        """Say from the replies to `meet` whether the first worker of the namespace had this secret."""
+        return bool(checked(replies)[1] == self._print(namespace))
+
+    def _print(self, namespace: str) -> bytes:
+        return _named(b"the secret of " + _utf8(namespace), self._secret)
+
+    def _parts(self, names: Sequence[bytes]) -> list[slice]:
+        """Return which names, of a sequence in which a slot's stand together, go in one command."""
+        count = len(names)
+        if not self._clustered and count <= _MOST:
+            return [slice(0, count)] if count else []
+        parts, start = [], 0
+        for _, group in groupby(names, key=lambda name: name[:_TAG] if self._clustered else b""):
+            stop = start + len(list(group))
+            parts += [slice(each, min(each + _MOST, stop)) for each in range(start, stop, _MOST)]
+            start = stop
+        return parts
 
     def _prefixes(self, namespace: str, slot: bytes, digests: Sequence[bytes]) -> list[bytes]:
         names = self._names
         front = b"cachemw:{%b:%b}:p:" % (self._tenant(namespace), names[slot][:16])
         return [front + names[digest] for digest in digests]
 
-    def _table(self, namespace: str, table: str) -> bytes:
-        return b"cachemw:{%b:%b}:t" % (self._tenant(namespace), self._short(table))
+    def _table(self, namespace: str, table: str, kind: bytes) -> bytes:
+        return b"cachemw:{%b:%b}:%b" % (self._tenant(namespace), self._short(table), kind)
 
     def _short(self, text: str) -> bytes:
         return _named(_utf8(text), self._secret)[:16]
@@ -157,10 +200,12 @@ class _Names(dict[bytes, bytes]):
         return name
 
 
-def records(replies: Sequence[Any]) -> list[Prefix | None]:
-    """Return the records from the replies to `Commands.observe`, None for each that was unknown."""
-    packed = b"".join(checked(replies))
-    return [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(packed)]
+def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
+    """Return time and records from the replies to `Commands.observe`, None for each that was unknown."""
+    found: list[Prefix | None] = []
+    for reply in checked(replies):
+        found += [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(reply[8:])]
+    return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
@@ -178,7 +223,8 @@ def sums(replies: Sequence[Any]) -> dict[str, int]:
     for reply in replies:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
             continue
-        for name, amount in checked([reply])[0].items():
+        (pairs,) = checked([reply])
+        for name, amount in zip(pairs[::2], pairs[1::2], strict=True):
             try:
                 text, number = name.decode("utf-8", "surrogatepass"), int(amount)
             except ValueError:

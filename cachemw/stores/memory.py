@@ -6,12 +6,12 @@ Lives here: dictionaries and a lock. Must not know: clocks (`now` is given), the
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
-from cachemw.core.reuse import Prefix, arrive, first
-from cachemw.stores.base import FORGET, Arrival, Entry
+from cachemw.core.reuse import Prefix
+from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.records import Records
 
 DEFAULT_MAX_PREFIXES = 200_000
 
@@ -22,66 +22,33 @@ class MemoryStore:
     local = True
 
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
-        self._limit = max_prefixes
-        # A plain dict would look for its first key through the holes that earlier evictions left.
-        self._records: OrderedDict[bytes, Prefix] = OrderedDict()
+        self._records = Records(max_prefixes)
         self._tables: dict[tuple[str, str], dict[str, int]] = {}
         self._lock = Lock()
 
-    def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
-        """See `Store.observe`; a `now` of None is refused, since this store has no clock."""
-        if now is None:
-            raise ValueError("the memory store has no clock of its own: give `now`")
-        records, tenant = self._records, _tenant(arrival.namespace)
-        found: list[Prefix | None] = []
+    def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.observe`."""
+        keys = _keys(arrival.namespace, arrival.keys)
         with self._lock:
-            for digest, child in zip(arrival.keys, arrival.children, strict=True):
-                key = tenant + digest
-                record = records.pop(key, None)
-                if record is None or now - record.last > FORGET:
-                    found.append(None)
-                    records[key] = first(child, now)
-                else:
-                    found.append(record)
-                    records[key] = arrive(record, child, now)
-            while len(records) > self._limit:
-                records.popitem(last=False)
-        return found
+            return self._records.observe(keys, now)
 
-    def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        records, tenant = self._records, _tenant(namespace)
+        keys = _keys(namespace, [entry.key for entry in entries])
         with self._lock:
-            for entry in entries:
-                key = tenant + entry.key
-                record = records.get(key)
-                if record is None:
-                    continue
-                if entry.expires == 0 or entry.expires > record.expires:
-                    record = record._replace(expires=entry.expires, ttl=entry.ttl)
-                records[key] = record._replace(pending=entry.pending)
+            self._records.write(keys, entries)
 
     def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""
-        tenant = _tenant(arrival.namespace)
+        keys = _keys(arrival.namespace, arrival.keys)
         with self._lock:
-            found = [self._records.get(tenant + digest) for digest in arrival.keys]
-        return [None if record is None or now - record.last > FORGET else record for record in found]
+            return self._records.peek(keys, now)
 
     def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
         """See `Store.claim`."""
-        records, tenant = self._records, _tenant(namespace)
+        keys = _keys(namespace, [entry.key for entry in entries])
         with self._lock:
-            found = [
-                (tenant + entry.key, entry.pending) for entry in entries if tenant + entry.key in records
-            ]
-            if any(records[key].pending > now or records[key].living(now) for key, _ in found):
-                return False
-            for key, pending in found:
-                records[key] = records[key]._replace(pending=pending)
-        return True
+            return self._records.claim(keys, entries, now)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`; tables live as long as the process."""
@@ -99,12 +66,17 @@ class MemoryStore:
                     total[name] = total.get(name, 0) + amount
         return total
 
+    def flush(self) -> bool:
+        """See `Store.flush`; nothing is held back."""
+        return False
+
     def close(self) -> None:
         """See `Store.close`."""
 
 
-def _tenant(namespace: str) -> bytes:
-    return namespace.encode("utf-8", "surrogatepass")
+def _keys(namespace: str, digests: Sequence[bytes]) -> list[bytes]:
+    tenant = namespace.encode("utf-8", "surrogatepass")
+    return [tenant + digest for digest in digests]
 
 
 class AsyncMemoryStore:
@@ -115,15 +87,13 @@ class AsyncMemoryStore:
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._store = MemoryStore(max_prefixes)
 
-    async def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.observe`."""
         return self._store.observe(arrival, now)
 
-    async def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        self._store.write(namespace, root, trunk, entries, now)
+        self._store.write(namespace, root, trunk, entries)
 
     async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""
@@ -142,6 +112,10 @@ class AsyncMemoryStore:
     async def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         """See `Store.read`."""
         return self._store.read(namespace, tables)
+
+    async def flush(self) -> bool:
+        """See `Store.flush`."""
+        return self._store.flush()
 
     async def close(self) -> None:
         """See `Store.close`."""

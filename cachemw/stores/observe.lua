@@ -1,31 +1,25 @@
--- Counts one arrival of each prefix and returns the records from before it, one after another,
--- zeros for an unknown one.
--- KEYS: the prefixes. ARGV[1]: the packed child of each. ARGV[2]: the time, "" for the server's own.
+-- Counts arrivals of each prefix and returns the time and the records from before them, one after
+-- another, zeros for an unknown one.
+-- KEYS: the prefixes. ARGV[1]: the time, "" for the server's own. ARGV[2]: 1 if the request ends with the
+-- last key. ARGV[3]: the packed number of arrivals of each; "" where it is one of each.
 local UNKNOWN = string.rep("\0", SIZE)
 
-local now = tonumber(ARGV[2])
-if not now then
-  local time = redis.call("TIME")
-  now = time[1] + time[2] / 1000000
-end
-
+local now, last = clock(ARGV[1]), #KEYS
+local counts = ARGV[3] ~= "" and ARGV[3]
 -- MGET says nothing, rather than an error, of a key of a wrong type: it is overwritten.
 local records = redis.call("MGET", unpack(KEYS))
-for i = 1, #KEYS do
-  local key = KEYS[i]
-  local child = take("<I4", ARGV[1], 4 * i - 3)
+for i = 1, last do
   local record = records[i]
-  local later, lasts
-  if record and #record == SIZE then
-    later, lasts = arrive(record, child, now)
+  if not known(record, now) then
+    record = nil
   end
+  local later, lasts =
+    arrive(record, i == last and ARGV[2] == "1" and 1 or 0, now, counts and take("<I4", counts, 4 * i - 3) or 1)
   if lasts then
-    redis.call("SETRANGE", key, "0", later)
+    redis.call("SETRANGE", KEYS[i], "0", later)
   else
-    redis.call("PSETEX", key, LIFE, later or first(child, now))
+    redis.call("PSETEX", KEYS[i], LIFE, later)
   end
-  if not later then
-    records[i] = UNKNOWN
-  end
+  records[i] = record or UNKNOWN
 end
-return table.concat(records)
+return pack("<d", now) .. table.concat(records)

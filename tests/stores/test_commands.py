@@ -10,16 +10,16 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from cachemw.core.reuse import Prefix
+from cachemw.core.reuse import Prefix, first
 from cachemw.errors import StoreError
 from cachemw.stores import commands as commands_module
 from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.commands import RECORD, Command, Commands, records, sums
 
 KEYS = tuple(bytes([index]) * 16 for index in range(9))
-ARRIVAL = Arrival("{acme}:p:", b"r" * 16, b"t" * 16, 3, KEYS, tuple(range(9)))
+ARRIVAL = Arrival("{acme}:p:", b"r" * 16, b"t" * 16, 3, KEYS)
 ENTRIES = [Entry(key, index < 3, 9.5, 300) for index, key in enumerate(KEYS)]
-NAME = re.compile(rb"cachemw:\{[0-9a-f]{16}:[0-9a-f]{16}\}:(p:[0-9a-f]{32}|t)")
+NAME = re.compile(rb"cachemw:\{[0-9a-f]{16}:[0-9a-f]{16}\}:(p:[0-9a-f]{32}|t|b)")
 
 
 def keys(commands: list[Command]) -> list[list[Any]]:
@@ -36,12 +36,12 @@ def test_names_are_hex_and_nothing_else() -> None:
     """No namespace, table or digest of the chain can be read from a key."""
     commands = Commands(b"secret")
     names = [
-        *keys(commands.observe(ARRIVAL, 1.0))[0],
-        *keys(commands.write("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES))[0],
-        *keys(commands.add("{acme}:p:", "hour }:p:", {"tokens": 1}, 60))[0],
+        *commands.names(ARRIVAL),
+        *commands.entry_names("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES)[0],
+        *keys([commands.add("{acme}:p:", "hour }:p:", {"tokens": 1}, 60, "sender", 1)])[0],
         commands.read("{acme}:p:", ["hour }:p:"])[0][1],
     ]
-    assert len(names) == 20
+    assert len(names) == 21
     for name in names:
         assert NAME.fullmatch(name)
         for plain in KEYS:
@@ -52,20 +52,20 @@ def test_names_are_hex_and_nothing_else() -> None:
 def test_writes_name_what_arrivals_named() -> None:
     """A key has one name, in whichever call, in whatever order of entries."""
     commands = Commands(b"secret")
-    (arrived,) = keys(commands.observe(ARRIVAL, 1.0))
-    (written,) = keys(commands.write(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1]))
-    claims = commands.claims(ARRIVAL.namespace, ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1], 1.0)
-    (claimed,) = keys([command for command, _ in claims])
+    arrived = commands.names(ARRIVAL)
+    named, sorted_entries = commands.entry_names("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1])
     assert len(set(arrived)) == 9
-    assert set(arrived) == set(written) == set(claimed)
-    assert commands.peek(ARRIVAL) == [("MGET", *arrived)]
+    assert set(arrived) == set(named)
+    assert [arrived[KEYS.index(entry.key)] for entry in sorted_entries] == named
+    assert keys(commands.observe(arrived, 1.0)) == [arrived]
+    assert commands.peek(arrived) == [("MGET", *arrived)]
 
 
 def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many digests come by, few names are kept, and each is the same when it is made again."""
     monkeypatch.setattr(commands_module, "_REMEMBERED", 4)
     commands = Commands(b"secret")
-    made = [keys(commands.observe(ARRIVAL, 1.0)) for _ in range(3)]
+    made = [commands.names(ARRIVAL) for _ in range(3)]
     assert made[0] == made[1] == made[2]
     assert len(commands._names) <= 4
 
@@ -73,25 +73,42 @@ def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("heads", "calls"), [(0, 1), (3, 2), (9, 1)])
 def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
     """At most two slots a request, and never two in one call; otherwise one call is enough."""
-    arrival = Arrival("acme", b"r" * 16, b"t" * 16, heads, KEYS, tuple(range(9)))
+    arrival = Arrival("acme", b"r" * 16, b"t" * 16, heads, KEYS)
     entries = [Entry(key, index < heads, 9.5, 300) for index, key in enumerate(KEYS)]
     for clustered in (False, True):
         commands = Commands(b"secret", clustered=clustered)
+        names = commands.names(arrival)
         for made in (
-            commands.observe(arrival, 1.0),
-            commands.write(arrival.namespace, arrival.root, arrival.trunk, entries),
-            [command for command, _ in commands.claims("acme", arrival.root, arrival.trunk, entries, 1.0)],
+            commands.observe(names, 1.0),
+            commands.write(names, entries),
+            [command for command, _ in commands.claims(names, entries, 1.0)],
+            commands.restore(dict.fromkeys(names, first(0, 1.0))),
         ):
             assert len(made) == (calls if clustered else 1)
             slots = [{key_slot(name) for name in part} for part in keys(made)]
             assert sorted(map(len, slots)) == ([1] * calls if clustered else [calls])
 
 
-def test_the_packed_children_follow_their_keys() -> None:
-    """Each part of an arrival carries the children of its own keys."""
-    heads, others = Commands(b"", clustered=True).observe(ARRIVAL, None)
-    assert heads[-2:] == (b"".join(child.to_bytes(4, "little") for child in range(3)), "")
-    assert others[-2:] == (b"".join(child.to_bytes(4, "little") for child in range(3, 9)), "")
+def test_counts_and_the_end_go_with_their_keys() -> None:
+    """Only the last part of an arrival knows that the request ended there; numbers follow their keys."""
+    commands = Commands(b"", clustered=True)
+    names = commands.names(ARRIVAL)
+    heads, others = commands.observe(names, None)
+    assert (heads[-3:], others[-3:]) == (("", 0, b""), ("", 1, b""))
+    heads, others = commands.observe(names, 1.5, [*range(1, 10)])
+    assert heads[-3:] == ("1.5", 0, b"".join(count.to_bytes(4, "little") for count in range(1, 4)))
+    assert others[-3:] == ("1.5", 0, b"".join(count.to_bytes(4, "little") for count in range(4, 10)))
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_what_is_sent_for_many_requests_is_cut(clustered: bool) -> None:
+    """No command grows with what has gathered; each key is in one."""
+    commands = Commands(b"", clustered=clustered)
+    many = Arrival("acme", b"r", b"t", 700, tuple(index.to_bytes(16, "big") for index in range(1800)))
+    names = commands.names(many)
+    parts = keys(commands.observe(names, 1.0))
+    assert max(map(len, parts)) == 500
+    assert [name for part in parts for name in part] == names
 
 
 def test_an_error_among_replies_becomes_a_store_error() -> None:
@@ -104,5 +121,5 @@ def test_an_error_among_replies_becomes_a_store_error() -> None:
 
 def test_garbage_in_a_table_counts_nothing() -> None:
     """Another type, a name that is no text and an amount that is no integer are left out."""
-    replies = [ResponseError("WRONGTYPE Operation"), {b"\xff": b"1", b"tokens": b"1.5"}, {b"tokens": b"-2"}]
+    replies = [ResponseError("WRONGTYPE Operation"), [b"\xff", b"1", b"tokens", b"1.5"], [b"tokens", b"-2"]]
     assert sums(replies) == {"tokens": -2}

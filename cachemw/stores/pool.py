@@ -1,0 +1,293 @@
+"""Connections to one server, kept ready.
+
+Lives here: how many there are, who gets one, and what becomes of those that take long to open. Must not
+know: how one is opened, what is sent.
+
+Nothing is opened in a caller's time alone: a connection that a call did not get in time goes on being
+opened, and a later call gets it. So a network slower than the budget is connected to in the end. And a call
+does not wait where another has just waited as long in vain: while a host is gone, one call waits for it, not
+each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar, cast
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from cachemw.stores.connect import Connection
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """Run something once on a daemon thread; `result` waits for what it returned or raised."""
+
+    waited = 0.0
+    taken = False
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._ended = threading.Event()
+        self._result: T
+        self._error: BaseException | None = None
+        threading.Thread(target=self._run, name="cachemw-connect", daemon=True).start()
+
+    @property
+    def done(self) -> bool:
+        """Say whether it has ended."""
+        return self._ended.is_set()
+
+    @property
+    def failed(self) -> bool:
+        """Say whether it has ended with an error."""
+        return self.done and self._error is not None
+
+    def result(self, deadline: float, seconds: float) -> T:
+        """Return what came of it; raise `TimeoutError` at the deadline, at once where as long was waited before."""
+        if not self.done and (
+            self.waited >= seconds or not self._ended.wait(max(0.0, deadline - time.monotonic()))
+        ):
+            self.waited = max(self.waited, seconds)
+            raise TimeoutError
+        self.taken = True
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+
+class AsyncBackground(Generic[T]):
+    """`Background` for a task of the running loop."""
+
+    waited = 0.0
+    taken = False
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._error: Exception | None = None
+        self._task: asyncio.Task[T | None] = asyncio.create_task(self._run(work))
+
+    @property
+    def done(self) -> bool:
+        """See `Background.done`."""
+        return self._task.done()
+
+    @property
+    def failed(self) -> bool:
+        """See `Background.failed`."""
+        return self._error is not None
+
+    async def result(self, limit: asyncio.Timeout, seconds: float) -> T:
+        """See `Background.result`; the caller's own `limit` is the deadline."""
+        if not self.done and self.waited >= seconds:
+            raise TimeoutError
+        try:
+            await asyncio.wait((self._task,))
+        except asyncio.CancelledError:
+            if limit.expired():
+                self.waited = max(self.waited, seconds)
+            raise
+        self.taken = True
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._task.result())
+
+    async def cancel(self) -> T | None:
+        """End it; return what came of it before."""
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        return None if self._task.cancelled() else self._task.result()
+
+    async def _run(self, work: Callable[[], Awaitable[T]]) -> T | None:
+        # An error that nobody waits for any more is no error of the loop's.
+        try:
+            return await work()
+        except Exception as error:
+            self._error = error
+            return None
+
+
+class Pool:
+    """Lend connections to threads, the one given back last first, at most `size` at a time."""
+
+    def __init__(self, connect: Callable[[], Connection], size: int) -> None:
+        self._connect = connect
+        self._room = threading.Semaphore(size)
+        self._closed = False
+        # Lists are used where one operation is all: those need no lock.
+        self._idle: list[Connection] = []
+        self._opening: list[Background[Connection]] = []
+        self._where: Any = None
+
+    def take(self, deadline: float, seconds: float) -> Connection:
+        """Lend a connection that can be sent over, until it is given back.
+
+        Raises what opening one raised, or `TimeoutError` at the deadline.
+        """
+        if not self._room.acquire(blocking=False) and not self._room.acquire(
+            timeout=max(0.0, deadline - time.monotonic())
+        ):
+            raise TimeoutError
+        try:
+            return self._idle_one(deadline) or self._opened_one(deadline, seconds)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def give(self, connection: Connection) -> None:
+        """Take a connection back; one that was disconnected is forgotten."""
+        if connection.is_connected and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.disconnect()
+        self._room.release()
+
+    def forget(self) -> None:
+        """Disconnect all connections that are not lent."""
+        while self._idle:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+    def close(self) -> None:
+        """Forget, and keep no connection from here on."""
+        self._closed = True
+        self.forget()
+
+    def _idle_one(self, deadline: float) -> Connection | None:
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            connection.until(deadline)
+            if _quiet(connection):
+                return connection
+            connection.disconnect()
+        return None
+
+    def _opened_one(self, deadline: float, seconds: float) -> Connection:
+        opening = self._next_opening()
+        try:
+            connection = opening.result(deadline, seconds)
+        finally:
+            if not opening.taken:
+                self._opening.append(opening)
+        connection.until(deadline)
+        return connection
+
+    def _next_opening(self) -> Background[Connection]:
+        while self._opening:
+            try:
+                opening = self._opening.pop()
+            except IndexError:
+                break
+            if not opening.failed:
+                return opening
+        return Background(self._open)
+
+    def _open(self) -> Connection:
+        connection = self._connect()
+        if (where := _where(connection)) != self._where:
+            # There is another master: nobody should still ask the old one.
+            self._where = where
+            self.forget()
+        return connection
+
+
+def _where(connection: Connection) -> Any:
+    return getattr(connection, "host", None), getattr(connection, "port", None)
+
+
+def _quiet(connection: Connection) -> bool:
+    """Say whether the server has neither closed a connection nor sent what nobody asked for."""
+    try:
+        return not connection.can_read()
+    except (RedisConnectionError, RedisTimeoutError, OSError):
+        return False
+
+
+class AsyncPool:
+    """`Pool` for the tasks of one event loop; who takes bounds the wait."""
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
+        self._connect = connect
+        self._room = asyncio.Semaphore(size)
+        self._closed = False
+        self._idle: list[Connection] = []
+        self._opening: list[AsyncBackground[Connection]] = []
+        self._where: Any = None
+
+    async def take(self, limit: asyncio.Timeout, seconds: float) -> Connection:
+        """See `Pool.take`; `limit` is the caller's own."""
+        await self._room.acquire()
+        try:
+            return await self._idle_one() or await self._opened_one(limit, seconds)
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def give(self, connection: Connection) -> None:
+        """See `Pool.give`."""
+        self._room.release()
+        if connection.is_connected and not self._closed:
+            self._idle.append(connection)
+        else:
+            await connection.disconnect(nowait=True)
+
+    async def forget(self) -> None:
+        """See `Pool.forget`."""
+        while self._idle:
+            await self._idle.pop().disconnect(nowait=True)
+
+    async def close(self) -> None:
+        """See `Pool.close`; what is being opened is given up."""
+        self._closed = True
+        await self.forget()
+        while self._opening:
+            connection = await self._opening.pop().cancel()
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+
+    async def _idle_one(self) -> Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                if not await connection.can_read():
+                    return connection
+            except (RedisConnectionError, RedisTimeoutError, OSError):
+                pass
+            await connection.disconnect(nowait=True)
+        return None
+
+    async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:
+        opening = None
+        while self._opening and (opening is None or opening.failed):
+            opening = self._opening.pop()
+        if opening is None or opening.failed:
+            opening = AsyncBackground(self._open)
+        try:
+            return await opening.result(limit, seconds)
+        finally:
+            if not opening.taken:
+                self._opening.append(opening)
+
+    async def _open(self) -> Connection:
+        connection = await self._connect()
+        if (where := _where(connection)) != self._where:
+            self._where = where
+            await self.forget()
+        return connection

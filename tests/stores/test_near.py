@@ -1,0 +1,175 @@
+"""What a worker knows of its own: when it answers for the server, and what it owes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachemw.core.reuse import Prefix, arrive, arrive_often, first
+from cachemw.stores import near as module
+from cachemw.stores.base import Entry
+from cachemw.stores.near import FRESH, Held, Near
+
+NAMES = [b"head 1", b"head 2", b"message 1", b"message 2"]
+HEADS = NAMES[:2]
+
+
+def hot_record(seen: int = 9) -> Prefix:
+    """Return the record of a prefix that came often."""
+    return arrive_often(None, seen, 0.0)
+
+
+def warm(now: float = 10.0, seen: int = 9, **fields: float) -> Near:
+    """Return what a worker knows after one answer of the server."""
+    near = Near()
+    records: list[Prefix | None] = [hot_record(seen)._replace(**fields)] * 2
+    near.heard(NAMES, 2, [*records, None, None], now)
+    return near
+
+
+def test_many_arrivals_at_once_are_as_one_after_another() -> None:
+    """The closed form agrees with the single steps."""
+    for before in (None, first(1, 5.0), hot_record()._replace(last=9.0, hits=3.5, trials=7.0)):
+        for count in (1, 2, 7, 500):
+            record = before
+            for _ in range(count):
+                record = first(0, 400.0) if record is None else arrive(record, 0, 400.0)
+            assert record is not None
+            found = arrive_often(before, count, 400.0)
+            assert tuple(found) == pytest.approx(tuple(record), rel=1e-9)
+
+
+def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
+    """Each answer counts its arrival; after it the server is asked again."""
+    near = warm()
+    later = arrive(hot_record(), 0, 10.0)
+    for number in range(5):
+        assert near.hot(HEADS, 10.0 + number / 100) == [later] * 2
+        later = arrive(later, 0, 10.0 + number / 100)
+    assert near.hot(HEADS, 10.0 + 1.01 * FRESH) is None
+    assert near.hot(HEADS, 9.9) is None
+    assert [(held.name, held.arrivals, held.last) for held in near.due()] == [
+        (b"head 1", 5, 10.04), (b"head 2", 5, 10.04),
+    ]  # fmt: skip
+    assert near.due() == []
+
+
+@pytest.mark.parametrize(
+    "near", [Near(), warm(seen=2), warm(pending=60.0)], ids=["unknown", "young", "being written"]
+)
+def test_other_heads_are_asked_for(near: Near) -> None:
+    """What another worker may be changing is the server's to tell."""
+    assert near.hot(HEADS, 10.01) is None
+    assert near.due() == []
+
+
+def test_one_cold_head_is_enough_to_ask() -> None:
+    """Heads are asked for together, and none of them is counted before that."""
+    near = warm()
+    assert near.hot([*HEADS, b"another"], 10.01) is None
+    assert near.due() == []
+
+
+def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
+    """The server's records from before are taken over, less nothing that came since."""
+    near = warm()
+    for _ in range(3):
+        near.hot(HEADS, 10.02)
+    held = near.due()
+    near.hot(HEADS, 10.03)
+    theirs = arrive_often(hot_record(), 40, 10.0)
+    near.sent(held, [theirs] * 2)
+    found = near.hot(HEADS, 10.05)
+    assert found is not None
+    assert [record and record.seen for record in found] == [9 + 40 + 3 + 1] * 2
+
+
+def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
+    """Of two answers the one with more arrivals is the later."""
+    near = warm(seen=50)
+    near.heard(NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
+    found = near.hot(HEADS, 10.02)
+    assert found is not None
+    assert [record and record.seen for record in found] == [51, 51]
+
+
+def head(expires: float, ttl: int = 300, pending: float = 0.0) -> Entry:
+    """Return an entry of a head."""
+    return Entry(b"k", True, expires, ttl, pending)
+
+
+@pytest.mark.parametrize(
+    ("known", "entry", "urgent"),
+    [
+        ({"expires": 200.0, "ttl": 300}, head(310.0), False),
+        ({"expires": 200.0, "ttl": 300}, head(310.0)._replace(head=False), True),
+        ({"expires": 5.0, "ttl": 300}, head(310.0), True),
+        ({}, head(310.0), True),
+        ({"expires": 200.0, "ttl": 300}, head(0.0), True),
+        ({"expires": 200.0, "ttl": 300}, head(-1.0, pending=60.0), True),
+        ({"expires": 200.0, "ttl": 300, "pending": 60.0}, head(310.0), True),
+    ],
+    ids=["lives on", "no head", "was dead", "new", "gone", "being written", "was being written"],
+)
+def test_only_that_a_living_head_lives_on_can_wait(
+    known: dict[str, float], entry: Entry, urgent: bool
+) -> None:
+    """All else is told at once; both are known here."""
+    near = warm(**known)
+    assert near.wrote([b"head 1"], [entry]) == [0] * urgent
+    assert [held.entry for held in near.due()] == [entry] * (not urgent)
+    (record,) = near.peek([b"head 1"], 11.0)
+    assert record is not None
+    assert record.pending == entry.pending
+    assert record.expires == (entry.expires if entry.expires in (0.0, 310.0) else known.get("expires", 0.0))
+
+
+def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
+    """Arrivals, entries and claims are kept here, and owed to the server."""
+    near = warm()
+    near.hot(HEADS, 10.01)
+    found = near.observe(NAMES, 11.0)
+    assert [record and record.seen for record in found] == [11, 11, 1, 1]
+    assert [record and record.whole for record in found] == [0, 0, 0, 1]
+    assert near.hot(HEADS, 11.01) is None
+    near.wrote([NAMES[2]], [Entry(b"m", False, 311.0, 300)])
+    assert not near.claim([NAMES[2]], [Entry(b"m", False, -1.0, 300, 71.0)], 11.0)
+    assert near.claim([NAMES[3]], [Entry(b"m", False, -1.0, 300, 71.0)], 11.0)
+    owed = near.owed()
+    assert sorted(owed) == sorted(NAMES)
+    assert [(owed[name].seen, owed[name].expires, owed[name].pending) for name in NAMES] == [
+        (12, 0.0, 0.0), (12, 0.0, 0.0), (2, 311.0, 0.0), (2, 0.0, 71.0),
+    ]  # fmt: skip
+    assert near.owed() == {}
+    near.lost([NAMES[1], b"unknown"])
+    assert list(near.owed()) == [NAMES[1]]
+
+
+def test_what_the_server_lost_it_gets_back() -> None:
+    """A record that a worker knows and the server doesn't is used, and owed; one that nobody knows is new."""
+    near = warm()
+    records: list[Prefix | None] = [None, hot_record(30), None, None]
+    near.heard([*NAMES[:3], b"new"], 2, records, 12.0)
+    assert [record and record.seen for record in records] == [10, 30, 1, None]
+    assert sorted(near.owed()) == [b"head 1", b"message 1"]
+    forgotten: list[Prefix | None] = [None]
+    near.heard([b"head 1"], 1, forgotten, 12.0 + 7201)
+    assert forgotten == [None]
+
+
+def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle heads make place, busy ones stay; nothing grows with what passes."""
+    monkeypatch.setattr(module, "_HEADS", 4)
+    monkeypatch.setattr(module, "_RECORDS", 8)
+    near = Near()
+    for number in range(20):
+        names = [b"%d %d" % (number, index) for index in range(2)]
+        near.heard([*names, b"m"], 2, [hot_record(), hot_record(), None], 1.0)
+        near.hot(names, 1.0)
+        assert len(near._heads) <= 4
+    assert [held.name for held in near.due()] == [b"0 0", b"0 1", b"1 0", b"1 1"]
+    near.heard([b"x", b"m"], 1, [hot_record(), None], 1.0)
+    assert list(near._heads) == [b"x"]
+    near.lost([b"%d" % number for number in range(9)])
+    near.lost([b"one more"])
+    assert len(near._owed) == 10
+    assert Held(b"x", 1, 1.0, None).arrivals == 1
