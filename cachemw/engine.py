@@ -14,6 +14,7 @@ import functools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
@@ -32,6 +33,7 @@ from cachemw.labelling import current
 from cachemw.ledger import Report
 from cachemw.settings import Settings
 from cachemw.stores import open_async_store, open_store
+from cachemw.stores.base import Store
 from cachemw.writer import PULSE, Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
@@ -58,7 +60,6 @@ class _Engine:
         self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
         coalesces = self.settings.coalesce and self.settings.mode == "optimize"
         self._turns = Turns(self._decisions) if coalesces else None
-        self._closed = False
         self._shared_at = float("-inf")
         if self.settings.tokens == "tiktoken":
             threading.Thread(target=self._count_exactly, name="cachemw-tokens", daemon=True).start()
@@ -109,7 +110,7 @@ class _Engine:
             "timeout_ms": self.settings.store_timeout_ms,
             "namespace": self.settings.namespace,
             "server_time": self._real_time,
-            "count": self.count,
+            "count": self._decisions.count,
         }
 
 
@@ -130,7 +131,11 @@ class Middleware(_Engine):
     ) -> None:
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
         self._store = open_store(self.settings.store, **self._store_arguments())
-        self._writer = Writer(lost=lambda: self.count("error.writer.full"), pulse=self._pulse)
+        decisions = self._decisions
+        self._pulse = functools.partial(_flush, self._store, decisions)
+        self._writer = Writer(lost=lambda: decisions.count("error.writer.full"), pulse=self._pulse)
+        # A script that never closes loses nothing either. Nothing here holds the middleware itself.
+        self._finish = weakref.finalize(self, _finish, self._writer, self._pulse, self._store, decisions)
 
     def prepare(
         self,
@@ -244,14 +249,7 @@ class Middleware(_Engine):
 
     def close(self) -> None:
         """Write what is queued, within five seconds, and give back the store; again does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        for close in (functools.partial(self._writer.close, 5.0), self._pulse, self._store.close):
-            try:
-                close()
-            except Exception as error:
-                self._failed("close", error)
+        self._finish()
 
     def _later(self, job: Callable[[], None]) -> None:
         if self._store.local:
@@ -305,12 +303,21 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("ledger", error)
 
-    def _pulse(self) -> bool:
+
+def _flush(store: Store, decisions: Decisions) -> bool:
+    try:
+        return store.flush()
+    except Exception as error:
+        decisions.count(f"error.flush.{type(error).__name__}")
+        return False
+
+
+def _finish(writer: Writer, pulse: Callable[[], bool], store: Store, decisions: Decisions) -> None:
+    for close in (functools.partial(writer.close, 5.0), pulse, store.close):
         try:
-            return self._store.flush()
+            close()
         except Exception as error:
-            self._failed("flush", error)
-            return False
+            decisions.count(f"error.close.{type(error).__name__}")
 
 
 class AsyncMiddleware(_Engine):
@@ -328,6 +335,7 @@ class AsyncMiddleware(_Engine):
         self._store = open_async_store(self.settings.store, **self._store_arguments())
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulsing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def prepare(
         self,

@@ -70,6 +70,10 @@ class Writer:
         """Finish what is queued, within `timeout` seconds, and end the thread."""
         if self._process != os.getpid():
             return
+        if threading.current_thread() is self._thread:
+            # The last job held the last reference to whoever closes at his end: nobody else queues.
+            self._queue.put_nowait(None)
+            return
         self.flush(timeout)
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
@@ -92,6 +96,8 @@ class Writer:
                     job()
                 finally:
                     jobs.task_done()
+                    # Waiting for the next one must not keep alive what this one was about.
+                    del job
             if due == math.inf:
                 self._awake, due = True, time.monotonic() + PULSE
             elif time.monotonic() >= due:

@@ -97,6 +97,18 @@ def test_a_job_after_closing(writer: Writer) -> None:
     assert done == [1]
 
 
+def test_a_job_may_close() -> None:
+    """It waits for nobody, least of all for itself; the thread ends after it."""
+    writer = Writer(lost=lambda: None, pulse=lambda: False)
+    started = time.monotonic()
+    writer.submit(lambda: writer.close(5.0))
+    thread = writer._thread
+    assert thread is not None
+    thread.join(2.0)
+    assert not thread.is_alive()
+    assert time.monotonic() - started < 2
+
+
 def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that hangs, behind a queue that is full, holds up no exit."""
     monkeypatch.setattr(module, "_LIMIT", 1)

@@ -38,6 +38,7 @@ Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed
 _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # What sentinels are asked for is known to them: one that does not answer soon is no help.
 _SENTINEL_PATIENCE = 0.5
+_GOODBYE = 0.1
 
 
 class BoundedSocket:
@@ -194,6 +195,13 @@ async def _async_opened(connection: Connection) -> Connection:
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
+
+
+async def ended(connection: Connection) -> None:
+    """Disconnect to the end: with TLS that takes the server's part, which is waited for a moment only."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_GOODBYE):
+            await connection.disconnect()
 
 
 async def _async_master(at: Target, patience: float) -> Address:

@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar, cast
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from cachemw.stores.connect import Connection
+from cachemw.stores.connect import Connection, ended
 
 T = TypeVar("T")
 
@@ -256,11 +256,11 @@ class AsyncPool:
     async def close(self) -> None:
         """See `Pool.close`; what is being opened is given up."""
         self._closed = True
-        await self.forget()
         while self._opening:
-            connection = await self._opening.pop().cancel()
-            if connection is not None:
-                await connection.disconnect(nowait=True)
+            if (connection := await self._opening.pop().cancel()) is not None:
+                self._idle.append(connection)
+        while self._idle:
+            await ended(self._idle.pop())
 
     async def _idle_one(self) -> Connection | None:
         while self._idle:

