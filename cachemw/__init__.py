@@ -7,18 +7,25 @@ from cachemw.core.receipt import Receipt
 from cachemw.core.usage import Usage
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import BodyError, CachemwError, ConfigError, StoreError
+from cachemw.integrations.asgi import CacheMiddleware
 from cachemw.integrations.client import of, wrap
+from cachemw.integrations.hooks import HttpHooks
+from cachemw.integrations.transport import AsyncCacheTransport, CacheTransport
 from cachemw.labelling import labels
 from cachemw.ledger import Report, Row
 from cachemw.settings import Settings
 
 __all__ = [
+    "AsyncCacheTransport",
     "AsyncMiddleware",
     "BodyError",
     "Breakpoint",
+    "CacheMiddleware",
+    "CacheTransport",
     "CachemwError",
     "Call",
     "ConfigError",
+    "HttpHooks",
     "Middleware",
     "Miss",
     "Plan",

@@ -24,7 +24,7 @@ class State:
     """What the engine knows of one call beyond what the caller sees.
 
     `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
-    `refreshed`: what it keeps alive.
+    `refreshed`: what it keeps alive. `key`: OpenAI's `prompt_cache_key`, where ours is sent.
     """
 
     body: Json
@@ -44,6 +44,7 @@ class State:
     refreshed: tuple[Entry, ...] = ()
     plan: Plan = _NO_PLAN
     hypothetical: Plan | None = None
+    key: str | None = None
     size: float = 0.0
     begun: bool = False
     closed: bool = False

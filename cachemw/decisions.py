@@ -13,14 +13,14 @@ from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from cachemw import ledger
+from cachemw import knowledge, ledger
 from cachemw.calls import Call, State, Write, untracked
-from cachemw.core import diagnose, markers, planner, prefix, providers, refusal, usage
+from cachemw.core import diagnose, hints, markers, merging, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Parser, Wire
 from cachemw.core.chances import Depth, Reuse, refreshed
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
-from cachemw.core.providers import TTL_SECONDS, Rules, Ttl
+from cachemw.core.providers import Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
 from cachemw.core.reuse import LONG, SHORT
 from cachemw.core.split import Splitter
@@ -52,10 +52,13 @@ class Decisions:
         self._splitter = Splitter(LONG if hours else SHORT) if settings.split_text else None
         self._splitting = Lock()
         self._judging = Lock()
-        self._reuse = Reuse(hours=hours)
+        # In a process by itself there is nobody to tell.
+        alone = settings.store.startswith("memory:")
+        self._reuse = Reuse(hours=hours, secret=None if alone else secret_of(settings))
         self.knowledge = Knowledge(settings)
         self._limits = Limits(settings.max_labels, settings.max_label_length)
         self._models = Limits(_MODELS, _LONGEST_MODEL)
+        self._keys = hints.Keys(secret_of(settings))
         self._lock = Lock()
         self.sums: dict[str, int] = {}
 
@@ -88,7 +91,7 @@ class Decisions:
             state.plan = Plan(skipped=Reason.NOT_OPTIMIZING)
         elif rules is None:
             state.plan = Plan(skipped=Reason.MODEL_UNKNOWN)
-        elif rules.model.caching != "explicit" or not rules.provider.max_markers:
+        elif not providers.marked(rules, settings.openai_hints and wire == "chat"):
             ignored = rules.provider.within and not rules.provider.max_markers
             state.plan = Plan(skipped=Reason.MARKERS_IGNORED if ignored else Reason.MODEL_AUTOMATIC)
         else:
@@ -97,6 +100,8 @@ class Decisions:
     def _read(self, state: State, rules: Rules, wire: Wire) -> None:
         state.sent = self._opted(state, wire)
         parsed = state.parsed = self._parser.parse(state.sent, rules.model, wire)
+        if rules.provider.implicit:
+            hints.read(parsed, state.sent, rules.provider.max_markers)
         # What is only watched keeps records and entries of its own: no breakpoint of ours was sent.
         space = state.namespace if self.settings.mode == "optimize" else f"{state.namespace}\x00observed"
         digests = state.chain = prefix.chain(parsed, space)
@@ -121,10 +126,30 @@ class Decisions:
 
     def weigh(self, state: State, records: Any) -> None:
         """Plan a request as the records and the rules say, and learn from its arrival."""
-        if state.parsed is not None:
-            with self._judging:
-                judged = self._reuse.judge(state.parsed, state.chain, state.watched, records, state.start)
-            self._plan(state, judged, records)
+        if state.parsed is None or state.rules is None:
+            return
+        if state.rules.provider.implicit:
+            state.key = self._key(state, state.rules, records)
+            if not state.rules.model.hints:
+                state.plan = Plan(skipped=Reason.MODEL_AUTOMATIC)
+                return
+        with self._judging:
+            judged = self._reuse.judge(state.parsed, state.chain, state.watched, records, state.start)
+        self._plan(state, judged, records)
+
+    def _key(self, state: State, rules: Rules, records: Any) -> str | None:
+        """Return the `prompt_cache_key` to send, None where there is one, or it is not wanted."""
+        parsed, arrival = state.parsed, state.arrival
+        assert parsed is not None
+        assert arrival is not None
+        observed = self.settings.mode != "optimize"
+        if observed or state.sent.get(hints.KEY) is not None or not self.knowledge.takes_key(rules):
+            return None
+        head = max(parsed.system - 1, 0)
+        record = dict(zip(state.watched, records, strict=True)).get(head)
+        seen = 0 if record is None else record.seen
+        with self._judging:
+            return self._keys.key(state.chain[head], arrival.trunk, seen, state.start)
 
     def weigh_again(self, state: State, records: Any) -> bool:
         """Plan it anew if entries live, or are just written, that did not or were not; say whether so."""
@@ -155,25 +180,28 @@ class Decisions:
         """Return the call, its body annotated as planned."""
         points = state.plan.breakpoints
         places = [(point.path, point.ttl) for point in points if not point.own]
+        word = state.rules.provider.word if state.rules else "cache_control"
         # Without a breakpoint nothing is gained by an opt-in.
-        return self._call(state, markers.apply(state.sent if points else state.body, places))
+        body = markers.apply(state.sent if points else state.body, places, word)
+        return self._call(state, body if state.key is None else {**body, hints.KEY: state.key})
 
     def _expect(self, state: State, plan: Plan, records: Any) -> None:
         """Note which entries the provider will write and which it will refresh."""
         known = dict(zip(state.watched, records, strict=True))
-        parsed = state.parsed
+        parsed, rules = state.parsed, state.rules
         assert parsed is not None
+        assert rules is not None
         written, refreshed = [], []
         for point in plan.breakpoints:
             record, head = known[point.block], point.block < parsed.system
-            ttl = TTL_SECONDS[point.ttl]
+            ttl = rules.provider.lives[point.ttl]
             if point.prefix_tokens <= plan.read:
                 # Under the hit nothing is written: an entry keeps its TTL, a lapsed one comes back.
                 ttl = min(record.ttl, ttl) if record is not None and record.ttl else ttl
                 if record is not None and record.living(state.start):
                     ttl = record.ttl
                 refreshed.append(Entry(state.chain[point.block], head, state.start + ttl, ttl))
-            elif state.rules is not None and point.prefix_tokens >= state.rules.minimum:
+            elif point.prefix_tokens >= rules.minimum:
                 written.append(Entry(state.chain[point.block], head, state.start + ttl, ttl))
         record = known[plan.hit] if plan.hit is not None else None
         if plan.hit is not None and record is not None:
@@ -212,7 +240,7 @@ class Decisions:
         return call
 
     def opened(self, call: Call) -> Amounts:
-        """Return what a call that is about to leave adds to the ledger of its namespace."""
+        """Return what a call that is about to leave adds to the ledger."""
         return {} if call._state.closed else self._added(call._state, {"calls": 1})
 
     def _added(self, state: State, sums: Mapping[str, int | Decimal]) -> Amounts:
@@ -292,11 +320,16 @@ class Decisions:
         state = call._state
         ours = state.plan.ours
         text = error if isinstance(error, str) else str(error)
-        if status != 400 or not ours or state.begun or state.closed or not refusal.about_markers(text):
+        sent = ours or state.key is not None
+        if status != 400 or not sent or state.begun or state.closed or not refusal.about_markers(text):
             return None, None
         blocks = state.parsed.blocks if state.parsed else ()
         kinds = refusal.refused_kinds(text, {blocks[point.block].kind for point in ours})
         if state.rules is not None:
+            if state.key is not None and refusal.about_key(text):
+                kinds = frozenset()
+                self.knowledge.refuse_key(state.rules)
+                self.count("refused.key")
             self.knowledge.refuse(state.rules, kinds)
             if refusal.refuses_hour(text):
                 self.knowledge.refuse_hour(state.rules)
@@ -305,6 +338,7 @@ class Decisions:
         self.count("refused")
         write = self.unannounced(state)
         state.plan, state.entries, state.refreshed = Plan(skipped=Reason.REFUSED), (), ()
+        state.key = None
         return state.body, write
 
     def _corrected(self, state: State, read: usage.Usage) -> tuple[Entry, ...]:
@@ -369,6 +403,31 @@ class Decisions:
                 if would is not None:
                     sums["would_save"] = would - bill.saved
         return sums
+
+    # -- what workers tell each other ----------------------------------------------------------
+
+    def news(self) -> list[tuple[str, Amounts, float]]:
+        """Return what other workers should know: a table, what to add to it, and how long it is kept."""
+        with self._judging:
+            table, counted = self._reuse.classes.news(self.clock())
+        told = [
+            (knowledge.TABLE, self.knowledge.news(), knowledge.KEEP),
+            (table, counted, merging.KEEP),
+        ]
+        return [(table, amounts, keep) for table, amounts, keep in told if amounts]
+
+    def tables(self) -> list[str]:
+        """Return the tables in which other workers tell, each to be read by itself."""
+        with self._judging:
+            return [knowledge.TABLE, *self._reuse.classes.tables(self.clock())]
+
+    def absorb(self, table: str, sums: Mapping[str, int]) -> None:
+        """Learn what is in one of these tables."""
+        if table == knowledge.TABLE:
+            self.knowledge.absorb(sums)
+        else:
+            with self._judging:
+                self._reuse.classes.absorb(table, sums, self.clock())
 
     # -- what is told --------------------------------------------------------------------------
 

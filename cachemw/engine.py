@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal
 
-from cachemw import knowledge, ledger
+from cachemw import ledger
 from cachemw.calls import Call, State, Write, untracked
 from cachemw.coalesce import Turns
 from cachemw.core.blocks import Wire
@@ -166,7 +166,7 @@ class Middleware(_Engine):
             self._give_back(state)
             raise
         try:
-            self._add(call, self._decisions.opened(call))
+            self._add(self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -196,7 +196,7 @@ class Middleware(_Engine):
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
                 self._later(functools.partial(self._write, write))
-            self._add(call, amounts)
+            self._add(amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -208,7 +208,7 @@ class Middleware(_Engine):
             write, amounts = self._decisions.fail(call)
             if write:
                 self._later(functools.partial(self._write, write))
-            self._add(call, amounts)
+            self._add(amounts)
         except Exception as error:
             self._failed("fail", error)
 
@@ -228,7 +228,10 @@ class Middleware(_Engine):
             return None
 
     def report(self, scope: Literal["all", "process"] = "all") -> Report:
-        """Return the savings: of the namespace over all workers, or of this process.
+        """Return the savings: of all workers with this namespace in their settings, or of this process.
+
+        Calls that were prepared for another namespace are in it: tenants share no hashes, and whoever serves
+        them all has one ledger. Label calls to tell them apart.
 
         The first writes out what is queued. Where the store can't be read, the count
         "error.report..." tells and the process's own sums are returned.
@@ -284,20 +287,21 @@ class Middleware(_Engine):
             self._failed("write", error)
 
     def _share(self) -> None:
-        """Exchange with the other workers what was learned of models."""
-        namespace, known = self.settings.namespace, self._decisions.knowledge
+        """Exchange with the other workers what was learned of models and of reuse."""
+        namespace, decisions = self.settings.namespace, self._decisions
         try:
-            if news := known.news():
-                self._store.add(namespace, knowledge.TABLE, news, knowledge.KEEP)
-            known.absorb(self._store.read(namespace, [knowledge.TABLE]))
+            for table, amounts, keep in decisions.news():
+                self._store.add(namespace, table, amounts, keep)
+            for table in decisions.tables():
+                decisions.absorb(table, self._store.read(namespace, [table]))
         except Exception as error:
             self._failed("share", error)
 
-    def _add(self, call: Call, added: Amounts) -> None:
+    def _add(self, added: Amounts) -> None:
         if not added:
             return
         try:
-            self._store.add(call._state.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            self._store.add(self.settings.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
             if not self._store.local:
                 self._writer.wake()
         except Exception as error:
@@ -362,7 +366,7 @@ class AsyncMiddleware(_Engine):
             await self._give_back(state)
             raise
         try:
-            await self._add(call, self._decisions.opened(call))
+            await self._add(self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 await self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -388,7 +392,7 @@ class AsyncMiddleware(_Engine):
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
                 await self._later(functools.partial(self._write, write))
-            await self._add(call, amounts)
+            await self._add(amounts)
             return receipt
         except Exception as error:
             self._failed("settle", error)
@@ -400,7 +404,7 @@ class AsyncMiddleware(_Engine):
             write, amounts = self._decisions.fail(call)
             if write:
                 await self._later(functools.partial(self._write, write))
-            await self._add(call, amounts)
+            await self._add(amounts)
         except Exception as error:
             self._failed("fail", error)
 
@@ -478,20 +482,21 @@ class AsyncMiddleware(_Engine):
             self._failed("write", error)
 
     async def _share(self) -> None:
-        """Exchange with the other workers what was learned of models."""
-        namespace, known = self.settings.namespace, self._decisions.knowledge
+        """Exchange with the other workers what was learned of models and of reuse."""
+        namespace, decisions = self.settings.namespace, self._decisions
         try:
-            if news := known.news():
-                await self._store.add(namespace, knowledge.TABLE, news, knowledge.KEEP)
-            known.absorb(await self._store.read(namespace, [knowledge.TABLE]))
+            for table, amounts, keep in decisions.news():
+                await self._store.add(namespace, table, amounts, keep)
+            for table in decisions.tables():
+                decisions.absorb(table, await self._store.read(namespace, [table]))
         except Exception as error:
             self._failed("share", error)
 
-    async def _add(self, call: Call, added: Amounts) -> None:
+    async def _add(self, added: Amounts) -> None:
         if not added:
             return
         try:
-            await self._store.add(call._state.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            await self._store.add(self.settings.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
             if not self._store.local and (self._pulsing is None or self._pulsing.done()):
                 self._pulsing = asyncio.create_task(self._pulse())
         except Exception as error:

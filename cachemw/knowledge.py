@@ -37,6 +37,7 @@ class Knowledge:
         self._calibrations: dict[Model, Calibration] = {}
         self._refused: dict[Model, set[Kind]] = {}
         self._no_hour: set[Model] = set()
+        self._no_key: set[Model] = set()
         self._strikes: dict[Model, int] = {}
         self._minimums: dict[Model, int] = {}
         self._news: dict[str, int] = {}
@@ -80,8 +81,12 @@ class Knowledge:
 
     def count_tokens(self, rules: Rules, size: float, tokens: int) -> None:
         """Learn that a request of this size was counted as this many tokens."""
+        name = _name(rules)
         with self._lock:
-            self._calibrations[_name(rules)] = self.calibration(rules).learn(size, tokens)
+            learned = self.calibration(rules).learn(size, tokens)
+            if name not in self._calibrations and len(self._calibrations) >= _LIMIT:
+                self._calibrations.clear()
+            self._calibrations[name] = learned
 
     def learn_model(self, name: str, response: Any) -> None:
         """Note which model an unknown name turned out to be, for the next request."""
@@ -106,6 +111,16 @@ class Knowledge:
         with self._lock:
             self._forget_hour(_name(rules))
             self._tell("no_hour", *_name(rules), "1h")
+
+    def refuse_key(self, rules: Rules) -> None:
+        """Note that a provider takes no `prompt_cache_key`."""
+        with self._lock:
+            self._no_key.add(_name(rules))
+            self._tell("no_key", *_name(rules), "key")
+
+    def takes_key(self, rules: Rules) -> bool:
+        """Say whether a provider has not refused a `prompt_cache_key` yet."""
+        return _name(rules) not in self._no_key
 
     def unserved(self, rules: Rules, tokens: float) -> None:
         """Note that a marked prefix of about this many tokens was neither read nor written.
@@ -138,6 +153,8 @@ class Knowledge:
                     self._refused.setdefault((provider, model), set()).add(Kind(value))
                 elif what == "no_hour" and count > 0 and (provider, model) not in self._no_hour:
                     self._forget_hour((provider, model))
+                elif what == "no_key" and count > 0:
+                    self._no_key.add((provider, model))
                 elif what == "minimum" and count > 0 and value.isdecimal():
                     known = self._minimums.get((provider, model), 0)
                     if int(value) > known:

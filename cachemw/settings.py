@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     provider: Literal["databricks", "anthropic", "openrouter", "litellm", "openai", "auto"] = "auto"
     """Whose rules hold; "auto" takes it from the client's base URL or the proxy's route."""
     store: str = Field("memory://", repr=False)
-    """Where prefix hashes are kept: memory://, redis://, rediss:// or unix://."""
+    """Where prefix hashes are kept: memory://, or Redis in any topology by its URL (see `cachemw.stores.url`)."""
     mode: Literal["optimize", "observe", "off"] = "optimize"
     """"observe" learns and reports but changes no body; "off" only counts usage."""
     namespace: str = Field("default", min_length=1, max_length=256)
@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Let long texts leave in parts, cut where texts like them go on differently."""
     sort_tools: bool = False
     """Let tool definitions leave by name, with their keys sorted."""
+    openai_hints: bool = False
+    """Let requests to OpenAI carry a `prompt_cache_key`, and breakpoints on models that take OpenAI's."""
     coalesce: bool = False
     """Of concurrent requests that would write one prefix, send one first; the others wait, and read it."""
     coalesce_wait_ms: int = Field(5_000, ge=1, le=60_000)

@@ -51,6 +51,20 @@ def test_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(knowledge._models) == 5
 
 
+def test_calibrations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many models answer, few calibrations are kept; one that is there stays there."""
+    monkeypatch.setattr(module, "_LIMIT", 5)
+    knowledge = known()
+    for number in range(23):
+        found = rules(knowledge, f"claude-of-tomorrow-{number}")
+        knowledge.count_tokens(found, 1000, 1500)
+        assert knowledge.calibration(found).scale == 1.5
+        assert len(knowledge._calibrations) <= 5
+    for number in (20, 21, 22):
+        knowledge.count_tokens(rules(knowledge, f"claude-of-tomorrow-{number}"), 1000, 1500)
+    assert len(knowledge._calibrations) == 3
+
+
 @pytest.mark.parametrize(
     ("answer", "learned"),
     [

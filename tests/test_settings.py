@@ -159,7 +159,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "models": '{"ours-*": "claude-opus-4-6"}', "mark_kinds": '{"text": "off"}', "min_tokens": "7",
         "prices": '{"m": {"input": 1, "write_5m": 1.25, "write_1h": 2, "read": 0.1, "output": 5}}', "ttl": "auto",
         "tokens": "tiktoken", "store_timeout_ms": "5", "max_labels": "3", "max_label_length": "9", "coalesce": "true",
-        "coalesce_wait_ms": "7", "split_text": "1", "sort_tools": "no",
+        "coalesce_wait_ms": "7", "split_text": "1", "openai_hints": "1", "sort_tools": "no",
     }  # fmt: skip
     for name, value in given.items():
         monkeypatch.setenv(f"CACHEMW_{name.upper()}", value)

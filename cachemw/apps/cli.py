@@ -1,4 +1,4 @@
-"""The command line: `cachemw demo | gateway | explain`.
+"""The command line: `cachemw demo | gateway | proxy | explain | doctor`.
 
 Lives here: options, exit codes and what goes to stderr. Must not know: what the commands do. Exit codes:
 0 all well, 1 a check failed, 2 bad input, said in one sentence.
@@ -137,6 +137,65 @@ def gateway(
 
 
 @app.command()
+def proxy(
+    upstream: Annotated[str, typer.Option(help="The provider's base URL, before the paths of requests.")],
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65_535)] = 8080,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Processes.")] = 1,
+    store: Annotated[
+        str | None, typer.Option(help="A Redis URL, so that workers share what they learn.")
+    ] = None,
+    provider: Annotated[
+        str | None, typer.Option(help="Whose rules hold, where the URL does not tell.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML, in the place of ./cachemw.toml.")
+    ] = None,
+    namespace_header: Annotated[
+        str | None,
+        typer.Option(help="A header that you trust and that names the tenant; it is not passed on."),
+    ] = None,
+    max_body: Annotated[int, typer.Option(min=1, max=1024, help="Longest request, in MiB.")] = 64,
+    connect_timeout: Annotated[float, typer.Option(min=0.01, help="Seconds to be connected.")] = 10.0,
+    first_byte_timeout: Annotated[
+        float, typer.Option(min=0.01, help="Seconds until an answer begins.")
+    ] = 600.0,
+    idle_timeout: Annotated[
+        float, typer.Option(min=0.01, help="Seconds between two parts of a body.")
+    ] = 120.0,
+    drain: Annotated[int, typer.Option(min=0, help="Seconds that answers have to end after SIGTERM.")] = 30,
+    drain_delay: Annotated[
+        float, typer.Option(min=0, help="Seconds after SIGTERM that new requests are still taken for.")
+    ] = 0.0,
+    env_proxy: Annotated[
+        bool, typer.Option("--env-proxy", help="Reach the upstream through the environment's proxy.")
+    ] = False,
+) -> None:
+    """Serve as the provider's endpoint: chat requests leave with breakpoints, all else passes as it is."""
+    try:
+        from cachemw.apps import proxy as served
+        from cachemw.apps.upstream import Limits
+    except ImportError as error:
+        raise ConfigError(f"proxy: {error.name} is missing; pip install 'cachemw[proxy]'") from None
+    given = {"store": store, "provider": provider}
+    options = served.Options(
+        upstream,
+        namespace_header=namespace_header,
+        max_body=max_body << 20,
+        limits=Limits(connect_timeout, first_byte_timeout, idle_timeout),
+        drain_delay=drain_delay,
+        env_proxy=env_proxy,
+        config=config,
+        fields={name: value for name, value in given.items() if value is not None},
+    )
+    settings = options.settings()
+    if workers > 1 and settings.store.startswith("memory:"):
+        typer.echo("cachemw: each worker learns for itself; --store redis://... lets them share", err=True)
+    typer.echo(f"Proxy on http://{host}:{port} to {upstream}; stop it with Ctrl-C.")
+    served.run(options, host=host, port=port, workers=workers, drain=drain)
+
+
+@app.command()
 def explain(
     file: Annotated[Path, typer.Argument(help="A request body as JSON, or one a line, in their order.")],
     gap: Annotated[float, typer.Option(min=0, help="Seconds between two requests.")] = 30.0,
@@ -159,6 +218,30 @@ def explain(
         middleware.begun(call)
         middleware.settle(call, None)
     middleware.close()
+
+
+@app.command()
+def doctor(
+    store: Annotated[
+        str | None, typer.Option(help="URL of the store, in the place of the one in the settings.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings as TOML, in the place of ./cachemw.toml.")
+    ] = None,
+) -> None:
+    """Say whether a store does what workers ask of it, and what to do where it doesn't."""
+    from cachemw.apps.doctor import effective, examine, verdict
+
+    given = {} if store is None else {"store": store}
+    settings = cachemw.Settings.load(config, **given) if config else cachemw.Settings(**given)
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        typer.echo(f"{finding.level:<5} {finding.about:<9} {finding.words}")
+    typer.echo("\n".join(["", "Settings:", *(f"  {setting}" for setting in effective(settings))]))
+    typer.echo(f"\n{verdict(findings)}")
+    if any(finding.level == "bad" for finding in findings):
+        raise typer.Exit(1)
 
 
 def _free(host: str, port: int) -> None:

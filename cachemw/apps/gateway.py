@@ -28,6 +28,7 @@ from starlette.routing import Route
 from cachemw.core.providers import MODELS, Model, find_model
 from cachemw.simulation.answers import OUTPUT_TOKENS, chat_events, completion, error, message, message_events
 from cachemw.simulation.anthropic_form import Wire
+from cachemw.simulation.openai_cache import OpenAICache
 from cachemw.simulation.options import Options, Refused, refuse
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage, openrouter_usage
@@ -136,7 +137,7 @@ class _Gateway:
     answer_after: float
     models: Callable[[str], Model | None]
     ledger: Ledger = field(default_factory=Ledger)
-    caches: dict[tuple[str, str], ProviderCache] = field(default_factory=dict)
+    caches: dict[tuple[str, str], ProviderCache | OpenAICache] = field(default_factory=dict)
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, "chat")
@@ -168,14 +169,19 @@ class _Gateway:
         return _json(whole(name, self._usage(ticket, wire, OUTPUT_TOKENS[-1])))
 
     async def _begun(
-        self, events: Iterator[bytes], cache: ProviderCache, ticket: Ticket, name: str, wire: Wire
+        self,
+        events: Iterator[bytes],
+        cache: ProviderCache | OpenAICache,
+        ticket: Ticket,
+        name: str,
+        wire: Wire,
     ) -> AsyncIterator[bytes]:
         """Yield the events of a stream; the answer begins with the first."""
         self._began(cache, ticket, name, wire)
         for event in events:
             yield event
 
-    def _began(self, cache: ProviderCache, ticket: Ticket, name: str, wire: Wire) -> None:
+    def _began(self, cache: ProviderCache | OpenAICache, ticket: Ticket, name: str, wire: Wire) -> None:
         cache.answer_began(ticket, ticket.started if self.virtual_clock else self.clock())
         tokens = (ticket.read, ticket.write_5m, ticket.write_1h, ticket.plain, OUTPUT_TOKENS[-1])
         self.ledger.add(Row(name, wire, 200, *tokens))
@@ -194,13 +200,14 @@ class _Gateway:
             refuse(f"{CLOCK_HEADER}: a header with the time in seconds is required by the virtual clock")
         return now
 
-    def _cache(self, organisation: str, name: str) -> ProviderCache:
+    def _cache(self, organisation: str, name: str) -> ProviderCache | OpenAICache:
         model = self.models(name)
         if model is None:
             raise Refused(404, f"The given endpoint does not exist: {name!r}")
         key = (organisation, model.name)
         if key not in self.caches:
-            self.caches[key] = ProviderCache(model, self.options)
+            automatic = self.options.provider == "openai" and model.caching == "automatic"
+            self.caches[key] = (OpenAICache if automatic else ProviderCache)(model, self.options)
         return self.caches[key]
 
     def _usage(self, ticket: Ticket, wire: Wire, output_tokens: int) -> dict[str, Any]:

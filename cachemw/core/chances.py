@@ -1,6 +1,6 @@
 """How likely a prefix is to be read again: from its own record, and from what happened to others like it.
 
-Lives here: the classes of prefixes, what each arrival teaches them, and the chances that follow. Must not
+Lives here: which class a prefix is in, what each arrival teaches, and the chances that follow. Must not
 know: stores, prices, plans. What is learned is kept in the object; time is an argument.
 
 A class is the place and role of a prefix's last block, how often it was seen, and how long ago. It is counted
@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
+from cachemw.core.classes import Classes, Name
 from cachemw.core.providers import Ttl
 from cachemw.core.reuse import LONG, SHORT, Prefix
 
@@ -22,28 +23,14 @@ from cachemw.core.reuse import LONG, SHORT, Prefix
 # progress is likely to go on within minutes; a single turn without tools is not; a whole prompt that
 # comes again is a retry, not the start of a series.
 _RUNNING, _SINGLE, _SINGLE_HEAD, _REPEAT = 0.6, 0.1, 0.3, 0.2
-_PRIOR = 2.0
-# The same of coming back within the hour where it was not within five minutes; slower to be believed.
-_LATE, _LATE_REPEAT = 0.2, 0.05
-_LATE_PRIOR = 4.0
-# How many observations the level above is worth.
-_ABOVE = 3.0
 # A prefix's own record counts from its fourth arrival: its first reuse must not vouch for itself. From
 # the eighth on it speaks for itself alone, and no longer for its class.
 _OWN_FROM, _ALONE_FROM = 4, 8
 _OWN_PRIOR = 4.0
 _OWN_LATE_PRIOR = 16.0
 _KNOWN = 0.5
-# A class forgets: trials beyond the window, and half of all in an hour.
-_WINDOW = 64.0
-_HALF_LIFE = 3600.0
-_CLASSES = 20_000
-# An open trial counts as failed in full once it has waited this long, within five minutes and past them.
-_RAMP, _LATE_RAMP = 30.0, 300.0
 # A chance is never so sure that more reads than this are expected.
 _SURE = 0.98
-
-Name = tuple[object, ...]
 
 
 class Depth(NamedTuple):
@@ -64,76 +51,16 @@ class Depth(NamedTuple):
     pending: bool = False
 
 
-class _Class:
-    """Decayed counts of a class's trials: one begins with each arrival of a prefix, and ends with the next.
-
-    `soon` ended within five minutes, `late` within the hour, `over` after it; `open` have not, and began at
-    `since` on average. `whole` came again as a whole prompt.
-    """
-
-    __slots__ = ("late", "open", "over", "since", "soon", "time", "whole")
-
-    def __init__(self, now: float) -> None:
-        self.soon = self.late = self.over = self.open = self.whole = 0.0
-        self.since = self.time = now
-
-    def begin(self, now: float) -> None:
-        """Count a trial that begins."""
-        self.open += 1.0
-        self.since += (now - self.since) / self.open
-
-    def end(self, now: float, passed: float, *, whole: bool) -> None:
-        """Count that a trial ended now, `passed` seconds after it began."""
-        rest = self.open - 1.0
-        if rest > 0.0:
-            self.since += (self.since - now + passed) / rest
-        self.open = max(rest, 0.0)
-        self.whole += whole
-        if passed <= SHORT:
-            self.soon += 1.0
-        elif passed <= LONG:
-            self.late += 1.0
-        else:
-            self.over += 1.0
-
-    def age(self, now: float) -> None:
-        """Let old evidence count less."""
-        keep = 1.0
-        if now > self.time + 1.0:
-            keep = 0.5 ** ((now - self.time) / _HALF_LIFE)
-            self.time = now
-        if (trials := (self.soon + self.late + self.over + self.open) * keep) > _WINDOW:
-            keep *= _WINDOW / trials
-        if keep < 1.0:
-            self.soon *= keep
-            self.late *= keep
-            self.over *= keep
-            self.open *= keep
-            self.whole *= keep
-
-    def lost(self, now: float) -> float:
-        """Return how many did not come again within five minutes, the open ones as far as they have waited."""
-        return self.late + self.over + self.open * min(1.0, max(now - self.since, 0.0) / _RAMP)
-
-    def late_chance(self, above: float, now: float) -> float:
-        """Return the chance of coming again within the hour where it was not within five minutes.
-
-        Learned by itself, from trials that have waited past five minutes: two chances learned apart and
-        subtracted would be noise.
-        """
-        lost = self.over + self.open * min(1.0, _past_five(2.0 * (now - self.since)) / _LATE_RAMP)
-        return (self.late + _LATE_PRIOR * above) / (self.late + lost + _LATE_PRIOR)
-
-
 class Reuse:
     """Learn from arrivals how likely a prefix of some class is to be read again.
 
-    `hours`: whether entries of an hour may be written; without it the later chance is not learned.
+    `hours`: whether entries of an hour may be written; without it the later chance is not learned. `secret`:
+    what keys the names under which other workers hear of the `classes`; None where there are none.
     """
 
-    def __init__(self, *, hours: bool) -> None:
+    def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
-        self._classes: dict[Name, _Class] = {}
+        self.classes = Classes(hours=hours, secret=secret)
 
     def judge(
         self,
@@ -177,7 +104,9 @@ class Reuse:
                 # How it stood at its last arrival says which class its trial was counted in.
                 gap = _gap(record.gap) if record.seen > 1 else -1
                 before = (*place, "end" if record.whole else "inner")
-                self._resolve(before, min(record.seen, _OWN_FROM), gap, levels, passed, now, whole=whole)
+                self.classes.resolve(
+                    before, min(record.seen, _OWN_FROM), gap, levels, passed, now, whole=whole
+                )
             if whole and record.whole:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
@@ -195,8 +124,8 @@ class Reuse:
             return self._by_class(index, name, sighting, _gap(passed), levels, prior, now)
         chance, alone = _KNOWN, sighting >= _ALONE_FROM
         if not alone:
-            chance = self._soon(name, _OWN_FROM, _gap(passed), levels, prior, now, start=True)
-        late = self._late(name, sighting, levels, now, start=not alone)
+            chance = self.classes.soon(name, _OWN_FROM, _gap(passed), levels, prior, now, start=True)
+        late = self.classes.late(name, sighting, levels, now, start=not alone)
         soon = passed <= SHORT
         chance = (record.hits + soon + _OWN_PRIOR * chance) / (record.trials + 1.0 + _OWN_PRIOR)
         # A record only tells of the times when it came again, so of the later chance its class knows more.
@@ -216,10 +145,10 @@ class Reuse:
         prior: float,
         now: float,
     ) -> Depth:
-        chance = self._soon(name, sighting, gap, levels, prior, now, start=True)
-        late = self._late(name, sighting, levels, now, start=True)
+        chance = self.classes.soon(name, sighting, gap, levels, prior, now, start=True)
+        late = self.classes.late(name, sighting, levels, now, start=True)
         more, more_hourly = self._after(name, sighting, levels, prior, now)
-        if name[-1] != "inner" and (share := self._whole(name, sighting, gap)):
+        if name[-1] != "inner" and (share := self.classes.whole(name, sighting, gap)):
             again = self._after((*name[:-1], "repeat"), sighting, levels, _REPEAT, now)
             more += share * (again[0] - more)
             more_hourly += share * (again[1] - more_hourly)
@@ -232,94 +161,12 @@ class Reuse:
         name = name if name[-1] == "repeat" else (*name[:-1], "inner")
         soon, hourly = [], []
         for later in range(sighting + 1, _OWN_FROM + 1):
-            chance = self._soon(name, later, 0, levels, prior, now, start=False)
+            chance = self.classes.soon(name, later, 0, levels, prior, now, start=False)
             soon.append(chance)
             if self._hours:
-                late = self._late(name, later, levels, now, start=False)
+                late = self.classes.late(name, later, levels, now, start=False)
                 hourly.append(chance + (1.0 - chance) * late)
         return _reads(soon), _reads(hourly) if hourly else 0.0
-
-    def _whole(self, name: Name, sighting: int, gap: int) -> float:
-        """Return the share of returns that came as a whole prompt, not as the start of a longer one."""
-        found = self._classes.get((*name, sighting, gap))
-        if found is None or not found.whole:
-            return 0.0
-        return found.whole / (found.soon + found.late + found.over + 1.0)
-
-    # -- the classes --------------------------------------------------------------------------
-
-    def _soon(
-        self,
-        name: Name,
-        sighting: int,
-        gap: int,
-        levels: Sequence[Name],
-        prior: float,
-        now: float,
-        *,
-        start: bool,
-    ) -> float:
-        seen: list[tuple[float, float]] = []
-        for level in levels:
-            found = self._class((*name, sighting, gap, *level), now, start=start)
-            if found is not None:
-                seen.append((found.soon, found.lost(now)))
-                if start:
-                    found.begin(now)
-        chance, weight = prior, _PRIOR
-        # A level's trials are among those of the level above: each counts once, where it is nearest.
-        for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
-            soon, lost = max(soon - nearer, 0.0), max(lost - nearer_lost, 0.0)
-            chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
-        return chance
-
-    def _late(self, name: Name, sighting: int, levels: Sequence[Name], now: float, *, start: bool) -> float:
-        """Return the later chance; all sightings after the first are one class: such returns are few."""
-        chance = _LATE_REPEAT if name[-1] == "repeat" else _LATE
-        if not self._hours:
-            return chance
-        for level in levels:
-            found = self._class((*name, sighting > 1, *level), now, start=start)
-            if found is not None:
-                chance = found.late_chance(chance, now)
-                if start:
-                    found.begin(now)
-        return chance
-
-    def _resolve(
-        self,
-        name: Name,
-        sighting: int,
-        gap: int,
-        levels: Sequence[Name],
-        passed: float,
-        now: float,
-        *,
-        whole: bool,
-    ) -> None:
-        """Count that a prefix of this class came again."""
-        for level in levels:
-            if (found := self._classes.get((*name, sighting, gap, *level))) is not None:
-                found.end(now, passed, whole=whole)
-            if self._hours and (found := self._classes.get((*name, sighting > 1, *level))) is not None:
-                found.end(now, passed, whole=whole)
-
-    def _class(self, key: Name, now: float, *, start: bool) -> _Class | None:
-        found = self._classes.get(key)
-        if found is None:
-            if not start:
-                return None
-            if len(self._classes) >= _CLASSES:
-                self._evict()
-            found = self._classes[key] = _Class(now)
-        found.age(now)
-        return found
-
-    def _evict(self) -> None:
-        """Drop the half that was used longest ago."""
-        by_age = sorted(self._classes, key=lambda key: self._classes[key].time)
-        for key in by_age[: len(by_age) // 2]:
-            del self._classes[key]
 
 
 def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: float) -> list[Depth]:
@@ -402,12 +249,3 @@ def _reads(chances: Sequence[float]) -> float:
     for chance in reversed(chances[:-1]):
         reads = chance * (1.0 + reads)
     return reads
-
-
-def _past_five(longest: float) -> float:
-    """Return the mean seconds past five minutes, up to the hour, of waits spread evenly up to the longest."""
-    if longest <= SHORT:
-        return 0.0
-    span = LONG - SHORT
-    within = min(longest, LONG) - SHORT
-    return (within * within / 2.0 + max(longest - LONG, 0.0) * span) / longest

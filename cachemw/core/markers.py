@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cachemw.core.providers import Ttl
+from cachemw.core.providers import Ttl, Word
 from cachemw.core.wire import Json, Path
 
 _INNER = ("content", "tool_calls", "function")
@@ -20,8 +20,8 @@ def marker(ttl: Ttl) -> dict[str, str]:
     return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
 
 
-def apply(body: Json, places: Iterable[tuple[Path, Ttl]]) -> Json:
-    """Return the body with a marker at each path; the body itself where there is none.
+def apply(body: Json, places: Iterable[tuple[Path, Ttl]], word: Word = "cache_control") -> Json:
+    """Return the body with a marker, called `word`, at each path; the body itself where there is none.
 
     Only the dictionaries and lists on the way to a marker are copied, everything else is shared
     with the caller's body. A string at the end of a path becomes a list of one text part.
@@ -37,12 +37,12 @@ def apply(body: Json, places: Iterable[tuple[Path, Ttl]]) -> Json:
             if here not in fresh:
                 fresh[here] = node[path[depth - 1]] = _copy(node[path[depth - 1]])
             node = fresh[here]
-        last, control = path[-1], marker(ttl)
+        last, control = path[-1], marker(ttl) if word == "cache_control" else {"mode": "explicit"}
         target = node[last]
         if isinstance(target, str):
-            node[last] = [{"type": "text", "text": target, "cache_control": control}]
+            node[last] = [{"type": "text", "text": target, word: control}]
         else:
-            node[last] = {**target, "cache_control": control}
+            node[last] = {**target, word: control}
     return body if root is None else root
 
 
@@ -50,37 +50,37 @@ def _copy(node: Any) -> Any:
     return dict(node) if isinstance(node, Mapping) else list(node)
 
 
-def strip(body: Json) -> Json:
+def strip(body: Json, word: Word = "cache_control") -> Json:
     """Return the body without any marker, the client's own included; the caller's is untouched."""
     return {
-        key: [_strip(item) for item in value]
+        key: [_strip(item, word) for item in value]
         if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))
         else value
         for key, value in body.items()
-        if key != "cache_control"
+        if key != word
     }
 
 
-def _strip(node: Any) -> Any:
+def _strip(node: Any, word: Word) -> Any:
     if not isinstance(node, Mapping):
         return node
-    bare = {key: value for key, value in node.items() if key != "cache_control"}
+    bare = {key: value for key, value in node.items() if key != word}
     for key in _INNER:
         inner = bare.get(key)
         if isinstance(inner, (list, tuple)):
-            bare[key] = [_strip(item) for item in inner]
+            bare[key] = [_strip(item, word) for item in inner]
         elif isinstance(inner, Mapping):
-            bare[key] = {k: v for k, v in inner.items() if k != "cache_control"}
+            bare[key] = {k: v for k, v in inner.items() if k != word}
     return bare
 
 
-def canonical(body: Json) -> Json:
+def canonical(body: Json, word: Word = "cache_control") -> Json:
     """Return the form in which two bodies that say the same are equal.
 
     Markers are dropped and a string content is its one-part list. Two bodies are the same request
     exactly when their canonical forms are equal: what leaves cachemw equals what came.
     """
-    bare = dict(strip(body))
+    bare = dict(strip(body, word))
     if isinstance(bare.get("system"), str):
         bare["system"] = [{"type": "text", "text": bare["system"]}]
     messages = bare.get("messages")

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
+from cachemw.core import automatic
+
 
 @dataclass(frozen=True, slots=True)
 class Prices:
@@ -35,7 +37,8 @@ class Model:
     `long`: above this many input tokens, `long_prices` hold for the whole request.
     `thinking`: "kept", or "stripped" where only the turns since the last user message keep theirs.
     `tokenizer`: "old" (up to Opus 4.6, Sonnet 4.6, Haiku 4.5) or "new" (~30 % more tokens), or
-    "openai". `caching`: "explicit" takes breakpoints, "automatic" needs none, "none" has none.
+    "openai" for all others. `caching`: "explicit" takes breakpoints, "automatic" needs none, "none" has none.
+    `hints`: it caches by itself, and yet takes breakpoints of OpenAI's sort.
     `mid_system`: whether a system message after the first user message keeps its place.
     """
 
@@ -45,6 +48,7 @@ class Model:
     thinking: Literal["kept", "stripped"] = "kept"
     tokenizer: Literal["old", "new", "openai"] = "new"
     caching: Literal["explicit", "automatic", "none"] = "explicit"
+    hints: bool = False
     mid_system: bool = False
     long: int | None = None
     long_prices: Prices | None = None
@@ -107,18 +111,30 @@ _CLAUDE = (
     Model("claude-haiku-3", 2048, _usd("0.25 0.3 0.5 0.03 1.25", *_NEWER), "stripped", "old"),
 )
 
-# OpenAI caches by itself from 1024 tokens (its prompt caching guide, October 2026). From GPT-5.6 on a
-# write has its price, one for its only lifetime (30 minutes at least): it stands in both columns.
-_GPT = Model("gpt", 1024, None, tokenizer="openai", caching="automatic")
-_GPT_5_6 = replace(
-    _GPT,
-    name="gpt-5.6",
-    prices=_usd("4 5 5 0.4 20", *_NEWER),
-    long=272_000,
-    long_prices=_usd("8 10 10 0.8 30", *_NEWER),
-)
+_OTHER = Model("other", 0, None, tokenizer="openai", caching="automatic")
 
-MODELS: Mapping[str, Model] = {row.name: row for row in (*_CLAUDE, SAFE, _GPT, _GPT_5_6)}
+
+def _automatic(row: automatic.Row) -> Model:
+    """Return the row of a model that caches by itself: one price of writing stands in both columns."""
+    short, long = (_spread(prices) if prices else None for prices in (row.prices, row.long_prices))
+    minimum = _minimum(row.name)
+    return replace(
+        _OTHER, name=row.name, minimum=minimum, prices=short, hints=row.hints, long=row.long, long_prices=long
+    )
+
+
+def _spread(prices: str) -> Prices:
+    plain, written, read, output = prices.split()
+    return _usd(f"{plain} {written} {written} {read} {output}", automatic.SOURCE, automatic.DATE)
+
+
+def _minimum(name: str) -> int:
+    """Return the minimum of the longest family that a name begins with; OpenAI's for what it calls otherwise."""
+    families = [family for family in automatic.MINIMUMS if name.startswith(family)]
+    return automatic.MINIMUMS[max(families, key=len, default="gpt")]
+
+
+MODELS: Mapping[str, Model] = {row.name: row for row in (*_CLAUDE, SAFE, *map(_automatic, automatic.ROWS))}
 
 _FAMILY = "opus|sonnet|haiku|fable|mythos"
 _NUMBER = r"\d{1,2}(?:[.-]\d{1,2})?"
@@ -127,8 +143,13 @@ _CLAUDE_NAME = re.compile(
     rf"|(?P<before>{_NUMBER})-(?P<after>{_FAMILY}))"
     r"(?:[-@](?:\d{8}|latest|default))?(?:-v\d+(?::\d+)?)?(?P<variant>:[a-z]+)?"
 )
-_OPENAI_5_6 = re.compile(r"gpt-5[.-]6(?:-sol)?")
-_OPENAI = re.compile(r"(?:chatgpt-4o|gpt-(?:4o|4[.-]1|[5-9])|o[1-9])(?![a-z0-9])")
+# Models without a row that cache by themselves; those among them that take breakpoints of OpenAI's sort.
+_AUTOMATIC = re.compile(
+    r"(?:chatgpt-4o|gpt-(?:4o|4\.1|[5-9])|o[1-9]|gemini-(?:2\.5|[3-9])|deepseek-(?:chat|reasoner|flash|v\d))(?![a-z0-9])"
+)
+_HINTED = re.compile(r"gpt-(?:5\.[6-9]|[6-9])(?!\d)")
+_DATED = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_DASHED = re.compile(r"^((?:gpt|gemini)-\d|deepseek-v\d)-(\d)(?=-|$)")
 _UNCACHED = re.compile(r"claude-(?:v?[12]|instant)(?![0-9])")
 _ALIAS = re.compile(r"(?:databricks-|system\.ai\.)")
 _ROUTE = re.compile(r"(?:databricks-|system\.ai\.|(?:[a-z-]+\.)?anthropic\.)")
@@ -137,8 +158,8 @@ _ROUTE = re.compile(r"(?:databricks-|system\.ai\.|(?:[a-z-]+\.)?anthropic\.)")
 def find_model(name: str) -> Model | None:
     """Return the row of a model by any spelling of its name, or None where nothing identifies it.
 
-    A Claude without a row gets the safe one, and an OpenAI model without a row the automatic one,
-    both under `model_key(name)`.
+    A Claude without a row gets the safe one; a model of OpenAI, Gemini or DeepSeek without a row is known to
+    cache by itself, at no known price. Both are found under `model_key(name)`.
     """
     bare, variant = _bare(name)
     row = MODELS.get(bare)
@@ -148,8 +169,9 @@ def find_model(name: str) -> Model | None:
     if "claude" in whole:
         caching: Literal["explicit", "none"] = "none" if _UNCACHED.match(whole) else "explicit"
         return replace(SAFE, name=model_key(name), caching=caching)
-    if _OPENAI.match(whole):
-        return replace(_GPT, name=model_key(name))
+    if _AUTOMATIC.match(bare):
+        hints = _HINTED.match(bare) is not None
+        return replace(_OTHER, name=model_key(name), minimum=_minimum(bare), hints=hints)
     return None
 
 
@@ -171,11 +193,10 @@ def _bare(name: str) -> tuple[str, str]:
     last = name.strip().lower().rpartition("/")[2]
     if found := _ROUTE.match(last):
         last = last[found.end() :]
-    if _OPENAI_5_6.fullmatch(last):
-        return _GPT_5_6.name, ""
     parts = _CLAUDE_NAME.fullmatch(last)
     if parts is None:
-        return last, ""
+        plain = _DASHED.sub(r"\1.\2", _DATED.sub("", last))
+        return automatic.ALIASES.get(plain, plain), ""
     family = parts["family"] or parts["after"]
     version = (parts["version"] or parts["before"]).replace(".", "-").removesuffix("-0")
     return f"claude-{family}-{version}", parts["variant"] or ""

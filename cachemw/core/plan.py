@@ -29,6 +29,7 @@ class Reason(StrEnum):
     NOTHING_MARKABLE = "nothing_markable"
     MODEL_UNKNOWN = "model_unknown"
     MODEL_AUTOMATIC = "model_automatic"
+    MARKERS_IGNORED = "markers_ignored"
     PROVIDER_UNKNOWN = "provider_unknown"
     NOT_OPTIMIZING = "not_optimizing"
     UNREADABLE = "unreadable"
@@ -51,6 +52,7 @@ _SENTENCES = {
     Reason.NOTHING_MARKABLE: "no block can carry a marker here",
     Reason.MODEL_UNKNOWN: "no row, pattern or setting says what this model is",
     Reason.MODEL_AUTOMATIC: "this model takes no breakpoints",
+    Reason.MARKERS_IGNORED: "this endpoint ignores markers",
     Reason.PROVIDER_UNKNOWN: "nothing says which provider this is",
     Reason.NOT_OPTIMIZING: "the mode leaves requests as they are",
     Reason.UNREADABLE: "the body can't be read as a chat request",

@@ -28,6 +28,8 @@ from cachemw.core.tokens import Calibration
 _MARGIN = {"5m": 0.03, "1h": 0.18}
 # Gains of a token that differ by less are the same: no estimate can tell them apart.
 _TELLING = 0.01
+# How many places are weighed against each other: the time it takes grows with their square.
+_CANDIDATES = 24
 _NEVER = float("-inf")
 _HITS_TRIED = 3
 
@@ -68,7 +70,11 @@ def plan(
         return planner.result({}, Reason.NOTHING_MARKABLE)
     if not reaching:
         return planner.result({}, Reason.BELOW_MINIMUM)
+    held = planner.opening(reaching) if rules.provider.sticky else []
+    planner.slots -= len(held)
     chosen = planner.choose(reaching)
+    planner.slots += len(held)
+    chosen.update({place: planner.label(place) for place in held if place < max(chosen, default=-1)})
     if chosen or planner.own:
         planner.spare(chosen, reaching)
     if chosen:
@@ -181,7 +187,7 @@ class _Planner:
             if hit < 0 or self._found(hit, (*above, *self.own))
         ]
         ways += [
-            (gain, {place: self._label(place), **above}, False) for place in free for gain, above in writing
+            (gain, {place: self.label(place), **above}, False) for place in free for gain, above in writing
         ]
         ways += [(gain, taken, True) for gain, taken in finding]
         for gain, taken, forced in ways:
@@ -213,17 +219,21 @@ class _Planner:
         """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
 
         A segment that gains no more a token than a deeper one is better merged into that one, so
-        what is left gains less with depth, and is short however long the request.
+        what is left gains less with depth, and is short however long the request. Where it is not, more is
+        asked of a difference until it is.
         """
-        found: list[_Candidate] = []
-        least_5m = least_1h = 0.0
-        for place in reversed(places):
-            gain_5m, gain_1h = self._gains(place, costs, kept=kept)
-            if gain_5m > least_5m or gain_1h > least_1h:
-                found.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
-                least_5m, least_1h = max(gain_5m + _TELLING, least_5m), max(gain_1h + _TELLING, least_1h)
-        found.reverse()
-        return found
+        gains = [(place, *self._gains(place, costs, kept=kept)) for place in reversed(places)]
+        telling = _TELLING
+        while True:
+            found: list[_Candidate] = []
+            least_5m = least_1h = 0.0
+            for place, gain_5m, gain_1h in gains:
+                if gain_5m > least_5m or gain_1h > least_1h:
+                    found.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
+                    least_5m, least_1h = max(gain_5m + telling, least_5m), max(gain_1h + telling, least_1h)
+            if len(found) <= _CANDIDATES:
+                return found[::-1]
+            telling += _TELLING
 
     def _candidate(self, place: int, costs: tuple[float, float]) -> _Candidate:
         return _Candidate(place, self.tokens[place], *self._gains(place, costs), 0.0)
@@ -255,8 +265,24 @@ class _Planner:
         may_1h = self.rules.ttl != "5m" and place < self.only_5m_from
         return self.rules.ttl != "1h" or not may_1h, may_1h
 
-    def _label(self, place: int) -> Ttl:
+    def label(self, place: int) -> Ttl:
         return "5m" if self._may(place)[0] else "1h"
+
+    def opening(self, reaching: Sequence[int]) -> list[int]:
+        """Return the ends of the system section and of the first message after it, where slots are left besides.
+
+        Marked in each turn of a conversation, or in none, these messages look the same in all of them.
+        """
+        parsed = self.parsed
+        system = [place for place in reaching if parsed.tools <= self.depths[place].block < parsed.system]
+        first = [
+            place
+            for place in reaching
+            if (block := self.depths[place].block) >= parsed.system
+            and parsed.items[block] == parsed.items[parsed.system]
+        ]
+        found = [*system[-1:], *first[-1:]]
+        return found if self.slots - len(found) >= 2 else []
 
     def _found(self, entry: int, places: Iterable[int]) -> bool:
         """Say whether a breakpoint at one of these places would find the entry at `entry`."""
@@ -280,7 +306,7 @@ class _Planner:
             if len(chosen) >= self.slots:
                 return
             if place not in chosen:
-                chosen[place] = self._label(place)
+                chosen[place] = self.label(place)
 
     def _ends_turn(self, block: int) -> bool:
         """Say whether a request could have ended with this block."""
@@ -365,20 +391,21 @@ def _segments(
     best = first if first.met else first._replace(value=_NEVER)
     frontier, found = [first], [(best.value, Chosen())]
     for count in range(1, most + 1):
-        grown: dict[tuple[int, Ttl, bool], _State] = {}
-        for value, tokens, phase, chosen, met in frontier:
-            last = chosen[-1][0] if chosen else -1
-            for place, reached, gain_5m, gain_1h, since in candidates:
-                if place <= last:
-                    continue
-                options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
-                for ttl, gain in options if phase == "1h" else options[:1]:
-                    total = value + (reached - max(tokens, since)) * gain
-                    key = (place, ttl, met or place in through)
-                    known = grown.get(key)
-                    if gain != _NEVER and (known is None or total > known.value):
-                        grown[key] = _State(total, reached, ttl, (*chosen, (place, ttl)), key[2])
-        frontier = list(grown.values())
+        grown: list[_State] = []
+        for place, reached, gain_5m, gain_1h, since in candidates:
+            before = [state for state in frontier if not state.chosen or state.chosen[-1][0] < place]
+            options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
+            for ttl, gain in options:
+                tops: dict[bool, tuple[float, _State]] = {}
+                for state in before if gain != _NEVER else ():
+                    if ttl == "5m" or state.phase == "1h":
+                        total = state.value + (reached - max(state.tokens, since)) * gain
+                        met = state.met or place in through
+                        if met not in tops or total > tops[met][0]:
+                            tops[met] = total, state
+                for met, (total, state) in tops.items():
+                    grown.append(_State(total, reached, ttl, (*state.chosen, (place, ttl)), met))
+        frontier = grown
         best = max([best, *[state for state in frontier if state.met]])
         if len(best.chosen) < count and (best.met or not frontier):
             break

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -31,9 +31,11 @@ __all__ = [
     "Provider",
     "Rules",
     "Ttl",
+    "Word",
     "check",
     "find_model",
     "find_provider",
+    "marked",
     "model_key",
     "relative",
     "resolve",
@@ -41,6 +43,7 @@ __all__ = [
 
 Ttl = Literal["5m", "1h"]
 Mark = Literal["on", "off", "learn"]
+Word = Literal["cache_control", "prompt_cache_breakpoint"]
 Number = int | float | Decimal
 TTL_SECONDS: Mapping[Ttl, int] = {"5m": 300, "1h": 3600}
 
@@ -63,7 +66,10 @@ class Provider:
     """One provider's wire rules. `kinds` says which blocks may carry a breakpoint.
 
     `hosts` are domains, subdomains included; `paths` identify the provider on any other host.
-    `ttls` are those it documents.
+    `within` names the provider of which this is the part that `paths` tell on its hosts.
+    `ttls` are those it documents. `word` is what a marker is called there. `implicit`: one of the markers
+    is the provider's own, at the end of each request. `lives`: seconds that an entry of each TTL lives.
+    `sticky`: it keeps to one backend by what the opening messages look like.
     """
 
     name: str
@@ -73,6 +79,11 @@ class Provider:
     max_markers: int = 4
     lookback: int = 20
     paths: tuple[str, ...] = ()
+    within: str = ""
+    word: Word = "cache_control"
+    implicit: bool = False
+    lives: Mapping[Ttl, int] = field(default_factory=lambda: TTL_SECONDS)
+    sticky: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,22 +121,35 @@ _ROWS = (
         ),
         paths=("/serving-endpoints/", "/ai-gateway/"),
     ),
-    # Anthropic, prompt caching page, 2026-08-21: thinking blocks take no marker (a 400). Its own endpoint
-    # in OpenAI format has no prompt caching at all (its SDK page, same date).
+    # Anthropic, prompt caching page, 2026-08-21: thinking blocks take no marker (a 400).
     Provider(
         "anthropic",
         hosts=("api.anthropic.com",),
         ttls=("5m", "1h"),
         kinds=_kinds(on=(Kind.TEXT, Kind.IMAGE, Kind.DOCUMENT, Kind.TOOL_CALL, Kind.TOOL_RESULT, Kind.TOOL)),
     ),
-    # OpenRouter, prompt caching guide, mid-2026: only the text parts of a message, both TTLs. A tool
-    # result is such a part too, but a marker on the message beside it makes the request hang
-    # (hermes-agent #2362, March 2026): tried with care.
+    # Anthropic, OpenAI SDK compatibility page, 2026-08-21: its endpoint in OpenAI format ignores markers.
+    Provider(
+        "anthropic-openai",
+        hosts=(),
+        ttls=(),
+        kinds=_kinds(),
+        max_markers=0,
+        paths=("/chat/completions/",),
+        within="anthropic",
+    ),
+    # OpenRouter, prompt caching guide, mid-2026: text parts, both TTLs, never at the top of a body, which
+    # keeps to one of Claude's hosts. Its client libraries and pydantic-ai 2.68.0 (run, November 2026) mark
+    # tool definitions, and the text parts of tool results; as LiteLLM 1.108.7 (run) they pass. A marker on
+    # a `role: tool` message itself makes a request hang (hermes-agent #2362, March 2026): never there. Of
+    # images and calls nothing is said. The same guide: a conversation stays with the backend that served
+    # it, known by its first system and its first other message.
     Provider(
         "openrouter",
         hosts=("openrouter.ai",),
         ttls=("5m", "1h"),
-        kinds=_kinds(on=(Kind.TEXT,), learn=(Kind.TOOL_RESULT,)),
+        kinds=_kinds(on=(Kind.TEXT, Kind.TOOL_RESULT, Kind.TOOL)),
+        sticky=True,
     ),
     # LiteLLM 1.108.7 and 1.109.3, run: markers on parts, calls and results reach Claude with their TTL;
     # those on definitions do too, but for its databricks route, which drops them.
@@ -135,14 +159,44 @@ _ROWS = (
         ttls=("5m", "1h"),
         kinds=_kinds(on=(Kind.TEXT, Kind.IMAGE, Kind.TOOL_CALL, Kind.TOOL_RESULT, Kind.TOOL)),
     ),
-    # OpenAI, prompt caching guide, October 2026: caching is automatic; `cache_control` is not its word.
-    Provider("openai", hosts=("api.openai.com", "openai.azure.com"), ttls=(), kinds=_kinds(), max_markers=0),
+    # LiteLLM 1.108.7, run 2026-11-24: its databricks route builds tool definitions anew, without their
+    # markers, and a hook can't send again what was refused, so nothing is tried. For the rest Databricks'
+    # row holds. Only LiteLLM's hook names it: no URL tells the route.
+    Provider(
+        "litellm-databricks",
+        hosts=(),
+        ttls=("5m",),
+        kinds=_kinds(on=(Kind.TEXT, Kind.IMAGE, Kind.TOOL_CALL, Kind.TOOL_RESULT)),
+    ),
+    # OpenAI, prompt caching guide, October 2026, and openai 3.57.0: caching is automatic; `cache_control` is
+    # not its word. From GPT-5.6 on it takes breakpoints of its own sort, four a request with the one that it
+    # sets itself, on text and image parts of any message but an assistant's; what is written lives at least
+    # 30 minutes, its only TTL. What is found how far back is stated in two ways: 20 blocks is less than either.
+    Provider(
+        "openai",
+        hosts=("api.openai.com", "openai.azure.com"),
+        ttls=("5m",),
+        kinds=_kinds(on=(Kind.TEXT, Kind.IMAGE, Kind.TOOL_RESULT)),
+        word="prompt_cache_breakpoint",
+        implicit=True,
+        lives={"5m": 1800, "1h": 1800},
+    ),
+    # Google, context caching page, mid-2026: implicit since Gemini 2.5, nothing to mark in OpenAI's format.
+    Provider(
+        "gemini",
+        hosts=("generativelanguage.googleapis.com", "aiplatform.googleapis.com"),
+        ttls=(),
+        kinds=_kinds(),
+        max_markers=0,
+    ),
+    # DeepSeek, context caching page, 2024-08-02: automatic, nothing to mark.
+    Provider("deepseek", hosts=("api.deepseek.com",), ttls=(), kinds=_kinds(), max_markers=0),
 )
 PROVIDERS: Mapping[str, Provider] = {row.name: row for row in _ROWS}
 
 
 def find_provider(base_url: str) -> Provider | None:
-    """Return the provider that a base URL belongs to, by its host, else by its path."""
+    """Return the provider that a URL belongs to, by its host, else by its path."""
     try:
         url = urlsplit(base_url if "//" in base_url else f"//{base_url}")
         host, path = url.hostname or "", f"{url.path}/"
@@ -150,8 +204,13 @@ def find_provider(base_url: str) -> Provider | None:
         return None
     for row in _ROWS:
         if any(host == domain or host.endswith(f".{domain}") for domain in row.hosts):
-            return row
-    return next((row for row in _ROWS if any(part in path for part in row.paths)), None)
+            return _by_path(path, within=row.name) or row
+    return _by_path(path)
+
+
+def _by_path(path: str, within: str = "") -> Provider | None:
+    rows = (row for row in _ROWS if row.within == within)
+    return next((row for row in rows if any(part in path for part in row.paths)), None)
 
 
 def resolve(
@@ -183,10 +242,20 @@ def resolve(
         provider=found,
         model=row,
         kinds={**found.kinds, **{Kind(kind): mark for kind, mark in mark_kinds.items()}},
-        ttl=ttl or "5m",
+        ttl="5m" if found.implicit else ttl or "5m",
         minimum=row.minimum if minimum is None else minimum,
         prices=row.prices,
     )
+
+
+def marked(rules: Rules, hints: bool) -> bool:
+    """Say whether requests to this model at this provider may leave with anything of ours.
+
+    `hints`: whether OpenAI's may be used, on models that cache by themselves; no others take those.
+    """
+    if rules.provider.word == "cache_control":
+        return rules.model.caching == "explicit" and rules.provider.max_markers > 0
+    return hints and rules.model.caching == "automatic"
 
 
 def check(

@@ -25,8 +25,13 @@ _NOT_A_KIND = re.compile(r"maximum of \d+ blocks|must not come after|empty text|
 
 
 def about_markers(text: str) -> bool:
-    """Say whether an error's text is about `cache_control`."""
-    return "cache_control" in text
+    """Say whether an error's text is about `cache_control`, or one of OpenAI's hints."""
+    return "cache_control" in text or "prompt_cache_breakpoint" in text or about_key(text)
+
+
+def about_key(text: str) -> bool:
+    """Say whether an error's text is about `prompt_cache_key`."""
+    return "prompt_cache_key" in text
 
 
 def refuses_hour(text: str) -> bool:

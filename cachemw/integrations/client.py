@@ -30,11 +30,15 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import ConfigError
+from cachemw.integrations.doors import middleware_for, name_of
 from cachemw.integrations.exchange import Exchange
 from cachemw.settings import Settings
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
+
+    from cachemw.integrations.hooks import HttpHooks
+    from cachemw.integrations.transport import AsyncCacheTransport, CacheTransport
 
 _Client = TypeVar("_Client")
 _MARK = "_cachemw"
@@ -57,30 +61,20 @@ def wrap(
     kind = _middleware_kind(client)
     if _MARK in vars(client):
         raise ConfigError("wrap: this client is wrapped already; cachemw.of(client) gives its middleware")
-    if middleware is None:
-        if settings is not None and settings_fields:
-            raise ConfigError(
-                f"wrap: settings and {', '.join(sorted(settings_fields))} both given; give one of them"
-            )
-        settings = Settings(**settings_fields) if settings is None else settings
-        middleware = kind(settings) if clock is None else kind(settings, clock=clock)
-    elif settings is not None or settings_fields or clock is not None:
-        raise ConfigError("wrap: a middleware brings its own settings and clock; give only the middleware")
-    elif not isinstance(middleware, kind):
-        raise ConfigError(f"wrap: middleware is {_name(middleware)}; {_name(client)} needs {kind.__name__}")
-    _install(client, middleware, root=client)
+    given = middleware_for("wrap", kind, middleware, settings, clock, settings_fields, name_of(client))
+    _install(client, given, root=client)
     return client
 
 
 @overload
-def of(client: OpenAI) -> Middleware: ...
+def of(client: OpenAI | CacheTransport | HttpHooks) -> Middleware: ...
 @overload
-def of(client: AsyncOpenAI) -> AsyncMiddleware: ...
+def of(client: AsyncOpenAI | AsyncCacheTransport) -> AsyncMiddleware: ...
 def of(client: Any) -> Middleware | AsyncMiddleware:
-    """Return the middleware of a wrapped client or of its copy; `ConfigError` where it is not wrapped."""
+    """Return the middleware of a wrapped client, its copy, a transport or hooks; `ConfigError` if it has none."""
     found = getattr(client, "__dict__", {}).get(_MARK)
     if found is None:
-        raise ConfigError(f"of: this {_name(client)} is not wrapped; call cachemw.wrap(client) first")
+        raise ConfigError(f"of: this {name_of(client)} is not wrapped; call cachemw.wrap(client) first")
     return cast("Middleware | AsyncMiddleware", found)
 
 
@@ -93,12 +87,7 @@ def _middleware_kind(client: object) -> type[Middleware | AsyncMiddleware]:
         return Middleware
     if isinstance(client, openai.AsyncOpenAI):
         return AsyncMiddleware
-    raise ConfigError(f"wrap: client is {_name(client)}; allowed are openai.OpenAI and openai.AsyncOpenAI")
-
-
-def _name(thing: object) -> str:
-    kind = type(thing)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    raise ConfigError(f"wrap: client is {name_of(client)}; allowed are openai.OpenAI and openai.AsyncOpenAI")
 
 
 def _install(client: Any, middleware: Middleware | AsyncMiddleware, *, root: Any) -> None:

@@ -7,20 +7,13 @@ Nothing here raises: whatever fails is counted and the call goes on as it would 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from cachemw.calls import Call
-from cachemw.core.providers import find_provider
-from cachemw.engine import AsyncMiddleware, Middleware
+from cachemw.integrations.guard import Engine, Guard
+from cachemw.integrations.routes import find_route, provider_at
 from cachemw.integrations.sse import UsageReader
-
-_Engine = Middleware | AsyncMiddleware
-
-_CHAT = re.compile(r"(?:^|/)chat/completions/?(?:\?|$)")
-_INVOCATIONS = re.compile(r"(?:^|/)([^/?]+)/invocations/?(?:\?|$)")
 
 
 class Exchange:
@@ -32,7 +25,7 @@ class Exchange:
 
     call: Call
 
-    def __init__(self, mw: _Engine, body: dict[str, Any], provider: str | None, model_in_url: bool) -> None:
+    def __init__(self, mw: Engine, body: dict[str, Any], provider: str | None, model_in_url: bool) -> None:
         self.body = body
         self.provider = provider
         self.parsed: Any = None
@@ -44,27 +37,25 @@ class Exchange:
         self._over = False
 
     @classmethod
-    def of(cls, mw: _Engine, client: Any, options: Any) -> Exchange | None:
+    def of(cls, mw: Engine, client: Any, options: Any) -> Exchange | None:
         """Read the request out of the SDK's options; None where it is no chat request."""
-        with _Guard(mw, "client.body"):
-            invoked = _INVOCATIONS.search(options.url)
-            if options.method.lower() != "post" or not (invoked or _CHAT.search(options.url)):
+        with Guard(mw, "client.body"):
+            route = find_route(options.method, options.url)
+            if route is None or route.wire != "chat":
                 return None
             body = _merged(options.json_data, options.extra_json)
             if body is None:
                 return None
-            model_in_url = invoked is not None and "model" not in body
-            if invoked is not None and model_in_url:
-                body = {"model": invoked[1], **body}
-            provider = None
-            if mw.settings.provider == "auto":
-                provider = _provider_at(options.url if "://" in options.url else str(client.base_url))
-            return cls(mw, body, provider, model_in_url)
+            model_in_url = route.model is not None and "model" not in body
+            if model_in_url:
+                body = {"model": route.model, **body}
+            where = options.url if "://" in options.url else f"{client.base_url}{options.url}"
+            return cls(mw, body, provider_at(where), model_in_url)
         return None
 
     def outgoing(self, options: Any) -> Any:
         """Return a copy of the caller's options, with the annotated body until that was refused."""
-        with _Guard(self._mw, "client.options"):
+        with Guard(self._mw, "client.options"):
             changed: dict[str, Any] = {"post_parser": self._taking(options.post_parser)}
             if self.call.body is not self.body and not self._refused:
                 body = {k: v for k, v in self.call.body.items() if not (self._model_in_url and k == "model")}
@@ -76,7 +67,7 @@ class Exchange:
         """Keep what the SDK parsed before the caller's parser may refuse it: it was answered, and is billed."""
 
         def take(parsed: Any) -> Any:
-            with _Guard(self._mw, "client.answer"):
+            with Guard(self._mw, "client.answer"):
                 if not self._over and _http(parsed) is None:
                     self.parsed = parsed
             return parser(parsed) if callable(parser) else parsed
@@ -93,7 +84,7 @@ class Exchange:
 
     def unread(self, result: Any) -> Any | None:
         """Return the HTTP response of an answer whose bytes are still to come, else None."""
-        with _Guard(self._mw, "client.answer"):
+        with Guard(self._mw, "client.answer"):
             response = _http(result)
             return response if response is not None and not response.is_stream_consumed else None
         return None
@@ -101,7 +92,7 @@ class Exchange:
     def usage(self, result: Any = None) -> Any:
         """Return what `settle` takes of an answer that is here: from its bytes, or as the SDK parsed it."""
         self._over = True
-        with _Guard(self._mw, "client.usage"):
+        with Guard(self._mw, "client.usage"):
             response = _http(result)
             answer = self.parsed if response is None and self.parsed is not None else result
             if response is not None:
@@ -114,12 +105,12 @@ class Exchange:
 
     def see(self, chunk: bytes) -> None:
         """Look at a chunk that passes."""
-        with _Guard(self._mw, "client.usage"):
+        with Guard(self._mw, "client.usage"):
             self.reader.feed(chunk)
 
     def seen(self) -> dict[str, Any] | None:
         """Return the usage in the bytes seen so far."""
-        with _Guard(self._mw, "client.usage"):
+        with Guard(self._mw, "client.usage"):
             self.reader.finish()
         return self.reader.answer
 
@@ -133,23 +124,6 @@ class Exchange:
         self._over = True
         for name in hooks:
             vars(response).pop(name, None)
-        return True
-
-
-class _Guard:
-    """Count and swallow a failure of ours, never a `BaseException`: the one place that does."""
-
-    def __init__(self, mw: _Engine, what: str) -> None:
-        self._mw = mw
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._mw.count(self._what)
         return True
 
 
@@ -171,9 +145,3 @@ def _http(result: Any) -> Any | None:
         if "is_stream_consumed" in getattr(found, "__dict__", ()):
             return found
     return None
-
-
-@lru_cache(maxsize=64)
-def _provider_at(url: str) -> str | None:
-    found = find_provider(url)
-    return None if found is None else found.name

@@ -110,13 +110,16 @@ class UsageReader:
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        if b'"usage"' not in data:
+        if b'"usage"' not in data and b'"message_stop"' not in data:
             return
         try:
             found = orjson.loads(data)
         except orjson.JSONDecodeError:
             return
         if not isinstance(found, dict):
+            return
+        if found.get("type") == "message_stop":  # Anthropic's last event
+            self.done = True
             return
         self._usage = fold(self._usage, found)
         message = found.get("message")

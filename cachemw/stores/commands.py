@@ -154,7 +154,11 @@ class Commands:
     def meet(self, namespace: str) -> list[Command]:
         """Return the commands that say whose secret a namespace's keys are made with: see `met`."""
         key = b"cachemw:{%b}:s" % _named(_utf8(namespace), b"")
-        return [("SET", key, self._print(namespace), "NX", "PX", _SECRET_KEEP), ("GET", key)]
+        return [
+            ("SET", key, self._print(namespace), "NX", "PX", _SECRET_KEEP),
+            ("GET", key),
+            ("PEXPIRE", key, _SECRET_KEEP),
+        ]
 
     def met(self, namespace: str, replies: Sequence[Any]) -> bool:
         """Say from the replies to `meet` whether the first worker of the namespace had this secret."""

@@ -4,23 +4,18 @@ Lives here: which of redis-py's classes a target means, and what "open" is: name
 spoken, logged in, and one PING answered, so that a server which takes connections and does not speak is
 found out here. Must not know: calls, pools, slots.
 
-Each wait of opening is bounded by the patience in seconds; looking up a name is not, by anything, so
-the pools do all of this in the background.
-
-`_connect` is redis-py's hook for what opens a socket and has no public name. Overriding it is the only way
-to bound a whole answer: redis-py bounds each part of one. A test holds that it is called.
+Each wait of opening is bounded by the patience in seconds; looking up a name is not, by anything, so the
+pools do all of this in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import redis
 import redis.asyncio
@@ -28,101 +23,31 @@ import redis.asyncio.sentinel
 import redis.sentinel
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
+from cachemw.stores.sockets import AsyncTls, Plain, Tls, Unix, contexts
 from cachemw.stores.url import Address, Target
 
 Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed face
+T = TypeVar("T")
 
-_NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 # What sentinels are asked for is known to them: one that does not answer soon is no help.
 _SENTINEL_PATIENCE = 0.5
-_GOODBYE = 0.1
-
-
-class BoundedSocket:
-    """Be the socket it is given, except that no wait ends later than `until` said.
-
-    What has arrived by then is read, once: a thread that came late to its answer still gets it.
-    """
-
-    def __init__(self, plain: socket.socket, deadline: float) -> None:
-        self._socket = plain
-        self.until(deadline)
-
-    def until(self, deadline: float) -> None:
-        """Bound all waits from here on by a time of `time.monotonic`."""
-        self._deadline, self._last = deadline, False
-
-    def recv_into(self, buffer: Any) -> int:
-        """Receive as a socket does."""
-        return int(self._in_time(self._socket.recv_into, buffer))
-
-    def recv(self, *arguments: int) -> bytes:
-        """Receive as a socket does."""
-        return bytes(self._in_time(self._socket.recv, *arguments))
-
-    def sendall(self, packed: bytes) -> None:
-        """Send as a socket does; with TLS, too, all of it within the bound."""
-        left = memoryview(packed)
-        while left:
-            left = left[self._in_time(self._socket.send, left) :]
-
-    def settimeout(self, seconds: float | None) -> None:
-        """Do nothing: redis-py's own timeouts are longer."""
-
-    def _in_time(self, act: Callable[..., Any], *arguments: Any) -> Any:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            if self._last:
-                raise TimeoutError
-            self._last, left = True, 0
-        self._socket.settimeout(left)
-        try:
-            return act(*arguments)
-        except _NOTHING_YET:
-            raise TimeoutError from None
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._socket, name)
-
-
-class _Bounded:
-    socket_connect_timeout: float
-    _socket: BoundedSocket
-
-    def _connect(self) -> BoundedSocket:
-        plain = super()._connect()  # type: ignore[misc]
-        self._socket = BoundedSocket(plain, time.monotonic() + self.socket_connect_timeout)
-        return self._socket
-
-    def until(self, deadline: float) -> None:
-        """Bound what is sent and read from here on by a time of `time.monotonic`."""
-        self._socket.until(deadline)
-
-
-class _Plain(_Bounded, redis.Connection):
-    pass
-
-
-class _Tls(_Bounded, redis.SSLConnection):
-    pass
-
-
-class _Unix(_Bounded, redis.UnixDomainSocketConnection):
-    pass
+_GOODBYE = 1.0
 
 
 def opener(at: Target, patience: float) -> Callable[[Address | None], Connection]:
     """Return what opens a connection: to an address, or, told none, to where the target itself is."""
     options = _login(at) | _waits(patience) | {"retry": Retry(NoBackoff(), 0)}
+    context = contexts(at)
 
     def connect(address: Address | None) -> Connection:
         if at.path:
-            return _opened(_Unix(path=at.path, **options))
-        host, port = address or (_master(at, patience) if at.service else at.hosts[0])
-        return _opened((_Tls if at.tls else _Plain)(host=host, port=port, **options, **_tls(at)))
+            return _opened(Unix(path=at.path, **options))
+        tls = {"context": context()} if at.tls else {}
+        host, port = address or (_master(at, patience, tls) if at.service else at.hosts[0])
+        return _opened((Tls if at.tls else Plain)(host=host, port=port, **options, **tls))
 
     return connect
 
@@ -136,23 +61,28 @@ def _opened(connection: Connection) -> Connection:
     return connection
 
 
-def _master(at: Target, patience: float) -> Address:
+def _master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
     # A new one each time: `Sentinel` is not made for several threads, and opening is rare.
     with redis.sentinel.Sentinel(at.hosts, sentinel_kwargs=_sentinels(at, patience, Retry)) as sentinels:
+        _secured(sentinels, Tls, tls)
         return _address(sentinels.discover_master(at.service))
 
 
 def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awaitable[Connection]]:
     """Return the same for asyncio."""
     options = _login(at) | {"socket_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
+    context = contexts(at)
 
     async def connect(address: Address | None) -> Connection:
         if at.path:
             return await _async_opened(redis.asyncio.UnixDomainSocketConnection(path=at.path, **options))
-        host, port = address or (await _async_master(at, patience) if at.service else at.hosts[0])
-        await _looked_up(host)
-        kind = redis.asyncio.SSLConnection if at.tls else redis.asyncio.Connection
-        return await _async_opened(kind(host=host, port=port, **options, **_tls(at)))
+        tls = {"context": await _on_a_thread(context)} if at.tls else {}
+        host, port = address or (await _async_master(at, patience, tls) if at.service else at.hosts[0])
+        # What is found is not used: the loop asks again, and is answered.
+        with suppress(OSError, UnicodeError):
+            await _on_a_thread(lambda: socket.getaddrinfo(host, None))
+        kind = AsyncTls if at.tls else redis.asyncio.Connection
+        return await _async_opened(kind(host=host, port=port, **options, **tls))
 
     async def bounded(address: Address | None) -> Connection:
         async with asyncio.timeout(patience):
@@ -161,28 +91,34 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
     return bounded
 
 
-async def _looked_up(host: str) -> None:
-    """Look a name up on a thread of its own: those of the loop's executor are the application's.
+async def _on_a_thread(work: Callable[[], T]) -> T:
+    """Do work on a thread of its own: the few of the loop's executor are the application's.
 
-    A name server that does not answer keeps a thread for half a minute, and there are few of them. What is
-    found is not used: the loop asks again, and is answered.
+    A name server that does not answer would keep each of them for half a minute.
     """
     loop = asyncio.get_running_loop()
-    found = loop.create_future()
+    done: asyncio.Future[T] = loop.create_future()
 
-    def tell() -> None:
-        if not found.done():
-            found.set_result(None)
+    def tell(error: Exception | None, result: Any) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(result)
+        else:
+            done.set_exception(error)
 
-    def look() -> None:
-        with suppress(OSError, UnicodeError):
-            socket.getaddrinfo(host, None)
+    def run() -> None:
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
         # The loop may have ended.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell)
+            loop.call_soon_threadsafe(tell, error, result)
 
-    threading.Thread(target=look, name="cachemw-connect", daemon=True).start()
-    await found
+    threading.Thread(target=run, name="cachemw-connect", daemon=True).start()
+    return await done
 
 
 async def _async_opened(connection: Connection) -> Connection:
@@ -204,15 +140,18 @@ async def ended(connection: Connection) -> None:
             await connection.disconnect()
 
 
-async def _async_master(at: Target, patience: float) -> Address:
+async def _async_master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
     sentinels = redis.asyncio.sentinel.Sentinel(
         at.hosts, sentinel_kwargs=_sentinels(at, patience, AsyncRetry)
     )
+    _secured(sentinels, AsyncTls, tls)
     try:
         return _address(await sentinels.discover_master(at.service))
     finally:
         for sentinel in sentinels.sentinels:
-            await sentinel.aclose()
+            # What is known by now is not lost by a goodbye that takes long.
+            with suppress(RedisError):
+                await sentinel.aclose()
 
 
 def _login(at: Target) -> dict[str, Any]:
@@ -230,13 +169,6 @@ def _waits(seconds: float) -> dict[str, Any]:
     return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
 
-def _tls(at: Target) -> dict[str, Any]:
-    if not at.tls:
-        return {}
-    told: dict[str, Any] = {name: at.parameters[name] for name in at.parameters if name.startswith("ssl_")}
-    return told | {"ssl_check_hostname": told.get("ssl_check_hostname") != "no"}
-
-
 def _sentinels(at: Target, patience: float, retry: Any) -> dict[str, Any]:
     return {
         "username": at.parameters.get("sentinel_username"),
@@ -244,10 +176,15 @@ def _sentinels(at: Target, patience: float, retry: Any) -> dict[str, Any]:
         "driver_info": None,
         "protocol": 2,
         "retry": retry(NoBackoff(), 0),
-        "ssl": at.tls,
         **_waits(min(patience, _SENTINEL_PATIENCE)),
-        **_tls(at),
     }
+
+
+def _secured(sentinels: Any, kind: Any, tls: dict[str, Any]) -> None:
+    for sentinel in sentinels.sentinels:
+        if tls:
+            sentinel.connection_pool.connection_class = kind
+            sentinel.connection_pool.connection_kwargs.update(tls)
 
 
 def _address(found: Sequence[Any]) -> Address:

@@ -1,6 +1,6 @@
 """Calls to Redis, whatever its topology: commands in, replies out, within a time.
 
-Lives here: a call as a whole. Must not know: key names, scripts, what a store is.
+Lives here: a call as a whole, sync and async. Must not know: key names, scripts, what a store is.
 
 A call's commands are sent together, to every server that it takes, before any answer is read. Nothing is sent
 twice, except where a server said that it did not run it: a call whose answer was lost may have been counted.
@@ -31,7 +31,8 @@ class Link:
 
     `url` is one that `cachemw.stores.url` lets pass. Nothing is connected before the first call. A connection
     that a call did not get in time goes on being opened in the background, each wait of it bounded by
-    `connect_patience` seconds. `clustered` says that no command may name keys of two slots.
+    `connect_patience` seconds. `clustered` says that no command may name keys of two slots. Commands of one
+    call must not build on each other: one that a server did not run at once is run after the others.
     """
 
     def __init__(self, url: str, *, connect_patience: float = CONNECT_PATIENCE) -> None:
@@ -97,7 +98,6 @@ class AsyncLink:
         """See `Link.close`."""
         if self._loop is asyncio.get_running_loop():
             await self._servers.close()
-            self._loop = None
 
 
 @asynccontextmanager

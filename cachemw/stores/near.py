@@ -129,9 +129,9 @@ class Near:
                 if entry.expires == 0 or entry.expires > head.record.expires:
                     head.record = head.record._replace(expires=entry.expires, ttl=entry.ttl)
                 head.record = head.record._replace(pending=entry.pending)
-                if lives and not entry.pending:
-                    head.entry = entry
-                else:
+                # What is told at once says more than what was held back before.
+                head.entry = entry if lives and not entry.pending else None
+                if head.entry is None:
                     urgent.append(index)
         return urgent
 

@@ -120,12 +120,15 @@ class AsyncBackground(Generic[T]):
 
 
 class Pool:
-    """Lend connections to threads, the one given back last first, at most `size` at a time."""
+    """Lend connections to threads, the one given back last first, at most `size` at a time.
+
+    One that is `closed` still lends, and keeps nothing.
+    """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:
         self._connect = connect
         self._room = threading.Semaphore(size)
-        self._closed = False
+        self.closed = False
         # Lists are used where one operation is all: those need no lock.
         self._idle: list[Connection] = []
         self._opening: list[Background[Connection]] = []
@@ -148,7 +151,7 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Take a connection back; one that was disconnected is forgotten."""
-        if connection.is_connected and not self._closed:
+        if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
             connection.disconnect()
@@ -156,23 +159,16 @@ class Pool:
 
     def forget(self) -> None:
         """Disconnect all connections that are not lent."""
-        while self._idle:
-            try:
-                self._idle.pop().disconnect()
-            except IndexError:
-                return
+        while (connection := _last(self._idle)) is not None:
+            connection.disconnect()
 
     def close(self) -> None:
         """Forget, and keep no connection from here on."""
-        self._closed = True
+        self.closed = True
         self.forget()
 
     def _idle_one(self, deadline: float) -> Connection | None:
-        while self._idle:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                break
+        while (connection := _last(self._idle)) is not None:
             connection.until(deadline)
             if _quiet(connection):
                 return connection
@@ -190,11 +186,7 @@ class Pool:
         return connection
 
     def _next_opening(self) -> Background[Connection]:
-        while self._opening:
-            try:
-                opening = self._opening.pop()
-            except IndexError:
-                break
+        while (opening := _last(self._opening)) is not None:
             if not opening.failed:
                 return opening
         return Background(self._open)
@@ -206,6 +198,13 @@ class Pool:
             self._where = where
             self.forget()
         return connection
+
+
+def _last(items: list[T]) -> T | None:
+    try:
+        return items.pop()
+    except IndexError:
+        return None
 
 
 def _where(connection: Connection) -> Any:
@@ -226,7 +225,7 @@ class AsyncPool:
     def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
         self._connect = connect
         self._room = asyncio.Semaphore(size)
-        self._closed = False
+        self.closed = False
         self._idle: list[Connection] = []
         self._opening: list[AsyncBackground[Connection]] = []
         self._where: Any = None
@@ -243,28 +242,27 @@ class AsyncPool:
     async def give(self, connection: Connection) -> None:
         """See `Pool.give`."""
         self._room.release()
-        if connection.is_connected and not self._closed:
+        if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
             await connection.disconnect(nowait=True)
 
     async def forget(self) -> None:
         """See `Pool.forget`."""
-        while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+        while (connection := _last(self._idle)) is not None:
+            await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """See `Pool.close`; what is being opened is given up."""
-        self._closed = True
+        self.closed = True
         while self._opening:
             if (connection := await self._opening.pop().cancel()) is not None:
                 self._idle.append(connection)
-        while self._idle:
-            await ended(self._idle.pop())
+        await asyncio.gather(*map(ended, self._idle))
+        self._idle.clear()
 
     async def _idle_one(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
+        while (connection := _last(self._idle)) is not None:
             try:
                 if not await connection.can_read():
                     return connection
@@ -274,16 +272,18 @@ class AsyncPool:
         return None
 
     async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:
-        opening = None
-        while self._opening and (opening is None or opening.failed):
-            opening = self._opening.pop()
-        if opening is None or opening.failed:
-            opening = AsyncBackground(self._open)
+        opening = self._next_opening()
         try:
             return await opening.result(limit, seconds)
         finally:
             if not opening.taken:
                 self._opening.append(opening)
+
+    def _next_opening(self) -> AsyncBackground[Connection]:
+        while (opening := _last(self._opening)) is not None:
+            if not opening.failed:
+                return opening
+        return AsyncBackground(self._open)
 
     async def _open(self) -> Connection:
         connection = await self._connect()

@@ -91,8 +91,8 @@ class Servers(_Topology):
             return {_HERE: errands}
         if self._slots is None:
             self._look()
-            if self._looking is not None:
-                self._looking.result(deadline, seconds)
+            assert self._looking is not None
+            self._looking.result(deadline, seconds)
         assert self._slots is not None
         return grouped(errands, self._slots)
 
@@ -142,8 +142,7 @@ class Servers(_Topology):
         if pool is None:
             named = address if self.clustered else None
             pool = self._pools.setdefault(address, Pool(lambda: self._connect(named), self._size))
-            if self._closed:
-                pool.close()
+            pool.closed = self._closed
         return pool
 
     def _look(self) -> None:
@@ -182,8 +181,8 @@ class AsyncServers(_Topology):
             return {_HERE: errands}
         if self._slots is None:
             self._look()
-            if self._looking is not None:
-                await self._looking.result(limit, seconds)
+            assert self._looking is not None
+            await self._looking.result(limit, seconds)
         assert self._slots is not None
         return grouped(errands, self._slots)
 
@@ -235,6 +234,7 @@ class AsyncServers(_Topology):
         if pool is None:
             named = address if self.clustered else None
             pool = self._pools[address] = AsyncPool(lambda: self._connect(named), self._size)
+            pool.closed = self._closed
         return pool
 
     def _look(self) -> None:

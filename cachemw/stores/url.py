@@ -17,7 +17,7 @@ wherever it is written. An ACL user is ``user:password``. Parameters follow a qu
 - ``max_connections``: connections to one server, 50 unless told.
 - ``db``: the number of a database, where the path does not say it.
 - ``sentinel_username``, ``sentinel_password``: what the sentinels ask for.
-- TLS: ``ssl_ca_certs`` (file that the server is checked against, the system's own unless told),
+- TLS: ``ssl_ca_certs`` (a file of authorities that may vouch for the server, besides the system's own),
   ``ssl_certfile``, ``ssl_keyfile``, ``ssl_password`` (the client's certificate, its key, the key's password),
   ``ssl_check_hostname=no`` (nodes that go by addresses which their certificate does not name),
   ``ssl_cert_reqs=none`` (no check at all).
@@ -47,7 +47,8 @@ _TLS = {
     "ssl_cert_reqs": r"required|optional|none",
     "ssl_check_hostname": r"yes|no",
 }
-_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+# Those of TLS whose values are paths.
+FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # Every scheme with the parameters that it takes, each with the pattern of its values.
 _SCHEMES = {
     "memory": {"max_prefixes": r"[1-9]\d*"},
@@ -69,7 +70,7 @@ _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<login>[^/?]*)@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?",
     re.DOTALL,
 )
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:@\s]+)(?::(\d{1,5}))?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:,@\s]+)(?::(\d{1,5}))?")
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _parameters(url: str, query: str, allowed: dict[str, str]) -> dict[str, str]
             _refuse(url, f"{name} is given twice")
         if not re.fullmatch(allowed[name], value):
             _refuse(url, f"{name} must match {allowed[name]}")
-        if name in _FILES and not Path(value).is_file():
+        if name in FILES and not Path(value).is_file():
             _refuse(url, f"{name}: there is no such file that can be read")
         found[name] = value
     for name, needed in (

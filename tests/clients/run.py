@@ -1,105 +1,129 @@
-"""Run the client tests on each major of `openai` in an environment of its own and print who is caught where.
+"""Run the contract tests against the real packages, each set in an environment of its own, and write what holds.
 
-    python -m tests.clients.run [--databricks]
+    python -m tests.clients.run [ENVIRONMENT ...]
 
-The interpreter that runs this is the environment of openai 3.x. The one of 2.x is built beside it with uv
-(`--databricks` builds a third, about 700 MB, with databricks-openai). Exit status 1 where a test fails.
+Environments are built from their lock files beside this one, with hashes, and again when those change. Prints the
+table; where all were run and passed, docs/compatibility.md is written anew. Exit status 1 where a test fails.
 """
 
 from __future__ import annotations
 
-import re
+import json
 import subprocess
 import sys
+import venv
 import xml.etree.ElementTree as ElementTree
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from tests.clients.page import Case, Outcome, markdown, plain
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ["hypothesis", "pytest", "pytest-asyncio", "pytest-cov", "pytest-xdist"]
-NEEDED = {
-    "openai 2.x": [".venv-openai2", "openai>=2.20,<3"],
-    "databricks": [".venv-databricks", "databricks-openai>=0.18"],
+PAGE = ROOT / "docs" / "compatibility.md"
+_LOCKS = "tests/clients"
+_COMMON = ["tests/clients/test_styles.py", "tests/clients/test_transports.py", "tests/integrations"]
+
+
+class Environment(NamedTuple):
+    """One set of packages: its folder, the lock file it is made of, what is shown of it, and its tests."""
+
+    folder: str
+    lock: str
+    packages: tuple[str, ...]
+    tests: list[str]
+
+
+ENVIRONMENTS = {
+    "openai 3.x": Environment(
+        ".venv-openai3",
+        f"{_LOCKS}/requirements-openai3.txt",
+        ("openai", "httpx2", "anthropic", "langchain-openai", "databricks-sdk"),
+        _COMMON,
+    ),
+    "openai 2.x": Environment(
+        ".venv-openai2",
+        f"{_LOCKS}/requirements-openai2.txt",
+        ("openai", "httpx", "databricks-openai", "databricks-sdk"),
+        _COMMON,
+    ),
+    "mitmproxy": Environment(
+        ".venv-mitm",
+        f"{_LOCKS}/requirements-mitmproxy.txt",
+        ("mitmproxy",),
+        ["tests/clients/test_mitmproxy.py"],
+    ),
+    "LiteLLM": Environment(
+        ".venv-litellm",
+        f"{_LOCKS}/litellm/requirements.txt",
+        ("litellm", "openai"),
+        ["tests/clients/litellm"],
+    ),
 }
-TESTS = {"databricks": ["tests/clients", "-k", "databricks"]}
-CASE = re.compile(r"test_caught\[(\w+)-(.+)-(sync|async)\]")
-Verdicts = dict[tuple[str, str, str], str]
 
 
-def build(folder: str, package: str) -> Path:
-    """Build an environment with the project's dependencies and one client package; return its interpreter."""
-    python = ROOT / folder / "bin" / "python"
-    uv = [sys.executable, "-m", "uv"]
-    if find_spec("uv") is None:
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "uv"], check=True)
-    if not python.exists():
-        subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, folder], cwd=ROOT, check=True)
-    wanted = [package, *TOOLS, "--requirements", "pyproject.toml"]
-    subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *wanted], cwd=ROOT, check=True)
+def build(environment: Environment) -> Path:
+    """Make an environment what its lock file says, with cachemw as it is here, and return its interpreter."""
+    folder, lock = ROOT / environment.folder, ROOT / environment.lock
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists() or ready.stat().st_mtime < lock.stat().st_mtime:
+        print(f"Setting up {environment.folder} (a minute or two, once) ...", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        install = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*install, "--require-hashes", "--requirement", lock], check=True)
+        subprocess.run([*install, "--no-build-isolation", "--editable", ROOT], check=True)
+        ready.touch()
     return python
 
 
-def versions(python: Path) -> str:
-    """Return the version of `openai`, and of `databricks-openai` where it is there."""
+def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of packages in an environment."""
     program = (
-        "from importlib.metadata import version, packages_distributions as found; print(*("
-        "version(name) for name in ('openai', 'databricks-openai') if name.replace('-', '_') in found()), sep=' / ')"
+        "import sys, json; from importlib.metadata import version; "
+        "print(json.dumps({name: version(name) for name in sys.argv[1:]}))"
     )
-    return subprocess.run([python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+    printed = subprocess.run([python, "-c", program, *packages], capture_output=True, text=True, check=True)
+    found: dict[str, str] = json.loads(printed.stdout)
+    return found
 
 
-def verdicts(python: Path, tests: list[str]) -> tuple[bool, Verdicts]:
-    """Run the tests; return whether all passed, and for (client, style, colour) what came of it."""
+def outcome(name: str, environment: Environment) -> tuple[bool, Outcome]:
+    """Run an environment's tests; return whether all passed, and what came of each."""
+    python = build(environment)
+    there = versions(python, environment.packages)
+    print(f"{name}: {', '.join(map(' '.join, there.items()))}", flush=True)
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [str(python), "-m", "pytest", "--quiet", *tests, f"--junitxml={report}", "--no-cov"]
+        command = [python, "-m", "pytest", "--quiet", *environment.tests, f"--junitxml={report}"]
         passed = subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-        cases = ElementTree.parse(report).iter("testcase") if report.exists() else ()
-        found: Verdicts = {}
-        for case in cases:
-            if match := CASE.fullmatch(case.get("name", "")):
-                kinds = {child.tag for child in case}
-                verdict = "NO" if kinds & {"failure", "error"} else "-" if "skipped" in kinds else "yes"
-                found[match[1], match[2], match[3]] = verdict
-    return passed, found
+        cases = (
+            [_case(case) for case in ElementTree.parse(report).iter("testcase")] if report.exists() else []
+        )
+    return passed, Outcome(name, there, cases)
 
 
-def table(columns: dict[str, Verdicts]) -> str:
-    """Lay the verdicts out: a row for each style, a column for each client, colour and version."""
-    heads = [
-        (name, client, colour)
-        for name, found in columns.items()
-        for client in dict.fromkeys(key[0] for key, verdict in found.items() if verdict != "-")
-        for colour in ("sync", "async")
-    ]
-    styles = dict.fromkeys(key[1] for found in columns.values() for key in found)
-    labels = ("openai / databricks-openai", "client", "call style")
-    rows = [[label, *parts] for label, parts in zip(labels, zip(*heads, strict=True), strict=False)]
-    rows += [
-        [style, *(columns[n].get((client, style, colour), "-") for n, client, colour in heads)]
-        for style in styles
-    ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+def _case(found: ElementTree.Element) -> Case:
+    test, _, parameters = found.get("name", "").partition("[")
+    said = {child.tag: child.get("message", "") for child in found}
+    verdict = "NO" if said.keys() & {"failure", "error"} else "-" if "skipped" in said else "yes"
+    return Case(
+        found.get("classname", ""), test, parameters.removesuffix("]"), verdict, said.get("skipped", "")
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Build what is missing, run, print the table."""
-    wanted = ["openai 2.x", *(["databricks"] if "--databricks" in arguments else [])]
-    pythons = {"openai 3.x": Path(sys.executable)} | {name: build(*NEEDED[name]) for name in wanted}
-    columns, good = {}, True
-    for name, python in pythons.items():
-        version = versions(python)
-        print(f"{name}: {version}", flush=True)
-        passed, columns[version] = verdicts(python, TESTS.get(name, ["tests/clients", "tests/integrations"]))
+def main(names: list[str]) -> int:
+    """Run the environments that are named, or all; print what holds, and write it where all of it does."""
+    if unknown := set(names) - set(ENVIRONMENTS):
+        print(f"no such environment: {', '.join(sorted(unknown))}; there are {', '.join(ENVIRONMENTS)}")
+        return 2
+    good, outcomes = True, []
+    for name in names or ENVIRONMENTS:
+        passed, found = outcome(name, ENVIRONMENTS[name])
         good &= passed
-    print(
-        "\nyes: one arrival, annotated, usage settled once, caller's objects untouched; -: the client itself fails\n"
-    )
-    print(table(columns))
+        outcomes.append(found)
+    print(f"\n{plain(outcomes)}")
+    if good and not names:
+        PAGE.write_text(markdown(outcomes), encoding="utf-8")
     return 0 if good else 1
 
 

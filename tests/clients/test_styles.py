@@ -1,81 +1,91 @@
-"""The contract with the SDK: each call style, sync and async, is caught on the `openai` that is installed."""
+"""The contract with the SDK: each call style, sync and async, is caught on the clients that are installed."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 
 from cachemw.core.markers import canonical
+from cachemw.core.plan import Reason
 from cachemw.integrations.client import wrap
+from tests.clients.clients import CHANGING, CLIENTS
 from tests.clients.endpoint import TEXT, Endpoint
 from tests.clients.recorder import AsyncRecorder, Event, Recorder, conversation, marks
 from tests.clients.styles import STYLES
 
-Clients = Callable[[bool, str], Any]
+COLOURS = pytest.mark.parametrize("colour", [Recorder, AsyncRecorder], ids=["sync", "async"])
+_Kind = type[Recorder | AsyncRecorder]
 
 
-def _openai(is_async: bool, url: str) -> Any:
-    return (AsyncOpenAI if is_async else OpenAI)(
-        base_url=f"{url}/serving-endpoints", api_key="key", max_retries=0
-    )
-
-
-def _azure(is_async: bool, url: str) -> Any:
-    kind = AsyncAzureOpenAI if is_async else AzureOpenAI
-    return kind(azure_endpoint=url, api_version="2025-01-01", api_key="key", max_retries=0)
-
-
-def _databricks(is_async: bool, url: str) -> Any:
-    package = pytest.importorskip("databricks_openai", reason="databricks-openai is not installed")
-    workspace = pytest.importorskip("databricks.sdk").WorkspaceClient(host=url, token="key")
-    return (package.AsyncDatabricksOpenAI if is_async else package.DatabricksOpenAI)(
-        workspace_client=workspace
-    )
-
-
-CLIENTS: dict[str, Clients] = {"openai": _openai, "azure": _azure, "databricks": _databricks}
-
-
-def _call(style: str, make: Clients, url: str, asked: dict[str, Any], recorder: Any) -> str:
+def _call(style: str, client: str, url: str, asked: dict[str, Any], kind: _Kind, recorder: Any) -> str:
     """Make one call in a style with a fresh client, wrapped where a recorder is given."""
+    make = CLIENTS[client].make
+
+    def wrapped(made: Any) -> Any:
+        return made if recorder is None else wrap(made, middleware=recorder)
 
     async def asynchronous() -> str:
-        async with make(True, url) as client:
-            return await STYLES[style][1](
-                client if recorder is None else wrap(client, middleware=recorder), asked
-            )
+        async with make(True, url) as made:
+            return await STYLES[style][1](wrapped(made), asked)
 
-    if recorder is None or isinstance(recorder, Recorder):
-        with make(False, url) as client:
-            return STYLES[style][0](client if recorder is None else wrap(client, middleware=recorder), asked)
-    return asyncio.run(asynchronous())
+    if kind is AsyncRecorder:
+        return asyncio.run(asynchronous())
+    with make(False, url) as made:
+        return STYLES[style][0](wrapped(made), asked)
 
 
-@pytest.mark.parametrize("colour", [Recorder, AsyncRecorder], ids=["sync", "async"])
+@COLOURS
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("client", CLIENTS)
-def test_caught(endpoint: Endpoint, client: str, style: str, colour: type[Recorder | AsyncRecorder]) -> None:
+def test_caught(endpoint: Endpoint, client: str, style: str, colour: _Kind) -> None:
     """One arrival, annotated and otherwise the same; usage settled once; the caller's objects untouched."""
-    if (client, style) == ("databricks", "with_options"):
-        pytest.skip("with_options of databricks-openai itself fails")
     bare, asked, recorder = conversation(), conversation(), colour()
-    assert _call(style, CLIENTS[client], endpoint.url, bare, None) == TEXT
-    assert _call(style, CLIENTS[client], endpoint.url, asked, recorder) == TEXT
+    if client in CHANGING and style == "with_options":
+        with pytest.raises(
+            (TypeError, ValueError)
+        ):  # it makes a client without the workspace that it was given
+            _call(style, client, endpoint.url, bare, colour, None)
+        pytest.skip("with_options of databricks-openai itself fails")
+    assert _call(style, client, endpoint.url, bare, colour, None) == TEXT
+    assert _call(style, client, endpoint.url, asked, colour, recorder) == TEXT
 
     came, left = (arrival.body for arrival in endpoint.arrived)
     assert marks(came) == 0 < marks(left)
     assert canonical(left) == canonical(came)
     assert asked == bare  # databricks-openai changes the caller's tools by itself
-    assert asked == conversation() or client == "databricks"
+    assert asked == conversation() or client in CHANGING
+    assert {arrival.path for arrival in endpoint.arrived} == {CLIENTS[client].path}
+    assert "key" in {endpoint.arrived[1].headers.get(name, "")[-3:] for name in ("authorization", "api-key")}
     assert _names(recorder.events) == ["prepare", "begun", "settle", "close"]
     _, receipt, partial = recorder.events[2]
     assert not partial
     assert (receipt.usage.read, receipt.usage.write_5m, receipt.usage.plain) == (4000, 900, 100)
     assert receipt.usage.output == 7
+
+
+NAMES = {
+    "databricks-claude-sonnet-4": True,
+    "system.ai.claude-sonnet-4": True,
+    "main.prod.support": True,
+    "main.test.support": False,
+}
+
+
+@COLOURS
+@pytest.mark.parametrize("model", NAMES)
+@pytest.mark.parametrize("client", [name for name in CLIENTS if name != "azure"])
+def test_model_names(endpoint: Endpoint, client: str, model: str, colour: _Kind) -> None:
+    """Databricks' own names with and without `system.ai.`, and a model service of one's own by `models`."""
+    recorder = colour(provider="auto", models={"main.prod.*": "claude-sonnet-4"})
+    asked = {**conversation(), "model": model}
+    assert _call("create", client, endpoint.url, asked, colour, recorder) == TEXT
+    (arrival,) = endpoint.arrived
+    assert arrival.body["model"] == model
+    assert (marks(arrival.body) > 0) == NAMES[model]
+    assert recorder.events[0] == ("prepare", "databricks")
+    assert recorder.counts.get(f"skip.{Reason.MODEL_UNKNOWN}", 0) == (not NAMES[model])
 
 
 def _names(events: list[Event]) -> list[str]:

@@ -574,6 +574,35 @@ def test_any_plan_is_one_that_a_provider_takes(
     assert found.explain()
 
 
+@pytest.mark.parametrize(("rising", "living"), [(True, 0), (True, 10), (False, 10)])
+def test_many_different_chances_are_few_candidates(rising: bool, living: int) -> None:
+    """Where chances differ at each of 88 depths only so many are weighed, and next to nothing is lost."""
+    late = sorted((0.3 + n / 130 for n in range(88)), reverse=not rising)
+    blocks = [B(100, 0.98 - n / 130, max(0.98 - n / 130, late[n])) for n in range(88)]
+    if living:
+        blocks[living].living = "1h"
+    found_rules, counts, kept = rules(ttl="auto"), list[int](), module._segments
+    parsed, depths = case(blocks)
+    economics = Economics(parsed, depths, found_rules, EXACT)
+
+    def counted(candidates: Any, *rest: Any) -> Any:
+        counts.append(len(candidates))
+        return kept(candidates, *rest)
+
+    def chosen() -> tuple[float, int]:
+        counts.clear()
+        planner = module._Planner(parsed, depths, found_rules, EXACT)
+        value = economics.value(planner.choose(planner.allowed(ON)))
+        return value, max(counts)
+
+    with mock.patch.object(module, "_segments", counted):
+        value, most = chosen()
+        with mock.patch.object(module, "_CANDIDATES", 1000):
+            best, unbounded = chosen()
+    assert most <= 24 + 20 < unbounded
+    assert best * 0.99 <= value <= best * 1.001
+
+
 def test_a_long_request_is_planned_soon() -> None:
     """A thousand blocks with everything watched take no longer than a blink."""
     import time

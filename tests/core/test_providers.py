@@ -19,6 +19,7 @@ from cachemw.core.providers import (
     check,
     find_model,
     find_provider,
+    marked,
     model_key,
     relative,
     resolve,
@@ -74,6 +75,7 @@ SPELLED = {
     "gpt-5.6": "gpt-5.6-sol",
 }
 ABSENT = {"claude-mythos-5", "claude-mythos-5-1"}  # Anthropic's tables price them as Fable of that version
+SELLERS = {"claude": "anthropic", "gemini": "google", "deepseek": "deepseek"}
 # Where a long prompt costs more there than here, and why ours is right.
 DEARER_THERE = {"claude-sonnet-4-5": "its window is 200K tokens since its 1M preview ended: out of reach"}
 
@@ -91,7 +93,7 @@ def _theirs(name: str, tokens: int) -> tuple[Decimal, ...]:
         price = genai_prices.calc_price(
             genai_prices.Usage(input_tokens=tokens, **kind),
             SPELLED.get(name, name),
-            provider_id="openai" if name.startswith("gpt") else "anthropic",
+            provider_id=SELLERS.get(name.partition("-")[0], "openai"),
             genai_request_timestamp=datetime(2026, 11, 24, tzinfo=UTC),
         )
         found.append(price.output_price if "output_tokens" in kind else price.input_price)
@@ -152,6 +154,14 @@ NAMES = [
     (" Claude-Haiku-4-5 ", "claude-haiku-4-5"),
     ("gpt-5.6-sol", "gpt-5.6"),
     ("databricks-gpt-5-6", "gpt-5.6"),
+    ("gpt-5.6-luna-2026-07-30", "gpt-5.6-luna"),
+    ("gpt-5-2025-08-07", "gpt-5"),
+    ("gpt-4-1-mini", "gpt-4.1-mini"),
+    ("openai/gpt-6-sol", "gpt-6-sol"),
+    ("google/gemini-2.5-flash-lite", "gemini-2.5-flash-lite"),
+    ("models/gemini-2.5-pro", "gemini-2.5-pro"),
+    ("databricks-gemini-2-5-pro", "gemini-2.5-pro"),
+    ("deepseek/deepseek-v4-flash", "deepseek-v4-flash"),
 ]
 
 
@@ -209,18 +219,55 @@ def test_first_claudes_have_no_provider_cache(name: str) -> None:
     assert found.caching == "none"
 
 
-@pytest.mark.parametrize(
-    "name", ["gpt-5.2", "databricks-gpt-5-2", "gpt-4o-mini", "o3-mini", "openai/gpt-6-sol"]
-)
-def test_other_openai_models_cache_by_themselves(name: str) -> None:
-    """An OpenAI model without a row needs no breakpoint and has no price."""
+OTHERS = [
+    ("gpt-5.2-codex", 1024, False),
+    ("databricks-gpt-5-1-codex", 1024, False),
+    ("o1-mini", 1024, False),
+    ("openai/gpt-6-vega", 1024, True),
+    ("gpt-5.7", 1024, True),
+    ("gemini-3.8-flash", 4096, False),
+    ("gemini-2.5-flash-image", 2048, False),
+    ("deepseek/deepseek-chat", 64, False),
+]
+
+
+@pytest.mark.parametrize(("name", "minimum", "hints"), OTHERS)
+def test_other_models_cache_by_themselves(name: str, minimum: int, hints: bool) -> None:
+    """A model of OpenAI, Gemini or DeepSeek without a row needs no breakpoint and has no price."""
     found = find_model(name)
     assert found is not None
     assert (found.caching, found.prices, found.name) == ("automatic", None, model_key(name))
+    assert (found.minimum, found.hints) == (minimum, hints)
+
+
+def test_only_automatic_models_take_hints() -> None:
+    """Breakpoints of OpenAI's sort are for its models from GPT-5.6 on, and none that takes `cache_control`."""
+    hinted = {row.name for row in MODELS.values() if row.hints}
+    assert hinted == {name for name in MODELS if name.startswith(("gpt-5.6", "gpt-6"))}
+    assert all(MODELS[name].caching == "automatic" for name in hinted)
+
+
+def test_writes_are_free_or_a_quarter_more() -> None:
+    """Models that cache by themselves bill written tokens as plain ones, or, from GPT-5.6 on, a quarter more."""
+    for row in MODELS.values():
+        for prices in (row.prices, row.long_prices) if row.caching == "automatic" else ():
+            if prices is not None:
+                assert (
+                    prices.write_5m == prices.write_1h == prices.input * (Decimal("1.25") if row.hints else 1)
+                )
 
 
 @pytest.mark.parametrize(
-    "name", ["", "gpt-oss-120b", "gpt-4", "databricks-llama-4-maverick", "main.ai.support"]
+    "name",
+    [
+        "",
+        "gpt-oss-120b",
+        "gpt-4",
+        "gpt-4-0613",
+        "gemini-1.5-pro",
+        "databricks-llama-4-maverick",
+        "main.ai.support",
+    ],
 )
 def test_what_nothing_identifies(name: str) -> None:
     """A name that tells nothing has no row, and its key is only lower-cased and freed of its alias."""
@@ -243,11 +290,18 @@ URLS = [
     ("http://127.0.0.1:8080/ai-gateway/mlflow/v1", "databricks"),
     ("127.0.0.1:8080/ai-gateway/openai/v1/", "databricks"),
     ("https://api.anthropic.com/v1", "anthropic"),
+    ("https://api.anthropic.com/v1/messages", "anthropic"),
+    ("https://api.anthropic.com/v1/chat/completions", "anthropic-openai"),
+    ("https://api.anthropic.com/v1//chat/completions?x=1", "anthropic-openai"),
+    ("https://llm.example.com/v1/chat/completions", None),
+    ("https://openrouter.ai/api/v1/chat/completions", "openrouter"),
     ("https://openrouter.ai/api/v1", "openrouter"),
     ("https://openrouter.ai/ai-gateway/v1", "openrouter"),
     ("https://api.openai.com/v1", "openai"),
     ("https://eu.api.openai.com/v1", "openai"),
     ("https://my.openai.azure.com/openai/v1", "openai"),
+    ("https://generativelanguage.googleapis.com/v1beta/openai/", "gemini"),
+    ("https://api.deepseek.com", "deepseek"),
     ("https://evil-databricks.com/v1", None),
     ("https://databricks.com.example.org/v1", None),
     ("https://llm.example.com/v1/serving-endpoints-of-ours", None),
@@ -271,6 +325,38 @@ def test_what_is_never_marked(provider: Any) -> None:
     assert provider.kinds[Kind.OPAQUE] == "off"
     assert provider.kinds[Kind.REASONING] == ("learn" if provider.name == "databricks" else "off")
     assert ("on" in provider.kinds.values()) == (provider.max_markers > 0)
+
+
+@pytest.mark.parametrize("hints", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_what_may_be_marked(provider: str, name: str, hints: bool) -> None:
+    """Only Claude is marked, but for OpenAI's own models at OpenAI, where that is asked for."""
+    rules = resolve(provider, name)
+    assert rules is not None
+    if provider == "openai":
+        assert marked(rules, hints) == (hints and not name.startswith("claude"))
+    else:
+        assert marked(rules, hints) == (name.startswith("claude") and PROVIDERS[provider].max_markers > 0)
+
+
+def test_litellms_databricks_route_is_databricks_without_what_it_drops() -> None:
+    """Neither tool definitions, whose markers it drops, nor what would have to be tried; all else is the same."""
+    route, databricks = PROVIDERS["litellm-databricks"], PROVIDERS["databricks"]
+    differ = {kind for kind in Kind if route.kinds[kind] != databricks.kinds[kind]}
+    assert differ == {Kind.TOOL, Kind.REASONING}
+    assert {route.kinds[kind] for kind in differ} == {"off"}
+    assert (route.ttls, route.max_markers, route.lookback) == (
+        databricks.ttls, databricks.max_markers, databricks.lookback,
+    )  # fmt: skip
+
+
+def test_openai_has_one_lifetime() -> None:
+    """Half an hour, whatever TTL the user would take elsewhere; one of four breakpoints is OpenAI's own."""
+    rules = resolve("openai", "gpt-5.6", ttl="1h")
+    assert rules is not None
+    assert (rules.ttl, rules.provider.lives["5m"], rules.provider.max_markers) == ("5m", 1800, 4)
+    assert relative(rules.prices)[:2] == (1.25, 1.25)
 
 
 OWN = {"input": 3, "write_5m": 3.75, "write_1h": 6, "read": 0.3, "output": 15}

@@ -57,6 +57,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     make.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(commands), str(programs), os.environ["PATH"]]))
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network
     work.mkdir()
     monkeypatch.chdir(work)
     shell = Shell()

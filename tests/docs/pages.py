@@ -21,7 +21,7 @@ from cachemw import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LANGUAGES = ("python", "bash", "text", "toml")
+LANGUAGES = ("python", "bash", "text", "toml", "yaml")
 
 
 class Shell:
@@ -95,6 +95,10 @@ class Page:
         """Leave the file where settings are looked for; all of it must be allowed."""
         Path("cachemw.toml").write_text(example.parsed, encoding="utf-8")
         Settings()
+
+    def yaml(self, example: Example) -> None:
+        """Leave the file where LiteLLM is told to look."""
+        Path("config.yaml").write_text(example.parsed, encoding="utf-8")
 
 
 def _lines(text: str) -> str:

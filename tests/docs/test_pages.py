@@ -24,7 +24,7 @@ from tests.docs.pages import PAGES, ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"```[a-z]+\n(.*?)```|`([^`\n]+)`", re.DOTALL)
-COUNTER = re.compile(r"""(?:count|counters\.add|_Guard)\((?:self\._mw, |mw, )?f?"([a-z_]+\.?[a-z_]*)""")
+COUNTER = re.compile(r"""(?:count|counters\.add|Guard)\((?:self\._mw, |mw, )?f?"([a-z_]+\.?[a-z_]*)""")
 
 
 def text(page: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -99,6 +100,24 @@ def test_refuses_what_makes_no_sense() -> None:
     for stranger, name in [(object(), "object"), (openai, "module"), (None, "NoneType")]:
         with pytest.raises(ConfigError, match=f"client is {name}; allowed are openai.OpenAI"):
             wrap(stranger, settings=settings)
+
+
+@pytest.mark.parametrize("provider", ["auto", "anthropic"])
+def test_anthropics_endpoint_in_openai_format_is_not_marked(provider: str) -> None:
+    """It ignores markers, so none are sent, whatever the setting says of Anthropic; the usage is counted."""
+    bodies: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        bodies.append(json.loads(request.content))
+        return httpx.Response(200, json=completion())
+
+    http = httpx.Client(transport=httpx.MockTransport(answer))
+    client = OpenAI(base_url="https://api.anthropic.com/v1/", api_key="key", http_client=http)
+    with wrap(client, middleware=(recorder := Recorder(provider=provider))):
+        client.chat.completions.create(**{**conversation(), "model": "claude-sonnet-4-6"})
+    assert bodies == [{**conversation(), "model": "claude-sonnet-4-6"}]
+    assert recorder.counts["skip.markers_ignored"] == 1
+    assert _settled(recorder)[0].read == 4000
 
 
 def test_second_wrap_is_refused(endpoint: Endpoint) -> None:
@@ -327,7 +346,7 @@ async def test_a_cancelled_call_is_released() -> None:
     ("broken", "name"),
     [
         ("_merged", "client.body"),
-        ("find_provider", "client.body"),
+        ("provider_at", "client.body"),
         ("Exchange._taking", "client.options"),
         ("UsageReader.feed", "client.usage"),
     ],
@@ -341,7 +360,6 @@ def test_a_bug_of_ours_is_counted_and_never_seen(
         raise RuntimeError("bug")
 
     monkeypatch.setattr(f"{exchange.__name__}.{broken}", bug)
-    exchange._provider_at.cache_clear()
     with (
         wrap(_client(endpoint), middleware=(recorder := Recorder(provider="auto"))) as client,
         client.chat.completions.with_streaming_response.create(**conversation()) as response,

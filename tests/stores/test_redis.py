@@ -191,6 +191,35 @@ def test_a_restarted_server_gets_back_what_it_lost(closed_port: int) -> None:
     assert set(counts) == {"error.store.ConnectionError"}
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "left"),
+    [
+        (None, {"seen": 5, "expires": 9.0, "ttl": 300}, (5, 9.0)),
+        ({"seen": 9, "expires": 7.0, "ttl": 300}, {"seen": 5, "expires": 9.0, "ttl": 300}, (9, 9.0)),
+        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5, "expires": 9.0, "ttl": 300}, (5, 9.5)),
+        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5}, (5, 9.5)),
+        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5, "expires": 0.0, "ttl": 300}, (5, 0.0)),
+    ],
+    ids=["lost", "more arrivals", "later end", "never known", "found dead"],
+)
+def test_what_is_given_back_is_merged(
+    store: RedisStore,
+    client: redis.Redis,
+    fresh: Namespaces,
+    theirs: dict[str, Any] | None,
+    ours: dict[str, Any],
+    left: tuple[int, float],
+) -> None:
+    """More arrivals win; of an entry the later end, unless it was found to be dead."""
+    (name,) = names(store, fresh(), KEYS[0])
+    if theirs is not None:
+        client.set(name, RECORD.pack(*first(0, 1.0)._replace(**theirs)))
+    store._later(store._commands.restore({name: first(0, 1.0)._replace(**ours)}))
+    record = Prefix._make(RECORD.unpack(client.get(name) or b""))
+    assert (record.seen, record.expires) == left
+    assert client.pttl(name) > 0
+
+
 def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
     """No arrival is lost or counted twice by it."""
     namespace = fresh()
@@ -331,6 +360,38 @@ def test_a_clock_that_is_off_is_put_right_by_the_server(valkey: str, fresh: Name
     assert found.expires == pytest.approx(now + 400, abs=1.5)
     for store in (right, wrong):
         store.close()
+
+
+def test_a_root_shared_by_all_requests_is_not_asked_for_by_each(
+    store: RedisStore, valkey: str, fresh: Namespaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred conversations under one head load its slot a few times, and no arrival is lost."""
+    namespace, sent = fresh(), list[Any]()
+    execute = store._link.execute
+
+    def spied(commands: Any, seconds: float) -> Any:
+        sent.extend(commands)
+        return execute(commands, seconds)
+
+    monkeypatch.setattr(store._link, "execute", spied)
+    (head,) = names(store, namespace, KEYS[0])
+    for number in range(200):
+        now = 1.0 + number / 1000
+        trunk = b"%d" % number
+        asked = Arrival(namespace, b"r" * 16, trunk, 1, (KEYS[0], trunk.ljust(16)))
+        (record, _) = store.observe(asked, now)
+        assert (record.seen if record else 0) == number
+        store.write(namespace, b"r" * 16, trunk, [Entry(KEYS[0], True, now + 300, 300)])
+        if number % 50 == 49:
+            store.flush()
+    arrivals = [command for command in sent if head in command]
+    assert len(arrivals) < 30
+    assert max(map(len, sent)) < 12
+    other = RedisStore(valkey, secret=SECRET, timeout_ms=5000)
+    (record,) = other.observe(Arrival(namespace, b"r" * 16, b"t", 1, (KEYS[0],)), 2.0)
+    assert record is not None
+    assert (record.seen, record.expires) == (200, pytest.approx(301.199))
+    other.close()
 
 
 def test_threads_lose_no_arrival_and_no_amount(store: RedisStore, fresh: Namespaces) -> None:

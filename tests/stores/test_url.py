@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachemw.errors import ConfigError
 from cachemw.stores import open_async_store, open_store
+from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.memory import AsyncMemoryStore, MemoryStore
-from cachemw.stores.url import masked, parse
+from cachemw.stores.url import masked, parse, target
 
 
 def both(url: str) -> tuple[Any, Any]:
@@ -24,7 +26,7 @@ def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
     """The bound comes from the URL."""
     sync, asynced = both(url)
     assert (type(sync), type(asynced)) == (MemoryStore, AsyncMemoryStore)
-    assert sync._limit == asynced._store._limit == limit
+    assert sync._records._limit == asynced._store._records._limit == limit
     assert sync.local
     assert asynced.local
 
@@ -32,48 +34,73 @@ def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("redis://", {}),
-        ("redis://h", {"host": "h"}),
-        ("redis://h/", {"host": "h"}),
-        ("redis://h:7000/3", {"host": "h", "port": 7000, "db": 3}),
-        ("redis://h?db=4", {"host": "h", "db": 4}),
-        ("redis://[::1]:7000", {"host": "::1", "port": 7000}),
-        ("redis://:p%40ss@h", {"host": "h", "password": "p@ss"}),
-        ("rediss://user:pass@h/1", {"host": "h", "username": "user", "password": "pass", "db": 1}),
+        ("redis://", {"hosts": (("localhost", 6379),)}),
+        ("redis://h", {"kind": "server", "tls": False, "hosts": (("h", 6379),), "db": 0}),
+        ("redis://h/", {"hosts": (("h", 6379),)}),
+        ("redis://h:7000/3", {"hosts": (("h", 7000),), "db": 3}),
+        ("redis://h?db=4", {"hosts": (("h", 6379),), "db": 4}),
+        ("redis://[::1]:7000", {"hosts": (("::1", 7000),)}),
+        ("redis://:p%40ss@h", {"username": "", "password": "p@ss"}),
+        ("redis://us%3Aer:pa:ss@h", {"username": "us:er", "password": "pa:ss"}),
+        ("redis://user:hun@ter2@h", {"username": "user", "password": "hun@ter2", "hosts": (("h", 6379),)}),
+        ("rediss://user:pass@h/1", {"tls": True, "username": "user", "password": "pass", "db": 1}),
+        ("unix:///run/redis.sock?db=2", {"kind": "server", "path": "/run/redis.sock", "db": 2, "hosts": ()}),
+        ("unix://user:pass@/run/a%20b", {"path": "/run/a b", "username": "user", "password": "pass"}),
         (
-            "rediss://h?ssl_ca_certs=/ca.pem&ssl_certfile=/c.pem&ssl_keyfile=/k.pem&ssl_cert_reqs=none",
+            "redis+sentinel://h,[::1]:7001,i:7002/my%20master/2",
             {
-                "ssl_ca_certs": "/ca.pem",
-                "ssl_certfile": "/c.pem",
-                "ssl_keyfile": "/k.pem",
-                "ssl_cert_reqs": "none",
+                "kind": "sentinel",
+                "hosts": (("h", 26379), ("::1", 7001), ("i", 7002)),
+                "service": "my master",
+                "db": 2,
             },
         ),
-        ("rediss://h?ssl_check_hostname=no", {"ssl_check_hostname": False}),
-        ("unix:///run/redis.sock?db=2", {"path": "/run/redis.sock", "db": 2}),
+        ("redis+sentinel://h/m?db=3", {"service": "m", "db": 3}),
+        ("redis+sentinel://h/m/", {"service": "m", "db": 0}),
         (
-            "unix://user:pass@/run/redis.sock",
-            {"path": "/run/redis.sock", "username": "user", "password": "pass"},
+            "rediss+sentinel://user:pass@h/m?sentinel_username=s&sentinel_password=t",
+            {
+                "tls": True,
+                "username": "user",
+                "parameters": {"sentinel_username": "s", "sentinel_password": "t"},
+            },
         ),
+        ("redis+cluster://h,i:7001", {"kind": "cluster", "hosts": (("h", 6379), ("i", 7001))}),
+        (
+            "rediss+cluster://:pass@h/?max_connections=9",
+            {"tls": True, "parameters": {"max_connections": "9"}},
+        ),
+        ("valkey://h", {"kind": "server", "tls": False}),
+        ("valkeys://h", {"kind": "server", "tls": True}),
+        ("valkey+cluster://h", {"kind": "cluster", "tls": False}),
+        ("valkeys+sentinel://h/m", {"kind": "sentinel", "tls": True}),
     ],
 )
-def test_redis_opens_with_what_the_url_says(url: str, expected: dict[str, Any]) -> None:
-    """Every part reaches the client, sync and async, with the timeout and without a connection."""
-    sync, asynced = both(url)
-    assert asynced._seconds == 0.02
-    for store, client, timeout in ((sync, sync._client, 0.02), (asynced, asynced._connect(), None)):
-        options = client.connection_pool.connection_kwargs
-        assert {name: options.get(name) for name in expected} == expected
-        assert options["socket_timeout"] == options["socket_connect_timeout"] == timeout
+def test_a_url_names_a_target(url: str, expected: dict[str, Any]) -> None:
+    """Every part is read, and both links and stores open it, without a connection."""
+    found = target(url)
+    assert {name: getattr(found, name) for name in expected} == expected
+    for link in (Link(url), AsyncLink(url)):
+        assert link.clustered is (found.kind == "cluster")
+    for store in both(url):
         assert not store.local
 
 
-@pytest.mark.parametrize(("url", "bound"), [("redis://h", 50), ("redis://h?max_connections=9", 9)])
-def test_connections_are_bounded(url: str, bound: int) -> None:
-    """No burst opens more connections than the URL allows."""
-    sync, asynced = both(url)
-    assert sync._client.connection_pool.max_connections == bound
-    assert asynced._connect().connection_pool.max_connections == bound
+def test_files_of_tls_must_be_there(tmp_path: Path) -> None:
+    """A path that is mistyped is told by its parameter's name."""
+    paths = [tmp_path / name for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
+    for path in paths:
+        path.touch()
+    url = "rediss://h?" + "&".join(f"{path.name}={path}" for path in paths)
+    assert target(url).parameters == {path.name: str(path) for path in paths}
+    paths[1].unlink()
+    with pytest.raises(ConfigError, match="ssl_certfile: there is no such file"):
+        target(url)
+
+
+def test_a_target_shows_no_password() -> None:
+    """In a traceback or a log, say."""
+    assert "hunter2" not in repr(target("redis+sentinel://u:hunter2@h/m?sentinel_password=hunter2"))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +111,27 @@ def test_connections_are_bounded(url: str, bound: int) -> None:
         ("redis:h", "allowed: memory://, redis://"),
         ("Redis://h", "allowed: memory://, redis://"),
         ("http://h", "allowed: memory://, redis://"),
-        ("redis+sentinel://h/mymaster", "not supported in this version"),
-        ("redis+cluster://h", "not supported in this version"),
+        ("redis+sentinel://h", "name of the service"),
+        ("redis+sentinel://h/", "name of the service"),
+        ("redis+sentinel://h/m/one", "name of the service"),
+        ("redis+sentinel://h/m/1/2", "name of the service"),
+        ("redis+sentinel://h,/m", "can't be read"),
+        ("redis+sentinel:///m", "can't be read"),
+        ("redis+sentinel://h/m/1?db=2", "number of the database is given twice"),
+        ("redis+sentinel://h/m?sentinel_username=s", "sentinel_username needs sentinel_password"),
+        ("redis+sentinel://h/m?ssl_password=x", "no parameter 'ssl_password'"),
+        ("redis+cluster://", "can't be read"),
+        ("redis+cluster://h,h:99999", "a port is a number up to 65535; several are parted by commas"),
+        ("redis+cluster://h/0", "a cluster has one database"),
+        ("redis+cluster://h?db=0", "no parameter 'db'; allowed: max_connections"),
+        ("redis+other://h", "allowed: memory://, redis://"),
+        ("redis://h,i", "can't be read"),
+        ("redis://h/1?db=2", "number of the database is given twice"),
+        ("redis://user@h", "a user needs a password"),
+        ("redis://user:@h", "a user needs a password"),
+        ("memory://:pass@", "neither host nor path"),
+        ("rediss://h?ssl_ca_certs=/no/such.pem", "ssl_ca_certs: there is no such file"),
+        ("rediss://h?ssl_password=x", "ssl_password needs ssl_certfile"),
         ("memory://?max_prefixes=0", "max_prefixes must match"),
         ("memory://?max_prefixes=-5", "max_prefixes must match"),
         ("memory://?max_prefixes=many", "max_prefixes must match"),
@@ -97,6 +143,7 @@ def test_connections_are_bounded(url: str, bound: int) -> None:
         ("redis://h:port", "a port is a number"),
         ("redis://h:99999", "a port is a number"),
         ("redis://[::1", "can't be read"),
+        ("redis://::1", "can't be read"),
         ("redis://h/one", "number of a database"),
         ("redis://h/0/1", "number of a database"),
         ("redis://h?db=one", "db must match"),
@@ -131,7 +178,9 @@ def test_anything_else_is_refused_by_name(url: str, why: str) -> None:
         "redis://:hunter2?x@h",
         "unix://user:hunter2@",
         "what://user:hunter2@h",
-        "redis+cluster://user:hunter2@h",
+        "redis+cluster://user:hunter2@h/0",
+        "redis+sentinel://h?sentinel_password=hunter2",
+        "valkey+sentinel://user:hunter2@h,i",
         "rediss://h?ssl_password=hunter2&no=1",
         "redis://h?password=hunter2",
     ],

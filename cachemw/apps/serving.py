@@ -1,0 +1,165 @@
+"""How the proxy is served: connections with limits, a drain on SIGTERM, several workers.
+
+Lives here: what is added to uvicorn. Must not know: what is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from uvicorn import Config, Server
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
+
+from cachemw.errors import ConfigError
+
+TRANSPORT = "cachemw.transport"
+"""The extension of a scope under which the app finds its connection, to break it off."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than load balancers do, who should be the first to close."""
+_HEAD_SECONDS = 30.0
+_HEAD_BYTES = 64 << 10
+
+
+class Connection(HttpToolsProtocol):
+    """A connection whose requests must begin soon and briefly, and which the app can break off."""
+
+    _head: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request's head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._head_came()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what comes, but no endless head."""
+        super().data_received(data)
+        if self._head is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES:
+                self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Show the app its connection."""
+        super().on_message_begin()
+        self.scope["extensions"] = {TRANSPORT: {"transport": self.transport}}
+        if self._head is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        """Begin the request."""
+        self._head_came()
+        super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or until the client has read all; not for ever."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self.loop.call_later(KEEP_ALIVE, self.transport.abort)
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Drop a connection that was idle, or whose client does not read."""
+        self.transport.abort()
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
+
+    def _head_came(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
+class Drain:
+    """Whether the process is about to stop: new requests are still taken for `delay` seconds after SIGTERM."""
+
+    def __init__(self, delay: float) -> None:
+        self.begun = False
+        self._delay = delay
+
+    def listen(self) -> None:
+        """Put ourselves before the server's own handler; call it in the event loop."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        stop, loop = signal.getsignal(signal.SIGTERM), asyncio.get_running_loop()
+        assert callable(stop)
+
+        def begin(number: int, frame: FrameType | None) -> None:
+            again, self.begun = self.begun, True
+            if again or not self._delay:
+                stop(number, frame)
+            else:
+                loop.call_soon_threadsafe(loop.call_later, self._delay, stop, number, None)
+
+        signal.signal(signal.SIGTERM, begin)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; `ConfigError` where that can't be."""
+    listener = None
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # With the protocol named, asyncio switches Nagle's algorithm off.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise ConfigError(f"port {port} of {host!r} can't be served: {error.strerror}") from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def config(build: Callable[[], Any], *, workers: int = 1, drain: int = 30) -> Config:
+    """Return how uvicorn serves what `build` returns: nothing of its own in answers, nothing logged but failures."""
+    return Config(
+        build,
+        factory=True,
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        workers=workers,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=drain,
+    )
+
+
+def serve(served: Config, listener: socket.socket) -> None:
+    """Serve until SIGTERM, then as long as answers under way may take."""
+    if served.workers > 1:
+        _Workers(served, sockets=[listener]).run()
+        return
+    signal.signal(signal.SIGTERM, _leave)  # the server raises the signal again when it is done
+    Server(served).run(sockets=[listener])
+
+
+class _Workers(Multiprocess):
+    """Workers that refuse new connections while they drain: the parent's socket would take them for nobody."""
+
+    def terminate_all(self) -> None:
+        super().terminate_all()
+        for listener in self.sockets:
+            listener.close()
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)

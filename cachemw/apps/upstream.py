@@ -1,0 +1,243 @@
+"""Pass a request on over HTTP and its answer back, as an ASGI app.
+
+Lives here: headers that end at a hop, time limits, and what becomes of errors and of a client that leaves. Must
+not know: what is in a body. A request comes whole, an answer goes on chunk by chunk as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from cachemw.apps.problems import ProxyError, end
+from cachemw.apps.serving import TRANSPORT
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
+    b" transfer-encoding upgrade".split()
+)
+_OURS = _HOP | {b"host", b"content-length", b"expect"}
+# What the library adds by itself.
+_ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
+_LONG = 1 << 20  # bytes of a body from which on it is written in parts
+_PART = 256 << 10
+_HEADER_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds: to be connected, until an answer begins, and between two parts of a body."""
+
+    connect: float = 10.0
+    first_byte: float = 600.0
+    idle: float = 120.0
+
+
+class Upstream:
+    """Pass what comes on to the server at `url`; the headers named in `dropped` stay here.
+
+    `env_proxy` goes through the proxy that the environment names.
+    """
+
+    def __init__(
+        self, url: str, limits: Limits, *, dropped: Iterable[bytes] = (), proxy: str | None = None
+    ) -> None:
+        self._url = url.rstrip("/")
+        self._limits = limits
+        self._ours = _OURS | set(dropped)
+        self._proxy = proxy
+        self._session: aiohttp.ClientSession
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or the lifespan of the app."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        client = _Client(receive)
+        body = (await receive()).get("body", b"")
+        client.watch()
+        try:
+            await self._pass(scope, body, client, send)
+        except asyncio.CancelledError:
+            if not client.left():
+                raise
+        except ProxyError as error:
+            if client.started:
+                await client.break_off(scope, self._limits.idle)
+            else:
+                client.done = True
+                await error.answer(scope, send)
+                await end(send)
+        finally:
+            client.forget()
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30, socket_factory=self._socket)
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=_ADDED,
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(connect=self._limits.connect),
+            max_line_size=_HEADER_BYTES,
+            max_field_size=_HEADER_BYTES,
+            proxy=self._proxy,
+        ) as self._session:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await asyncio.sleep(0)  # the library's connections end in the loop's next turn
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """Return a socket that does not wait for ever to get rid of what a stalled upstream does not read."""
+        family, kind, protocol, *_ = address
+        made = socket.socket(family, kind, protocol)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._limits.idle * 1000))
+        return made
+
+    async def _pass(self, scope: Scope, body: bytes, client: _Client, send: Send) -> None:
+        """Send the request and its answer. Raises `ProxyError` where there is no answer, or no more of it."""
+        limits, headers = self._limits, CIMultiDict(self._headers(scope, body))
+        query = scope["query_string"]
+        target = scope["raw_path"] + (b"?" + query if query else b"")
+        url = URL(self._url + target.decode("latin-1"), encoded=True)
+        try:
+            async with asyncio.timeout(limits.first_byte) as patience:
+                async with self._session.request(
+                    scope["method"], url, headers=headers, data=_data(body), allow_redirects=False
+                ) as response:
+                    kept = list(_end_to_end(response.raw_headers))
+                    client.started = True
+                    await send({"type": "http.response.start", "status": response.status, "headers": kept})
+                    content, last = response.content, False
+                    while not last:
+                        patience.reschedule(asyncio.get_running_loop().time() + limits.idle)
+                        chunk = await content.readany()
+                        last = client.done = content.at_eof()
+                        if chunk or last:
+                            await send({"type": "http.response.body", "body": chunk, "more_body": not last})
+        except aiohttp.ClientError as error:
+            raise _problem(error, limits) from None
+        except TimeoutError:
+            client.stalled = True
+            raise ProxyError(
+                504,
+                "upstream_timeout",
+                f"the upstream did not begin to answer within {limits.first_byte:g} s",
+            ) from None
+
+    def _headers(self, scope: Scope, body: bytes) -> Iterator[tuple[str, str]]:
+        headers: Headers = scope["headers"]
+        named = _named(headers)
+        sized = bool(body)
+        for name, value in headers:
+            sized = sized or name in (b"content-length", b"transfer-encoding")
+            if name in self._ours or name in named:
+                continue
+            try:
+                yield name.decode("ascii"), value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ProxyError(400, "bad_header", "a header of the request is not UTF-8") from None
+        if sized:
+            yield "content-length", str(len(body))
+
+
+class _Client:
+    """Whoever waits for the answer: cancels the task that gets it when they leave.
+
+    `started`: they have a part of the answer; `done`: the last part is on its way; `stalled`: the time for a part
+    is over.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.started = False
+        self.done = False
+        self.stalled = False
+        self._receive = receive
+        self._gone = False
+        self._task = asyncio.current_task()
+        self._watcher: asyncio.Task[None]
+
+    def watch(self) -> None:
+        """Begin to look whether they leave."""
+        self._watcher = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if not self.done and self._task is not None:
+            self._gone = True
+            self._task.cancel()
+
+    def left(self) -> bool:
+        """Say whether it was us who cancelled the task, and nobody else."""
+        return self._gone and self._task is not None and self._task.uncancel() == 0
+
+    async def break_off(self, scope: Scope, seconds: float) -> None:
+        """End the connection, so that nobody takes what they have for the whole; they may read it first."""
+        held = scope.get("extensions", {}).get(TRANSPORT)
+        self.done = True
+        if held is None:  # a server that ends the connection of an app that returns early
+            return
+        if not self.stalled:
+            held["transport"].close()
+            await asyncio.wait([self._watcher], timeout=seconds)
+        held["transport"].abort()
+        await asyncio.sleep(0)
+
+    def forget(self) -> None:
+        """Look no longer."""
+        self._watcher.cancel()
+
+
+def _named(headers: Headers) -> set[bytes]:
+    """Return the headers that `Connection` says are for this hop only."""
+    values = [value for name, value in headers if name == b"connection"]
+    return {token.strip().lower() for value in values for token in value.split(b",")} if values else set()
+
+
+def _end_to_end(headers: Headers) -> Iterator[tuple[bytes, bytes]]:
+    lower = [(name.lower(), value) for name, value in headers]
+    left = _HOP | _named(lower)
+    if any(name == b"transfer-encoding" for name, _ in lower):
+        left |= {b"content-length"}
+    return (pair for pair in lower if pair[0] not in left)
+
+
+def _data(body: bytes) -> Any:
+    """Return a body as the library takes it: one that is long is written with pauses."""
+    if len(body) <= _LONG:
+        return body or None
+
+    async def parts() -> AsyncIterator[memoryview]:
+        view = memoryview(body)
+        for start in range(0, len(view), _PART):
+            yield view[start : start + _PART]
+
+    return parts()
+
+
+def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return ProxyError(
+            504, "upstream_timeout", f"no connection to the upstream within {limits.connect:g} s"
+        )
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return ProxyError(502, "upstream_unreachable", "the upstream can't be reached")
+    if isinstance(error, aiohttp.ClientConnectionError):
+        return ProxyError(502, "upstream_closed", "the upstream closed the connection before it answered")
+    return ProxyError(502, "upstream_invalid", "the upstream answered with something that is not HTTP")

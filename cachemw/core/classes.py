@@ -1,0 +1,248 @@
+"""What became of prefixes alike: counts by class, for all traffic and for what narrows it.
+
+Lives here: how the trials of a class are counted, forgotten and made a chance of, level by level. Must not
+know: which class a prefix is in, stores. Time is an argument, seconds.
+
+Counts are this worker's, and with a secret those of the other workers too (`core.merging`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from cachemw.core.merging import Kind, Merge, Told
+from cachemw.core.reuse import LONG, SHORT
+
+# What is believed before anything is known, in observations; the later chance is slower to be believed.
+_PRIOR, _LATE_PRIOR = 2.0, 4.0
+# The chance of coming back within the hour where it was not within five minutes, before anything is known.
+_LATE, _LATE_REPEAT = 0.2, 0.05
+# How many observations the level above is worth.
+_ABOVE = 3.0
+# A class forgets: trials beyond the window, and half of all in an hour.
+_WINDOW = 64.0
+_HALF_LIFE = 3600.0
+_CLASSES = 20_000
+# An open trial counts as failed in full once it has waited this long, within five minutes and past them.
+_RAMP, _LATE_RAMP = 30.0, 300.0
+
+Name = tuple[object, ...]
+
+
+class Counts:
+    """Decayed counts of a class's trials: one begins with each arrival of a prefix, and ends with the next.
+
+    `soon` ended within five minutes, `late` within the hour, `over` after it; `open` have not, and began at
+    `since` on average. `whole` came again as a whole prompt. A class with a `name` is shared: the end of a
+    trial may be known before its beginning, so `open` may be below 0.
+    """
+
+    __slots__ = ("late", "name", "open", "over", "since", "soon", "time", "whole")
+
+    def __init__(self, now: float, name: str = "") -> None:
+        self.soon = self.late = self.over = self.open = self.whole = 0.0
+        self.since = self.time = now
+        self.name = name
+
+    def begin(self, now: float) -> None:
+        """Count a trial that begins."""
+        self.open += 1.0
+        self.since += (now - self.since) / max(self.open, 1.0)
+
+    def end(self, now: float, passed: float, *, whole: bool) -> None:
+        """Count that a trial ended now, `passed` seconds after it began."""
+        rest = self.open - 1.0
+        if rest > 0.0:
+            self.since += (self.since - now + passed) / rest
+        self.open = rest if self.name else max(rest, 0.0)
+        self.whole += whole
+        if passed <= SHORT:
+            self.soon += 1.0
+        elif passed <= LONG:
+            self.late += 1.0
+        else:
+            self.over += 1.0
+
+    def add(self, told: Told, now: float) -> None:
+        """Count what other workers did, which has aged since."""
+        self.age(now)
+        keep = 0.5 ** (max(now - told.at, 0.0) / _HALF_LIFE)
+        self.soon += told.soon * keep
+        self.late += told.late * keep
+        self.over += told.over * keep
+        self.whole += told.whole * keep
+        if (began := told.began * keep) > 0.0:
+            self.since += (told.at - self.since) * began / (max(self.open, 0.0) + began)
+        self.open += began - (told.soon + told.late + told.over) * keep
+
+    def age(self, now: float) -> None:
+        """Let old evidence count less."""
+        keep = 1.0
+        if now > self.time + 1.0:
+            keep = 0.5 ** ((now - self.time) / _HALF_LIFE)
+            self.time = now
+        if (trials := (self.soon + self.late + self.over + max(self.open, 0.0)) * keep) > _WINDOW:
+            keep *= _WINDOW / trials
+        if keep < 1.0:
+            self.soon *= keep
+            self.late *= keep
+            self.over *= keep
+            self.open *= keep
+            self.whole *= keep
+
+    def lost(self, now: float) -> float:
+        """Return how many did not come again within five minutes, the open ones as far as they have waited."""
+        waited = min(1.0, max(now - self.since, 0.0) / _RAMP)
+        return self.late + self.over + max(self.open, 0.0) * waited
+
+    def late_chance(self, above: float, now: float) -> float:
+        """Return the chance of coming again within the hour where it was not within five minutes.
+
+        Learned by itself, from trials that have waited past five minutes: two chances learned apart and
+        subtracted would be noise.
+        """
+        waited = min(1.0, _past_five(2.0 * (now - self.since)) / _LATE_RAMP)
+        lost = self.over + max(self.open, 0.0) * waited
+        return (self.late + _LATE_PRIOR * above) / (self.late + lost + _LATE_PRIOR)
+
+
+class Classes:
+    """All classes by name, sightings, gap and level.
+
+    `hours`: whether the later chance is learned. With a `secret` other workers hear of them under names
+    that it keys, and theirs are counted in.
+    """
+
+    def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
+        self._hours = hours
+        self._classes: dict[Name, Counts] = {}
+        self._merge = Merge(secret) if secret is not None else None
+        self._named: dict[str, Counts] = {}  # the same by name, and those that only others have met
+
+    def soon(
+        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, now: float, *,
+        start: bool,
+    ) -> float:  # fmt: skip
+        """Return the chance of coming again within five minutes; `start` a trial in each level."""
+        seen: list[tuple[float, float]] = []
+        for level in levels:
+            found = self._class((*name, sighting, gap, *level), now, start=start)
+            if found is not None:
+                seen.append((found.soon, found.lost(now)))
+                if start:
+                    self._begin(found, now)
+        chance, weight = prior, _PRIOR
+        # A level's trials are among those of the level above: each counts once, where it is nearest.
+        for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
+            soon, lost = max(soon - nearer, 0.0), max(lost - nearer_lost, 0.0)
+            chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
+        return chance
+
+    def late(self, name: Name, sighting: int, levels: Sequence[Name], now: float, *, start: bool) -> float:
+        """Return the later chance; all sightings after the first are one class: such returns are few."""
+        chance = _LATE_REPEAT if name[-1] == "repeat" else _LATE
+        if not self._hours:
+            return chance
+        for level in levels:
+            found = self._class((*name, sighting > 1, *level), now, start=start)
+            if found is not None:
+                chance = found.late_chance(chance, now)
+                if start:
+                    self._begin(found, now)
+        return chance
+
+    def whole(self, name: Name, sighting: int, gap: int) -> float:
+        """Return the share of returns that came as a whole prompt, not as the start of a longer one."""
+        found = self._classes.get((*name, sighting, gap))
+        if found is None or not found.whole:
+            return 0.0
+        return found.whole / (found.soon + found.late + found.over + 1.0)
+
+    def resolve(
+        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, now: float, *,
+        whole: bool,
+    ) -> None:  # fmt: skip
+        """Count that a prefix of this class came again."""
+        for level in levels:
+            self._end((*name, sighting, gap, *level), passed, now, whole=whole)
+            if self._hours:
+                self._end((*name, sighting > 1, *level), passed, now, whole=whole)
+
+    def _begin(self, found: Counts, now: float) -> None:
+        found.begin(now)
+        if self._merge is not None:
+            self._merge.count(found.name, "began")
+
+    def _end(self, key: Name, passed: float, now: float, *, whole: bool) -> None:
+        merge = self._merge
+        if merge is None:
+            if (found := self._classes.get(key)) is not None:
+                found.end(now, passed, whole=whole)
+            return
+        # It may have begun at a worker that has not told of it yet.
+        found = self._kept(key, now)
+        found.end(now, passed, whole=whole)
+        kind: Kind = "soon" if passed <= SHORT else "late" if passed <= LONG else "over"
+        merge.count(found.name, kind)
+        if whole:
+            merge.count(found.name, "whole")
+
+    def _class(self, key: Name, now: float, *, start: bool) -> Counts | None:
+        found = self._classes.get(key)
+        if found is None:
+            if not start and self._merge is None:
+                return None
+            found = self._kept(key, now)
+        found.age(now)
+        return found
+
+    def _kept(self, key: Name, now: float) -> Counts:
+        """Return the counts of a class, new ones where there are none: without counts it changes no chance."""
+        if (found := self._classes.get(key)) is not None:
+            return found
+        if len(self._classes) >= _CLASSES:
+            self._evict()
+        if self._merge is None:
+            found = self._classes[key] = Counts(now)
+            return found
+        name = self._merge.name(key)
+        found = self._named.get(name) or Counts(now, name)
+        self._classes[key] = self._named[name] = found
+        return found
+
+    def _evict(self) -> None:
+        """Drop the half that was used longest ago."""
+        by_age = sorted(self._classes, key=lambda key: self._classes[key].time)
+        for key in by_age[: len(by_age) // 2]:
+            del self._classes[key]
+        self._named = {found.name: found for found in self._classes.values() if found.name}
+
+    # -- what workers tell each other ---------------------------------------------------------
+
+    def news(self, now: float) -> tuple[str, dict[str, int]]:
+        """Return a table, and what to add to it for the others; nothing without a secret."""
+        return self._merge.news(now) if self._merge is not None else ("", {})
+
+    def tables(self, now: float) -> list[str]:
+        """Return the tables in which others tell, each to be read by itself; none without a secret."""
+        return self._merge.tables(now) if self._merge is not None else []
+
+    def absorb(self, table: str, sums: Mapping[str, int], now: float) -> None:
+        """Count what others told in a table."""
+        for name, told in self._merge.absorb(table, sums, now) if self._merge is not None else ():
+            found = self._named.get(name)
+            if found is None:
+                if len(self._named) >= _CLASSES:
+                    continue
+                found = self._named[name] = Counts(now, name)
+            found.add(told, now)
+
+
+def _past_five(longest: float) -> float:
+    """Return the mean seconds past five minutes, up to the hour, of waits spread evenly up to the longest."""
+    if longest <= SHORT:
+        return 0.0
+    span = LONG - SHORT
+    within = min(longest, LONG) - SHORT
+    return (within * within / 2.0 + max(longest - LONG, 0.0) * span) / longest

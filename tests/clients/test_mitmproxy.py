@@ -1,0 +1,138 @@
+"""The addon of docs/http-hooks.md, as it stands there, in a real mitmdump in front of the simulated provider."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cachemw.apps import gateway
+from cachemw.core.markers import canonical
+from tests.clients.endpoint import Endpoint, completion, error, plain
+from tests.clients.recorder import conversation, marks
+
+ROOT = Path(__file__).parents[2]
+MITMDUMP = shutil.which("mitmdump", path=str(Path(sys.executable).parent))
+PATH = "/serving-endpoints/chat/completions"
+
+pytestmark = pytest.mark.skipif(MITMDUMP is None, reason="mitmproxy is not installed")
+
+
+def _addon() -> str:
+    """Return the page's block that defines the addon, writing out at its end what it has counted."""
+    page = (ROOT / "docs" / "http-hooks.md").read_text(encoding="utf-8")
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "addons = [" in code]
+    return block
+
+
+# Beside the addon: a path that answers with its report.
+_REPORT = """
+class Report:
+    def request(self, flow):
+        if flow.request.path == "/report":
+            rows = cachemw.of(addons[0].hooks).report().rows
+            told = [[dict(row.labels), row.calls, row.unsettled, row.read, row.write_5m, row.output] for row in rows]
+            counts = cachemw.of(addons[0].hooks).counts
+            from mitmproxy.http import Response
+            flow.response = Response.make(200, json.dumps([told, counts]))
+
+import json
+addons.append(Report())
+"""
+
+
+@contextmanager
+def _running(upstream: str, folder: Path) -> Iterator[int]:
+    """Run mitmdump in front of a URL; its port."""
+    script = folder / "breakpoints.py"
+    script.write_text(_addon() + _REPORT, encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [str(MITMDUMP), "--quiet", "--scripts", str(script), "--mode", f"reverse:{upstream}"]
+    command += ["--listen-host", "127.0.0.1", "--listen-port", str(port), "--set", f"confdir={folder}"]
+    command += ["--set", "connection_strategy=lazy"]  # eager, it closes on the client before any hook
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    with (folder / "printed").open("w") as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed, stderr=printed)
+        try:
+            for _ in range(300):
+                try:
+                    socket.create_connection(("127.0.0.1", port), 0.1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, (folder / "printed").read_text()
+                    time.sleep(0.05)
+            yield port
+        finally:
+            process.terminate()
+            process.wait(10)
+    assert "Traceback" not in (folder / "printed").read_text()
+
+
+def _post(port: int, body: Any, path: str = PATH, **headers: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    given = {"authorization": "Bearer key", "content-type": "application/json", **headers}
+    connection.request("POST", path, json.dumps(body), given)
+    answer = connection.getresponse()
+    found = answer.status, answer.read()
+    connection.close()
+    return found
+
+
+def _report(port: int) -> tuple[list[Any], dict[str, int]]:
+    rows, counts = json.loads(_post(port, {}, "/report")[1])
+    return rows, counts
+
+
+def test_answers_whole_and_streamed(tmp_path: Path) -> None:
+    """The second request reads what the first wrote; what the report says is what the provider billed."""
+    asked = conversation()
+    del asked["tools"][0]["function"]["strict"]
+    app = gateway.build()
+    with gateway.running(app) as url, _running(url, tmp_path) as port:
+        status, whole = _post(port, asked, **{"x-cachemw-label-team": "north"})
+        assert (status, json.loads(whole)["usage"]["cache_creation_input_tokens"] > 10_000) == (200, True)
+        status, streamed = _post(port, {**asked, "stream": True}, **{"x-cachemw-label-team": "north"})
+        assert status == 200
+        assert streamed.endswith(b"data: [DONE]\n\n")
+        assert _post(port, {"input": "x"}, "/v1/embeddings")[0] == 404
+        rows, counts = _report(port)
+    billed = app.state.ledger.totals
+    assert billed["read"] > 10_000
+    assert rows == [[{"team": "north"}, 2, 0, billed["read"], billed["write_5m"], billed["output"]]]
+    assert counts == {}
+
+
+def test_what_goes_wrong(endpoint: Endpoint, tmp_path: Path) -> None:
+    """A refused marker is answered with the original; an error passes; a provider that is gone leaves no call open."""
+    refusal = "messages.0.content.0: cache_control cannot be set for this block"
+    endpoint.answers.extend([error(400, refusal), plain(), error(503, "later")])
+    with _running(endpoint.url, tmp_path) as port:
+        assert (
+            _post(port, conversation(), **{"x-cachemw-label-a": "b"})[1] == json.dumps(completion()).encode()
+        )
+        refused, again = endpoint.arrived
+        assert marks(refused.body) > 0
+        assert canonical(refused.body) == canonical(conversation())
+        assert again.body == conversation()
+        assert again.headers["authorization"] == "Bearer key"
+        assert not [name for arrival in endpoint.arrived for name in arrival.headers if "cachemw" in name]
+        assert _post(port, conversation())[0] == 503
+        _, counts = _report(port)
+    assert (counts["refused"], counts["fail"]) == (1, 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        gone = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with _running(gone, tmp_path) as port:
+        assert _post(port, conversation())[0] == 502
+        assert _report(port)[1] == {"fail": 1}

@@ -1,0 +1,200 @@
+"""What classes of prefixes make of their trials, by one worker and by several that tell each other."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cachemw.core import classes as module
+from cachemw.core.classes import Classes, Name
+
+SECRET = b"a secret"
+NAME: Name = ("messages", 0, "user", "text", "inner")
+LEVELS: list[Name] = [(), (0,), (0, b"tools")]
+START = 6_000_000.0
+
+
+class Fleet:
+    """Some workers with one set of tables; any of them may begin a trial, end one, or exchange."""
+
+    def __init__(self, count: int, *, hours: bool = False) -> None:
+        self.workers = [Classes(hours=hours, secret=SECRET) for _ in range(count)]
+        self.tables: dict[str, dict[str, int]] = {}
+
+    def begin(self, worker: int, now: float) -> None:
+        """Let a prefix arrive for the first time."""
+        self.workers[worker].soon(NAME, 1, -1, LEVELS, 0.5, now, start=True)
+        self.workers[worker].late(NAME, 1, LEVELS, now, start=True)
+
+    def end(self, worker: int, now: float, passed: float = 10.0, *, whole: bool = False) -> None:
+        """Let one come again."""
+        self.workers[worker].resolve(NAME, 1, -1, LEVELS, passed, now, whole=whole)
+
+    def exchange(self, worker: int, now: float) -> None:
+        """Let a worker tell and hear."""
+        told = self.workers[worker]
+        table, amounts = told.news(now)
+        sums = self.tables.setdefault(table, {})
+        for name, amount in amounts.items():
+            sums[name] = sums.get(name, 0) + amount
+        for table in told.tables(now):
+            told.absorb(table, dict(self.tables.get(table, {})), now)
+
+    def chance(self, worker: int, now: float) -> float:
+        """Return what a worker thinks of such prefixes."""
+        return self.workers[worker].soon(NAME, 1, -1, LEVELS, 0.5, now, start=False)
+
+    def sums(self, worker: int) -> list[tuple[float, ...]]:
+        """Return a worker's counts in each level, 0 where it has none."""
+        found = [self.workers[worker]._kept((*NAME, 1, -1, *level), START) for level in LEVELS]
+        return [(c.soon, c.late, c.over, c.whole, c.open) for c in found]
+
+
+@pytest.mark.parametrize(
+    ("timeline", "chances"),
+    [
+        # Nothing is known: the prior. Then two trials, of which nothing is heard yet.
+        ("", (0.5, 0.5)),
+        ("A begins, A begins", (0.3, 0.5)),
+        # They are heard of, and fail.
+        ("A begins, A begins, A tells, B hears", (0.3, 0.3)),
+        # They end where they began, or elsewhere: whoever hears first, it is the same two trials.
+        ("A begins, A begins, A ends, A ends, A tells, B hears", (0.7, 0.7)),
+        ("A begins, A begins, A tells, B hears, B ends, B ends, B tells, A hears", (0.7, 0.7)),
+        ("A begins, A begins, B ends, B ends, B tells, A hears, A tells, B hears", (0.7, 0.7)),
+        ("A begins, A begins, A tells, B ends, B ends, B tells, A hears, B hears", (0.7, 0.7)),
+        # One ends late: it is lost for the five minutes.
+        ("A begins, A begins, A tells, B lags, B hears, B ends, B tells, A hears", (0.5, 0.5)),
+    ],
+)
+def test_timelines_of_two_workers(timeline: str, chances: tuple[float, float]) -> None:
+    """A trial that begins at one worker and ends at another is one trial at both."""
+    fleet = Fleet(2)
+    for step in filter(None, timeline.split(", ")):
+        who, what = "AB".index(step[0]), step[2:]
+        if what in ("tells", "hears"):
+            fleet.exchange(who, START + 1)
+        elif what == "begins":
+            fleet.begin(who, START)
+        else:
+            fleet.end(who, START, passed=400.0 if what == "lags" else 10.0)
+    for who in (0, 1):
+        assert fleet.chance(who, START + 90) == pytest.approx(chances[who], abs=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(["begin", "end", "late", "over", "whole", "exchange"])),
+        max_size=40,
+    ),
+    st.permutations(range(3)),
+)
+def test_any_order_gives_the_same_sums(steps: list[tuple[int, str]], order: list[int]) -> None:
+    """Whoever counts what, and whenever they exchange: in the end all have counted what one would have."""
+    fleet, alone = Fleet(3), Fleet(1)
+    passed = {"end": 10.0, "whole": 10.0, "late": 400.0, "over": 4000.0}
+    for who, what in steps:
+        for workers, worker in ((fleet, who), (alone, 0)):
+            if what == "begin":
+                workers.begin(worker, START)
+            elif what in passed:
+                workers.end(worker, START, passed[what], whole=what == "whole")
+            else:
+                workers.exchange(worker, START)
+    for _ in range(2):
+        for who in order:
+            fleet.exchange(who, START)
+    for who in range(3):
+        assert fleet.sums(who) == alone.sums(0)
+
+
+def test_a_worker_that_joins_knows_what_the_others_do() -> None:
+    """After one exchange a fresh worker's chances are those of the others, the later ones too."""
+    fleet, steps = Fleet(3, hours=True), []
+    for number in range(60):
+        begun, passed = START + number * 20, 5.0 if number % 2 else 900.0
+        steps += [(begun, number, 0.0), (begun + 6, number, -1.0)]
+        if number % 3:
+            steps.append((begun + passed, 60 - number, passed))
+    for now, who, passed in sorted(steps):
+        if passed > 0.0:
+            fleet.end(who % 2, now, passed, whole=True)
+        elif passed == 0.0:
+            fleet.begin(who % 2, now)
+        else:
+            fleet.exchange(who % 2, now)
+    now = START + 2200
+    for who in (0, 1, 0, 2):
+        fleet.exchange(who, now)
+    assert fleet.chance(2, now) == pytest.approx(fleet.chance(0, now), abs=0.02)
+    assert abs(fleet.chance(2, now) - 0.5) > 0.15
+    late = [worker.late(NAME, 1, LEVELS, now, start=False) for worker in fleet.workers]
+    assert late[2] == pytest.approx(late[0], abs=0.1)
+    assert late[2] > 0.3
+    whole = [worker.whole(NAME, 1, -1) for worker in fleet.workers]
+    assert whole[2] == pytest.approx(whole[0], abs=0.05)
+    assert whole[2] > 0.8
+
+
+def test_what_was_told_long_ago_counts_less() -> None:
+    """Evidence that is an hour old when it is heard counts about half, as one's own does."""
+    fleet = Fleet(2)
+    for _ in range(20):
+        fleet.begin(0, START)
+        fleet.end(0, START)
+    fleet.exchange(0, START)
+    fleet.exchange(1, START + 3590)
+    soon = [sums[0] for sums in fleet.sums(1)]
+    assert soon == pytest.approx([20 * 0.5 ** (3290 / 3600)] * 3, rel=0.01)
+
+
+def test_what_is_told_is_held_to_the_window() -> None:
+    """However much others have counted, it can be outweighed by what comes next."""
+    fleet = Fleet(2)
+    for number in range(1000):
+        fleet.begin(0, START + number / 10)
+        fleet.end(0, START + number / 10)
+    fleet.exchange(0, START + 100)
+    fleet.exchange(1, START + 101)
+    assert fleet.chance(1, START + 101) > 0.95
+    assert all(0 < sums[0] <= 65 for sums in fleet.sums(1))
+
+
+def test_garbage_changes_no_chance() -> None:
+    """What nobody told, and what was told of classes that are none, is not seen."""
+    fleet = Fleet(1)
+    fleet.begin(0, START)
+    before = fleet.chance(0, START + 60)
+    garbage = {"": 5, "x" * 17: 9, "f" * 16 + "b": 10**15, "f" * 16 + "s": -3}
+    fleet.tables["chances:10000"] = garbage
+    fleet.exchange(0, START + 1)
+    assert fleet.chance(0, START + 60) == before
+
+
+def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither one's own classes nor those of others grow without end, and what is dropped is begun anew."""
+    monkeypatch.setattr(module, "_CLASSES", 10)
+    one = Classes(hours=False, secret=SECRET)
+    for number in range(50):
+        one.soon(("messages", number), 1, -1, [()], 0.5, START + number, start=True)
+        assert len(one._classes) <= 10
+        assert len(one._named) <= 10
+    other = Classes(hours=False, secret=SECRET)
+    table, amounts = one.news(START + 60)
+    assert len(amounts) == 50
+    other.absorb(table, amounts, START + 61)
+    assert len(other._named) == 10
+
+
+def test_a_worker_by_itself_tells_nothing() -> None:
+    """Without a secret there are no others: nothing is told, nothing read, nothing taken in."""
+    alone = Classes(hours=True)
+    alone.soon(NAME, 1, -1, LEVELS, 0.5, START, start=True)
+    assert alone.news(START) == ("", {})
+    assert alone.tables(START) == []
+    alone.absorb("chances:10000", {"f" * 16 + "b": 1}, START)
+    assert alone._named == {}
+    alone.resolve(("tools",), 1, -1, LEVELS, 5.0, START, whole=False)
+    assert alone.soon(("tools",), 1, -1, LEVELS, 0.3, START, start=False) == pytest.approx(0.3)

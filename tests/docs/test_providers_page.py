@@ -1,0 +1,67 @@
+"""The page of providers and models says what the rows say."""
+
+from __future__ import annotations
+
+from cachemw.core.models import MODELS, Model, Prices
+from cachemw.core.providers import PROVIDERS, Provider
+from tests.docs.test_pages import names, rows, text
+
+PAGE = "providers.md"
+
+
+def known_by(row: Provider) -> str:
+    """Return the second cell of a provider's line."""
+    places = ", ".join(f"`{place}`" for place in (*row.hosts, *row.paths))
+    if row.within:
+        return f"{places} at `{row.within}`"
+    return places or ("LiteLLM's hook alone" if row.name == "litellm-databricks" else "the setting alone")
+
+
+def line(row: Provider) -> list[str]:
+    """Return a provider's line."""
+    if row.implicit:
+        added = f"with `openai_hints`: `{row.word}`, `prompt_cache_key`"
+        ttls, most = f"{row.lives['5m'] // 60} minutes", f"{row.max_markers}, one of them its own"
+    else:
+        added = f"`{row.word}`" if row.max_markers else "nothing"
+        ttls, most = ", ".join(f"`{ttl}`" for ttl in row.ttls) or "none", str(row.max_markers)
+    return [f"`{row.name}`", known_by(row), added, ttls, most]
+
+
+def cells(row: Model) -> list[str]:
+    """Return a model's line."""
+    return [f"`{row.name}`", f"{row.minimum:,}", money(row.prices), source(row.prices)]
+
+
+def money(prices: Prices | None) -> str:
+    """Return five prices as written on the page."""
+    if prices is None:
+        return "unknown"
+    kinds = (prices.input, prices.write_5m, prices.write_1h, prices.read, prices.output)
+    return " / ".join(f"{amount.normalize():f}" for amount in kinds)
+
+
+def source(prices: Prices | None) -> str:
+    """Return where a price is from, and when."""
+    return "" if prices is None else f"{prices.source}, {prices.date}"
+
+
+def test_each_provider_has_its_line() -> None:
+    """Hosts, what is added, TTLs and the cap of each row."""
+    assert [list(map(str.strip, row)) for row in rows(PAGE, "provider")] == [
+        line(row) for row in PROVIDERS.values()
+    ]
+
+
+def test_each_model_has_its_line() -> None:
+    """Minimum, prices and their source of each row but the one for unknown Claudes."""
+    meant = [cells(row) for row in MODELS.values() if row.name != "claude"]
+    assert [[cell.strip() for cell in row] for row in rows(PAGE, "model")] == meant, "\n".join(
+        f"| {' | '.join(row)} |" for row in meant
+    )
+
+
+def test_minimums_of_unknown_models() -> None:
+    """What the page says of models without a row."""
+    assert f"{MODELS['claude'].minimum:,} tokens" in text(PAGE)
+    assert len(names(PAGE, "model")) == len(MODELS) - 1

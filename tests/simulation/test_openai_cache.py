@@ -1,0 +1,138 @@
+"""The provider cache of OpenAI's models: machines, automatic reads, breakpoints from GPT-5.6 on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from cachemw.apps.gateway import build
+from cachemw.core.models import MODELS
+from cachemw.core.usage import normalise
+from cachemw.simulation.openai_cache import OpenAICache
+from cachemw.simulation.options import Options, Refused
+from cachemw.simulation.provider import Ticket
+
+LONG = "One more sentence of the manual. " * 400
+OLD, NEW = "gpt-5.2", "gpt-5.6"
+
+
+def said(role: str, text: str, marked: bool = False) -> dict[str, Any]:
+    """Return a message of one part."""
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}} if marked else {}
+    return {"role": role, "content": [{"type": "text", "text": text, **mark}]}
+
+
+def body(*messages: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """Return a request."""
+    return {"messages": list(messages), **fields}
+
+
+def send(cache: OpenAICache, request: dict[str, Any], at: float = 0.0) -> Ticket:
+    """Send a request that is answered at once."""
+    ticket = cache.begin(request, at)
+    cache.answer_began(ticket, at)
+    return ticket
+
+
+def test_older_models_read_by_themselves() -> None:
+    """What is common with an earlier prompt is read in steps of 128 tokens, and nothing is billed as written."""
+    cache = OpenAICache(MODELS[OLD])
+    first = send(cache, body(said("system", LONG), said("user", "One?")))
+    second = send(cache, body(said("system", LONG), said("user", "Two?")))
+    assert (first.read, first.write_5m, first.plain) == (0, 0, first.request.total)
+    head = second.request.positions[0].prefix
+    assert second.read == head - head % 128
+    assert second.read + second.plain == second.request.total
+    assert send(cache, body(said("system", "Short."), said("user", "One?"))).read == 0
+    assert send(cache, body(said("system", "Short."), said("user", "One?"))).read == 0
+
+
+def test_newer_models_read_what_ends_at_a_breakpoint() -> None:
+    """Without breakpoints a head that all share is never found; with them it is, and turns go on by themselves."""
+    for marked in (False, True):
+        cache = OpenAICache(MODELS[NEW])
+        head = said("system", LONG, marked)
+        one = send(cache, body(head, said("user", "One?")))
+        two = send(cache, body(head, said("user", "Two?")))
+        assert one.write_5m == one.request.positions[-1].prefix
+        assert two.read == (one.request.positions[0].prefix if marked else 0)
+        on = send(cache, body(head, said("user", "One?"), said("assistant", "Yes."), said("user", "Why?")))
+        assert on.read == one.request.positions[-1].prefix
+        assert on.read + on.write_5m + on.plain == on.request.total
+
+
+def test_half_an_hour() -> None:
+    """An entry lives for half an hour after each use, from the start of the request."""
+    cache = OpenAICache(MODELS[NEW])
+    request = body(said("system", LONG), said("user", "One?"))
+    send(cache, request)
+    assert send(cache, request, 1799).read
+    assert send(cache, request, 3598).read
+    assert not send(cache, request, 5398).read
+
+
+def test_not_before_the_answer_has_begun() -> None:
+    """What is just being written can't be read."""
+    cache = OpenAICache(MODELS[NEW])
+    request = body(said("system", LONG), said("user", "One?"))
+    ticket = cache.begin(request, 0)
+    assert cache.begin(request, 1).read == 0
+    cache.answer_began(ticket, 2)
+    assert cache.begin(request, 3).read
+
+
+def test_machines() -> None:
+    """A key is part of where a request goes; of one key, fifteen a minute go to one machine."""
+    cache = OpenAICache(MODELS[OLD])
+    request = body(said("system", LONG), said("user", "One?"))
+    assert [bool(send(cache, request, at).read) for at in range(16)] == [False, *[True] * 14, False]
+    assert not send(cache, {**request, "prompt_cache_key": "k"}, 20).read
+    assert send(cache, {**request, "prompt_cache_key": "k"}, 21).read
+    assert send(cache, request, 90).read
+
+
+def test_only_the_last_breakpoints_are_written() -> None:
+    """Of five of a client's the last three are, and the end."""
+    cache = OpenAICache(MODELS[NEW])
+    parts = [said("user", f"{n}. {LONG}", marked=True) for n in range(5)]
+    send(cache, body(*parts, said("user", "One?")))
+    ticket = cache.begin(body(*parts[:2], said("user", "Other?")), 1)
+    assert ticket.read == 0
+    ticket = cache.begin(body(*parts[:3], said("user", "Other?")), 1)
+    assert ticket.read == ticket.request.positions[2].prefix
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        said("assistant", "Yes.", marked=True),
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "odd"}}],
+        },
+    ],
+)
+def test_refused(message: dict[str, Any]) -> None:
+    """A breakpoint in what an assistant said is refused, and so is one of another mode."""
+    with pytest.raises(Refused, match=r"messages\[1\]\.content\[0\]\.prompt_cache_breakpoint"):
+        OpenAICache(MODELS[NEW]).begin(body(said("user", "One?"), message), 0)
+    with pytest.raises(Refused):
+        OpenAICache(MODELS[NEW]).begin({"messages": "none"}, 0)
+    with pytest.raises(Refused):
+        OpenAICache(MODELS[NEW]).begin(body(said("user", "One?")), 0, "messages")
+
+
+def test_by_the_gateway() -> None:
+    """The gateway bills OpenAI's models so, in OpenAI's words."""
+    client = TestClient(build(Options(provider="openai")), headers={"authorization": "Bearer t"})
+    for model, key in ((OLD, "cached_tokens"), (NEW, "cache_write_tokens")):
+        request = body(said("system", LONG), said("user", "One?"), model=model)
+        answers = [client.post("/v1/chat/completions", json=request).json() for _ in range(2)]
+        first, second = (normalise(answer) for answer in answers)
+        assert first is not None
+        assert second is not None
+        assert key in answers[0]["usage"]["prompt_tokens_details"]
+        assert (bool(first.read), bool(second.read)) == (False, True)
+        assert bool(first.written) == (model == NEW)

@@ -1,0 +1,129 @@
+"""Links of both kinds behind one face, and servers of our own that misbehave as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+from redis.exceptions import RedisError
+
+from benchmarks.redis_servers import Certificates
+from cachemw.stores import commands
+from cachemw.stores.commands import Command
+from cachemw.stores.link import AsyncLink, Link
+
+SCRIPT = "for i = 1, #KEYS do redis.call('INCR', KEYS[i]) end return redis.call('GET', KEYS[1])"
+SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()
+PATIENT = 5.0
+# What a busy machine may add to a call's time.
+SLACK = 0.75
+
+
+def count(*keys: bytes) -> Command:
+    """Return the command that adds one to each key."""
+    return commands.run(SCRIPT, keys)
+
+
+class Twin:
+    """A link of one kind behind one face; an async one in a loop of its own."""
+
+    def __init__(self, kind: str, url: str, **options: Any) -> None:
+        self.link: Any = Link(url, **options) if kind == "sync" else AsyncLink(url, **options)
+        self._runner = None if kind == "sync" else asyncio.Runner()
+
+    def execute(self, sent: Sequence[Command], seconds: float = PATIENT) -> list[Any]:
+        if self._runner is None:
+            return self.link.execute(sent, seconds)
+        return self._runner.run(self.link.execute(sent, seconds))
+
+    def pause(self, seconds: float) -> None:
+        if self._runner is None:
+            time.sleep(seconds)
+        else:
+            self._runner.run(asyncio.sleep(seconds))
+
+    def until(self, sent: Command, seconds: float = 12.0, budget: float = 0.2) -> Any:
+        """Return the first answer that is none of an error."""
+        end = time.monotonic() + seconds
+        while True:
+            error: Any
+            try:
+                (error,) = self.execute([sent], budget)
+                if not isinstance(error, Exception):
+                    return error
+            except (RedisError, OSError) as raised:
+                error = raised
+            assert time.monotonic() < end, error
+            self.pause(0.02)
+
+    def end(self) -> None:
+        if self._runner is None:
+            self.link.close()
+        else:
+            self._runner.run(self.link.close())
+            self._runner.close()
+
+
+Linker = Callable[..., Twin]
+
+
+class Impostor:
+    """A server of our own that speaks as it is told, on threads; it counts what it is sent."""
+
+    def __init__(self, speak: Callable[[socket.socket, bytes], None], *, listening: bool = True) -> None:
+        self._speak = speak
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.sent: list[bytes] = []
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                self._open.append(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError):
+            while data := connection.recv(65536):
+                self.sent.append(data)
+                self._speak(connection, data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+
+def ponging(speak: Callable[[socket.socket, bytes], None]) -> Callable[[socket.socket, bytes], None]:
+    """Answer PING, and else as told."""
+
+    def both(connection: socket.socket, data: bytes) -> None:
+        if b"PING" in data:
+            connection.sendall(b"+PONG\r\n")
+        else:
+            speak(connection, data)
+
+    return both
+
+
+def tls(url: str, certificates: Certificates, **changes: str) -> str:
+    """Return a URL with the parameters of TLS."""
+    options = certificates.client_options() | changes
+    told = "&".join(f"{name}={value}" for name, value in options.items() if value)
+    return url + ("&" if "?" in url else "?") + told

@@ -1,0 +1,236 @@
+"""What requests feel of a server that dies, hangs or refuses: nothing. And what is known when it is back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import pytest
+
+import cachemw
+from benchmarks.fleet import usage
+from benchmarks.redis_servers import Server, standalone, until
+from benchmarks.workloads.conversations import small
+from cachemw.core.markers import canonical
+from cachemw.events import Counted, Event
+from cachemw.simulation.traffic import Body
+
+HEAD = "all"
+REQUESTS = 16
+_numbers = count()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to a server, what undoes it, and which failures a worker then counts.
+
+    `keeps`: what was written before is there after. `opens`: nothing is answered, so workers stop asking;
+    a server that only refuses to write answers what writes nothing. `options` are the server's own.
+    """
+
+    spoil: Callable[[Server], None]
+    mend: Callable[[Server], None]
+    counted: frozenset[str]
+    keeps: bool = True
+    opens: bool = True
+    options: Sequence[str] = ()
+
+
+def counts(*errors: str) -> frozenset[str]:
+    """Return what failures are counted as."""
+    return frozenset(f"error.store.{name}" for name in errors)
+
+
+def asked(*command: Any) -> Callable[[Server], None]:
+    """Return what sends a command to a server."""
+
+    def ask(server: Server) -> None:
+        with server.client() as client:
+            client.execute_command(*command)
+
+    return ask
+
+
+def load(server: Server) -> None:
+    """Save what a server has, and kill and start it: it will load that for a while."""
+    with server.client() as client:
+        client.mset({f"filling {number}": number for number in range(4000)})
+        client.execute_command("SAVE")
+    server.kill()
+    server.start(wait=False)
+    with server.client() as client:
+        until(lambda: client.info("persistence")["loading"] == 1, "it does not load")
+
+
+FAULTS = {
+    "killed": Fault(Server.kill, Server.start, counts("ConnectionError"), keeps=False),
+    "frozen": Fault(Server.freeze, Server.thaw, counts("TimeoutError")),
+    "out of memory": Fault(
+        asked("CONFIG", "SET", "maxmemory", "1"),
+        asked("CONFIG", "SET", "maxmemory", "0"),
+        counts("OutOfMemoryError"),
+        opens=False,
+    ),
+    "read only": Fault(
+        asked("REPLICAOF", "127.0.0.1", "1"),
+        asked("REPLICAOF", "NO", "ONE"),
+        counts("ReadOnlyError"),
+        opens=False,
+    ),
+    "loading": Fault(
+        load,
+        Server.until_ready,
+        counts("BusyLoadingError", "TimeoutError"),
+        options=("--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"),
+    ),
+}
+
+
+class Worker:
+    """A middleware, sync or async, whose answers bill what the plan expects."""
+
+    def __init__(self, url: str, twin: str) -> None:
+        self.noted: list[str] = []
+        self.sent = 0
+        self._runner = asyncio.Runner()
+        kind: Any = cachemw.Middleware if twin == "sync" else cachemw.AsyncMiddleware
+        self._mw = kind(provider="databricks", store=url, secret="a secret", hooks=[self._note])
+        self._sync = twin == "sync"
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, Counted):
+            self.noted.append(event.name)
+
+    def send(self, bodies: Sequence[Body], at_once: int = 2) -> list[cachemw.Call]:
+        """Send requests, so many at once, and see that each goes out as it came but for markers."""
+        if self._sync:
+            with ThreadPoolExecutor(at_once) as pool:
+                calls = list(pool.map(self._one, bodies))
+        else:
+            calls = self._runner.run(self._all(bodies, at_once))
+        for call, body in zip(calls, bodies, strict=True):
+            assert canonical(call.body) == canonical(body)
+        self.sent += len(calls)
+        return calls
+
+    def _one(self, body: Body) -> cachemw.Call:
+        call: cachemw.Call = self._mw.prepare(body)
+        self._mw.begun(call)
+        self._mw.settle(call, usage(call.plan))
+        return call
+
+    async def _all(self, bodies: Sequence[Body], at_once: int) -> list[cachemw.Call]:
+        room = asyncio.Semaphore(at_once)
+
+        async def one(body: Body) -> cachemw.Call:
+            async with room:
+                call: cachemw.Call = await self._mw.prepare(body)
+                await self._mw.begun(call)
+                await self._mw.settle(call, usage(call.plan))
+                return call
+
+        return await asyncio.gather(*map(one, bodies))
+
+    def flush(self) -> bool:
+        """Write what is queued; say whether it is."""
+        return bool(self._mw.flush() if self._sync else self._runner.run(self._mw.flush()))
+
+    def calls(self) -> int:
+        """Return the calls that the store's ledger has, all of them settled."""
+        totals = (self._mw.report() if self._sync else self._runner.run(self._mw.report())).totals
+        assert totals.unsettled == 0
+        return int(totals.calls)
+
+    def close(self) -> None:
+        """End it."""
+        if self._sync:
+            self._mw.close()
+        else:
+            self._runner.run(self._mw.close())
+        self._runner.close()
+
+
+@contextmanager
+def workers(url: str, *twins: str) -> Iterator[list[Worker]]:
+    """Start workers that share a store."""
+    made = [Worker(url, twin) for twin in twins]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.close()
+
+
+def talk(turns: int = 1) -> list[Body]:
+    """Return the requests of a conversation that no test had; all have tools and system prompt in common."""
+    return list(small(f"talk {next(_numbers)}", HEAD, turns))
+
+
+def talks(number: int = REQUESTS) -> list[Body]:
+    """Return the first requests of so many conversations."""
+    return [body for _ in range(number) for body in talk()]
+
+
+def learns(one: Worker, other: Worker) -> bool:
+    """Say whether a worker reads what another has just written."""
+    begin, go_on = talk(2)
+    (written,) = one.send([begin])
+    one.flush()
+    (read,) = other.send([go_on])
+    return bool(read.plan.read >= written.plan.read + written.plan.write_5m > 0)
+
+
+@pytest.mark.parametrize("twins", [("sync", "async"), ("async", "sync")], ids=["sync", "async"])
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]) -> None:
+    """They go out marked as this worker knows; after it workers learn from each other, and sums are exact."""
+    with standalone("valkey", *fault.options) as server, workers(server.url, *twins) as (one, other):
+        before = talks(6)
+        for body in before:
+            other.send([body])
+            other.flush()
+            one.send([body])
+            one.flush()
+        fault.spoil(server)
+        assert all(call.plan.read > 0 for call in one.send(talks()))
+        errors = set(one.noted) - {"store.away", "store.back"}
+        assert errors
+        assert errors <= fault.counted
+        if fault.opens:
+            assert one.noted.index("store.away") <= 5
+            assert "store.back" not in one.noted
+        assert not one.flush()
+
+        fault.mend(server)
+        until(lambda: one.flush() and other.flush(), "the workers do not come back", seconds=2)
+        until(lambda: learns(one, other) and learns(other, one), "they learn nothing", seconds=2)
+        assert one.noted.count("store.back") == one.noted.count("store.away")
+        until(other.flush, "what was told is not written")
+        lost = 0 if fault.keeps else 2 * len(before)
+        assert one.calls() == one.sent + other.sent - lost
+
+
+@pytest.mark.parametrize("twin", ["sync", "async"])
+def test_what_is_evicted_is_given_back(twin: str) -> None:
+    """A server that drops keys for want of memory makes no request fail, nor a worker forget."""
+    with standalone("valkey") as server, server.client() as client, workers(server.url, twin) as (worker,):
+        begin, go_on = talk(2)
+        (written,) = worker.send([begin])
+        worker.flush()
+        limit = client.info("memory")["used_memory"] + 300_000
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", limit)
+        for number in range(100):
+            client.set(f"other {number}", b"x" * 20_000)
+        assert client.info("stats")["evicted_keys"] > 0
+        assert not [name for name in client.keys("cachemw:*") if b"}:p:" in name]
+        (read,) = worker.send([go_on])
+        assert read.plan.read >= written.plan.write_5m > 0
+        until(worker.flush, "the records are not given back")
+        assert all(call.plan.read > 0 for call in worker.send(talks()))
+        assert not [name for name in worker.noted if name.startswith("error")]
