@@ -7,7 +7,7 @@ PEERS := .venv-peers/.ready
 LITELLM := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-peers-setup bench-litellm lock clean
+.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -43,10 +43,22 @@ bench-savings: $(READY) $(PEERS) ## what each policy pays on each workload; fail
 	@mkdir -p out
 	@$(BIN)/python -m benchmarks.savings --seeds 1,2,3 --csv out/savings.csv --svg out/savings.svg
 
+bench-redis: $(READY) ## a fleet over a real Valkey: what it costs, and what it feels of outages; fails where a promise breaks
+	@failed=0; \
+	$(BIN)/python -m benchmarks.redis_scale || failed=1; \
+	$(BIN)/python -m benchmarks.redis_faults || failed=1; \
+	exit $$failed
+
 bench-peers-setup: $(PEERS) ## the environment in which the peers' real packages run
+
+bench-workers: $(READY) ## what a fleet saves whose requests are dealt among workers
+	@$(BIN)/python -m benchmarks.workers
 
 bench-litellm: $(READY) $(LITELLM) ## the same savings through the real LiteLLM proxy as through wrap
 	@$(BIN)/python -m benchmarks.litellm_savings
+
+bench-proxy: $(READY) $(LITELLM) ## what the proxy adds, against a bare one and against LiteLLM's; 1,000 streams
+	@$(BIN)/python -m benchmarks.proxy_load
 
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv

@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def running(
     deployments: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Any],
     *,
-    callback: str = "cachemw.integrations.litellm.hook",
+    callback: str | Sequence[str] = "cachemw.integrations.litellm.hook",
     general: Mapping[str, Any] | None = None,
     routing: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:

@@ -15,7 +15,7 @@ from cachemw.simulation.provider import Ticket
 from cachemw.simulation.replay import Answered, Body, Policy, Sent
 from cachemw.simulation.usage_forms import databricks_usage
 
-_OUTPUT = 100  # tokens of an answer: they cost the same whatever is done
+OUTPUT = 100  # tokens of an answer: they cost the same whatever is done
 
 
 class Ours:
@@ -35,7 +35,7 @@ class Ours:
         def answered(at: float, ticket: Ticket) -> None:
             self._now = at
             self.middleware.begun(call)
-            self.middleware.settle(call, databricks_usage(ticket, _OUTPUT))
+            self.middleware.settle(call, databricks_usage(ticket, OUTPUT))
 
         return call.body, answered
 

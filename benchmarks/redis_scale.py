@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis.crc import key_slot
 from rich.console import Console
@@ -40,36 +40,32 @@ ROOT_PER_REQUEST, ROOT_PER_SECOND = 0.25, 100.0
 _PREFIXES = 100_000
 
 
-@dataclass(frozen=True)
-class Read:
-    """What a server says it did: commands that workers sent, seconds that they took, bytes in and out."""
+class Read(NamedTuple):
+    """What a server says: commands of workers, microseconds of its CPU, bytes in and out, keys that it has."""
 
-    commands: int = 0
-    seconds: float = 0.0
-    received: int = 0
-    sent: int = 0
+    commands: int
+    cpu: float
+    received: int
+    sent: int
+    keys: int
 
-    def __sub__(self, other: Read) -> Read:
-        return Read(
-            self.commands - other.commands,
-            self.seconds - other.seconds,
-            self.received - other.received,
-            self.sent - other.sent,
-        )
+    def since(self, before: Read) -> Read:
+        """Return what came to it."""
+        return Read._make(now - then for now, then in zip(self, before, strict=True))
 
     @classmethod
     def of(cls, server: Server) -> Read:
         """Ask a server. What a script calls is part of the command that runs it."""
         with server.client() as client:
-            facts, stats = client.info("commandstats"), client.info("stats")
-        ours = [
-            facts[f"cmdstat_{name}"] for name in ("eval", "evalsha", "hgetall") if f"cmdstat_{name}" in facts
-        ]
+            facts, stats, cpu = (client.info(part) for part in ("commandstats", "stats", "cpu"))
+            keys = client.dbsize()
+        names = [name for name in ("eval", "evalsha", "hgetall") if f"cmdstat_{name}" in facts]
         return cls(
-            sum(one["calls"] for one in ours),
-            sum(one["usec"] for one in ours) / 1e6,
+            sum(facts[f"cmdstat_{name}"]["calls"] for name in names),
+            1e6 * (cpu["used_cpu_user"] + cpu["used_cpu_sys"]),
             stats["total_net_input_bytes"],
             stats["total_net_output_bytes"],
+            keys,
         )
 
 
@@ -121,7 +117,7 @@ def measured(store: str, url: str, servers: Sequence[Server], workers: int, *, h
         before = [Read.of(server) for server in servers]
         started.go()
         told = started.told()
-        reads = tuple([Read.of(server) - was for server, was in zip(servers, before, strict=True)])
+        reads = tuple([Read.of(server).since(was) for server, was in zip(servers, before, strict=True)])
         started.ready()
         started.go()
         calm = started.told()
@@ -164,7 +160,7 @@ def table(rows: Sequence[Row]) -> Table:
     """Return the rows, and for each node its share of the commands."""
     shown = Table(
         "store", "workers", "traffic", "requests/s", "prepare p50 ms", "p99 ms", "trips", "commands", "server us",
-        "bytes in", "bytes out", "on the root's slot", "bytes", "a worker and second",
+        "bytes in", "bytes out", "new keys", "on the root's slot", "bytes", "a worker and second",
         "by node",
         box=None, header_style="bold", padding=(0, 1),
     )  # fmt: skip
@@ -172,15 +168,12 @@ def table(rows: Sequence[Row]) -> Table:
         cells = [row.store, str(row.workers), "one root" if row.hot else "own roots", f"{row.rate:.0f}"]
         cells += [f"{row.p50:.2f}", f"{row.p99:.2f}"]
         if row.reads:
-            whole = [
-                sum(getattr(read, name) for read in row.reads) / row.requests
-                for name in ("commands", "seconds", "received", "sent")
-            ]
+            whole = [sum(numbers) / row.requests for numbers in zip(*row.reads, strict=True)]
             cells += [
                 f"{row.trips:.2f}",
                 f"{whole[0]:.2f}",
-                f"{1e6 * whole[1]:.0f}",
-                *(f"{n:.0f}" for n in whole[2:]),
+                *(f"{n:.0f}" for n in whole[1:4]),
+                f"{whole[4]:.1f}",
             ]
             cells += [f"{row.root:.3f}" if row.hot else "", f"{row.root_bytes:.0f}" if row.root_bytes else ""]
             cells += [f"{row.root_rate:.0f}" if row.hot else ""]
@@ -219,10 +212,10 @@ def _fill(store: Any, prefixes: int) -> None:
 # -- learning ---------------------------------------------------------------------------------
 
 
-def learned(url: str) -> Iterator[str]:
-    """Yield what a process does not know of what another did a moment before."""
+def learned(url: str, pairs: int = 3) -> Iterator[str]:
+    """Yield of pairs of processes what one does not know of what the other did a moment before."""
     context = get_context("spawn")
-    for number in range(3):
+    for number in range(pairs):
         told = context.Queue()
         traffic = Traffic(url, f"pair {number} {time.time_ns()}", ("sync",), 1)
         for turn in range(2):

@@ -81,7 +81,8 @@ class Decisions:
         settings = self.settings
         if not isinstance(state.body, Mapping):
             raise BodyError("not_a_mapping")
-        part = provider in providers.PROVIDERS and providers.PROVIDERS[provider].within == settings.provider
+        known = providers.PROVIDERS.get(provider) if provider else None
+        part = known is not None and known.within == settings.provider
         chosen = provider if provider and (part or settings.provider == "auto") else settings.provider
         if chosen == "auto":
             state.plan = Plan(skipped=Reason.PROVIDER_UNKNOWN)

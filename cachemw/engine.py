@@ -496,7 +496,9 @@ class AsyncMiddleware(_Engine):
         if not added:
             return
         try:
-            await self._store.add(self.settings.namespace, ledger.table(self._decisions.clock()), added, _KEEP)
+            await self._store.add(
+                self.settings.namespace, ledger.table(self._decisions.clock()), added, _KEEP
+            )
             if not self._store.local and (self._pulsing is None or self._pulsing.done()):
                 self._pulsing = asyncio.create_task(self._pulse())
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -40,11 +41,15 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
             raise error
 
     before = sys.gettrace()
+    # What is collected meanwhile may call ours, too.
+    gc.collect()
+    gc.disable()
     sys.settrace(trace)
     try:
         yield names
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 def sampled(names: list[str], stride: int) -> list[int]:

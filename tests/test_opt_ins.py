@@ -197,6 +197,7 @@ def test_a_bug_at_any_call(asynchronous: bool) -> None:
         assert call.body is body or failed != "error.prepare.Boom"
         await done(mw.settle(call, None))
         assert (await done(mw.prepare(request(10, tools=tools((0, 1)))))).plan.ours
+        await done(mw.close())
         return names
 
     async def every() -> None:

@@ -266,7 +266,12 @@ def test_no_secret_is_told(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["foo://u:hunter2@h", "redis://u:hunter2@h:99999", "redis+cluster://u:hunter2@h", "memory://u:hunter2@h"],
+    [
+        "foo://u:hunter2@h",
+        "redis://u:hunter2@h:99999",
+        "redis+cluster://u:hunter2@h/0",
+        "memory://u:hunter2@h",
+    ],
 )
 def test_a_store_that_cant_be_opened(url: str) -> None:
     """A URL of an unknown store is refused when the middleware is made, without its password."""

@@ -148,7 +148,7 @@ def _milliseconds(link: Link, commands: Sequence[Command]) -> float:
 
 def _secret(link: Link, commands: Commands, settings: Settings) -> Finding:
     # Only looked at: whoever sets it first says which secret is right.
-    _, look = commands.meet(settings.namespace)
+    _, look, _ = commands.meet(settings.namespace)
     (told,) = ask(link, look)
     if told is not None and not commands.met(settings.namespace, [None, told]):
         words = "other workers of the namespace have another one, and share nothing with this"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from cachemw.apps.problems import ProxyError, end
-from cachemw.apps.serving import TRANSPORT, Drain, config, listen, serve
+from cachemw.apps.serving import CONNECTION, Drain, config, keep_memory, listen, serve
 from cachemw.apps.upstream import Limits, Upstream
 from cachemw.errors import ConfigError
 from cachemw.integrations.asgi import MAX_BODY, CacheMiddleware, own_namespace
@@ -90,6 +90,7 @@ class Proxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan of the app."""
         if scope["type"] == "lifespan":
+            keep_memory()
             self._drain.listen()
             await self._app(scope, receive, send)
         elif scope["method"] in ("GET", "HEAD") and scope["raw_path"] in (b"/healthz", b"/readyz"):
@@ -100,7 +101,7 @@ class Proxy:
             except asyncio.CancelledError:
                 if not self._drain.begun:
                     raise
-                await _abort(scope)
+                await scope["extensions"][CONNECTION].drop()
 
     async def _health(self, scope: Scope, send: Send) -> None:
         draining = self._drain.begun and scope["raw_path"] == b"/readyz"
@@ -189,13 +190,6 @@ async def _linger(receive: Receive, most: int) -> None:
                     return
     except TimeoutError:
         return
-
-
-async def _abort(scope: Scope) -> None:
-    held = scope.get("extensions", {}).get(TRANSPORT)
-    if held is not None:
-        held["transport"].abort()
-        await asyncio.sleep(0)
 
 
 def _proxy(options: Options) -> str | None:

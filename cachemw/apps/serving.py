@@ -6,10 +6,12 @@ Lives here: what is added to uvicorn. Must not know: what is served.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -19,17 +21,23 @@ from uvicorn.supervisors import Multiprocess
 
 from cachemw.errors import ConfigError
 
-TRANSPORT = "cachemw.transport"
-"""The extension of a scope under which the app finds its connection, to break it off."""
+CONNECTION = "cachemw.connection"
+"""The extension of a scope under which the app finds its `Connection`."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than load balancers do, who should be the first to close."""
+# Parameters of glibc's mallopt(3): where separate mappings begin, and how much stays that is free.
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 64 << 10
 
 
 class Connection(HttpToolsProtocol):
-    """A connection whose requests must begin soon and briefly, and which the app can break off."""
+    """A connection whose requests must begin soon and briefly, and which the app can break off.
 
+    `left` is called when the client has gone: quicker than a task that waits for ASGI's message.
+    """
+
+    left: Callable[[], None] | None = None
     _head: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
@@ -39,9 +47,11 @@ class Connection(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Tell whoever answers."""
         self._head_came()
         super().connection_lost(exc)
+        if self.left is not None:
+            self.left()
 
     def data_received(self, data: bytes) -> None:
         """Read what comes, but no endless head."""
@@ -54,7 +64,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Show the app its connection."""
         super().on_message_begin()
-        self.scope["extensions"] = {TRANSPORT: {"transport": self.transport}}
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
         if self._head is None:
             self._await_head()
 
@@ -72,6 +82,17 @@ class Connection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """Drop a connection that was idle, or whose client does not read."""
         self.transport.abort()
+
+    async def drop(self, *, flush: float = 0.0) -> None:
+        """End the connection, so that nobody takes what they have for the whole; what is sent has `flush` seconds."""
+        if flush:
+            gone = asyncio.Event()
+            self.left = gone.set
+            self.transport.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(gone.wait(), flush)
+        self.transport.abort()
+        await asyncio.sleep(0)  # the server hears of it before the app returns
 
     def _await_head(self) -> None:
         self._head_bytes = 0
@@ -105,6 +126,17 @@ class Drain:
                 loop.call_soon_threadsafe(loop.call_later, self._delay, stop, number, None)
 
         signal.signal(signal.SIGTERM, begin)
+
+
+def keep_memory() -> None:
+    """Let the C library keep memory that is freed: a request of 400 KB is copied some ten times on its way.
+
+    Each copy in fresh pages of the system's costs more than the copying (0.7 of 2 ms measured). glibc only.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, most in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20)):
+            mallopt(parameter, most)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from cachemw.apps.problems import ProxyError, end
-from cachemw.apps.serving import TRANSPORT
+from cachemw.apps.serving import CONNECTION, Connection
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -65,23 +65,22 @@ class Upstream:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
-        client = _Client(receive)
         body = (await receive()).get("body", b"")
-        client.watch()
+        client = _Client(scope["extensions"][CONNECTION])
         try:
             await self._pass(scope, body, client, send)
         except asyncio.CancelledError:
             if not client.left():
                 raise
         except ProxyError as error:
+            client.done = True
             if client.started:
-                await client.break_off(scope, self._limits.idle)
+                await client.connection.drop(flush=0.0 if client.stalled else self._limits.idle)
             else:
-                client.done = True
                 await error.answer(scope, send)
                 await end(send)
         finally:
-            client.forget()
+            client.connection.left = None
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -159,26 +158,17 @@ class Upstream:
 class _Client:
     """Whoever waits for the answer: cancels the task that gets it when they leave.
 
-    `started`: they have a part of the answer; `done`: the last part is on its way; `stalled`: the time for a part
-    is over.
+    `started`: they have a part of the answer; `done`: there is nothing left to cancel; `stalled`: the time for a
+    part is over.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self.started = False
-        self.done = False
-        self.stalled = False
-        self._receive = receive
-        self._gone = False
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.started = self.done = self.stalled = self._gone = False
         self._task = asyncio.current_task()
-        self._watcher: asyncio.Task[None]
+        connection.left = self._leave
 
-    def watch(self) -> None:
-        """Begin to look whether they leave."""
-        self._watcher = asyncio.ensure_future(self._watch())
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _leave(self) -> None:
         if not self.done and self._task is not None:
             self._gone = True
             self._task.cancel()
@@ -186,22 +176,6 @@ class _Client:
     def left(self) -> bool:
         """Say whether it was us who cancelled the task, and nobody else."""
         return self._gone and self._task is not None and self._task.uncancel() == 0
-
-    async def break_off(self, scope: Scope, seconds: float) -> None:
-        """End the connection, so that nobody takes what they have for the whole; they may read it first."""
-        held = scope.get("extensions", {}).get(TRANSPORT)
-        self.done = True
-        if held is None:  # a server that ends the connection of an app that returns early
-            return
-        if not self.stalled:
-            held["transport"].close()
-            await asyncio.wait([self._watcher], timeout=seconds)
-        held["transport"].abort()
-        await asyncio.sleep(0)
-
-    def forget(self) -> None:
-        """Look no longer."""
-        self._watcher.cancel()
 
 
 def _named(headers: Headers) -> set[bytes]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from cachemw.core.merging import Kind, Merge, Told
+from cachemw.core.merging import BEGAN, LATE, OVER, SOON, WHOLE, Merge, Told
 from cachemw.core.reuse import LONG, SHORT
 
 # What is believed before anything is known, in observations; the later chance is slower to be believed.
@@ -35,15 +35,16 @@ class Counts:
 
     `soon` ended within five minutes, `late` within the hour, `over` after it; `open` have not, and began at
     `since` on average. `whole` came again as a whole prompt. A class with a `name` is shared: the end of a
-    trial may be known before its beginning, so `open` may be below 0.
+    trial may be known before its beginning, so `open` may be below 0; `untold` is what others have not heard of.
     """
 
-    __slots__ = ("late", "name", "open", "over", "since", "soon", "time", "whole")
+    __slots__ = ("late", "name", "open", "over", "since", "soon", "time", "untold", "whole")
 
     def __init__(self, now: float, name: str = "") -> None:
         self.soon = self.late = self.over = self.open = self.whole = 0.0
         self.since = self.time = now
         self.name = name
+        self.untold = [0, 0, 0, 0, 0]
 
     def begin(self, now: float) -> None:
         """Count a trial that begins."""
@@ -171,22 +172,18 @@ class Classes:
 
     def _begin(self, found: Counts, now: float) -> None:
         found.begin(now)
-        if self._merge is not None:
-            self._merge.count(found.name, "began")
+        found.untold[BEGAN] += 1
 
     def _end(self, key: Name, passed: float, now: float, *, whole: bool) -> None:
-        merge = self._merge
-        if merge is None:
+        if self._merge is None:
             if (found := self._classes.get(key)) is not None:
                 found.end(now, passed, whole=whole)
             return
         # It may have begun at a worker that has not told of it yet.
         found = self._kept(key, now)
         found.end(now, passed, whole=whole)
-        kind: Kind = "soon" if passed <= SHORT else "late" if passed <= LONG else "over"
-        merge.count(found.name, kind)
-        if whole:
-            merge.count(found.name, "whole")
+        found.untold[SOON if passed <= SHORT else LATE if passed <= LONG else OVER] += 1
+        found.untold[WHOLE] += whole
 
     def _class(self, key: Name, now: float, *, start: bool) -> Counts | None:
         found = self._classes.get(key)
@@ -222,7 +219,9 @@ class Classes:
 
     def news(self, now: float) -> tuple[str, dict[str, int]]:
         """Return a table, and what to add to it for the others; nothing without a secret."""
-        return self._merge.news(now) if self._merge is not None else ("", {})
+        if self._merge is None:
+            return "", {}
+        return self._merge.news(now, {name: found.untold for name, found in self._named.items()})
 
     def tables(self, now: float) -> list[str]:
         """Return the tables in which others tell, each to be read by itself; none without a secret."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 KEEP = 7200.0
 """Seconds after its last use until a table is dropped."""
@@ -21,13 +21,14 @@ _SLOT = 600.0
 _BACK = 6
 # Clocks of workers differ, and what was told may be on its way: a table is still read so long after its end.
 _LAG = 60.0
-# At once a worker tells of so many classes, those first that it counted most in; so many more may wait.
-_TOLD, _WAITING = 256, 1_024
+# At once a worker tells of so many classes, those first that it counted most in; the others wait.
+_TOLD = 256
 # A worker tells of no new class where its table holds so many, and takes in no more than four times as many.
 _CLASSES = 512
 
-Kind = Literal["began", "soon", "late", "over", "whole"]
 _LETTERS = "bslow"
+BEGAN, SOON, LATE, OVER, WHOLE = range(len(_LETTERS))
+"""Where in a class's list of counts each kind is."""
 _HEX = 16
 
 
@@ -43,11 +44,10 @@ class Told(NamedTuple):
 
 
 class Merge:
-    """Gather what this worker counts, and find what the others did."""
+    """Choose what to tell of what this worker counts, and find what the others did."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = blake2b(secret, digest_size=32).digest()
-        self._news: dict[str, list[int]] = {}
         # By table and name: what this worker has told, and has been told.
         self._seen: dict[str, dict[str, list[int]]] = {}
         self._read_at: float | None = None
@@ -56,26 +56,20 @@ class Merge:
         """Return a class's name in the store, from its key here."""
         return blake2b(repr(key).encode(), digest_size=_HEX // 2, key=self._secret).hexdigest()
 
-    def count(self, name: str, kind: Kind) -> None:
-        """Note for the others that something was counted in a class."""
-        counts = self._news.get(name)
-        if counts is None:
-            counts = self._news[name] = [0] * len(_LETTERS)
-        counts[_LETTERS.index(kind[0])] += 1
-
-    def news(self, now: float) -> tuple[str, dict[str, int]]:
-        """Return a table, and what is to be added to it: what was counted since the last time."""
+    def news(self, now: float, counted: Mapping[str, list[int]]) -> tuple[str, dict[str, int]]:
+        """Return a table, and what is to be added to it of what was counted, by class; set that to 0."""
         table = _table(int(now // _SLOT))
         seen = self._seen.setdefault(table, {})
-        busiest = sorted(self._news.items(), key=lambda item: -sum(item[1]))
-        self._news = dict(busiest[_TOLD : _TOLD + _WAITING])
+        busiest = sorted((item for item in counted.items() if any(item[1])), key=lambda item: -sum(item[1]))
         amounts: dict[str, int] = {}
         for name, counts in busiest[:_TOLD]:
-            if name not in seen and len(seen) >= _CLASSES:
-                continue
-            before = seen.get(name, [0] * len(_LETTERS))
-            seen[name] = [*map(sum, zip(before, counts, strict=True))]
-            amounts |= {name + letter: count for letter, count in zip(_LETTERS, counts, strict=True) if count}
+            if name in seen or len(seen) < _CLASSES:
+                before = seen.get(name, [0] * len(_LETTERS))
+                seen[name] = [*map(sum, zip(before, counts, strict=True))]
+                amounts |= {
+                    name + letter: count for letter, count in zip(_LETTERS, counts, strict=True) if count
+                }
+            counts[:] = [0] * len(_LETTERS)
         return table, amounts
 
     def tables(self, now: float) -> list[str]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
     from cachemw.integrations.hooks import HttpHooks
+    from cachemw.integrations.asgi import CacheMiddleware
     from cachemw.integrations.transport import AsyncCacheTransport, CacheTransport
 
 _Client = TypeVar("_Client")
@@ -69,7 +70,7 @@ def wrap(
 @overload
 def of(client: OpenAI | CacheTransport | HttpHooks) -> Middleware: ...
 @overload
-def of(client: AsyncOpenAI | AsyncCacheTransport) -> AsyncMiddleware: ...
+def of(client: AsyncOpenAI | AsyncCacheTransport | CacheMiddleware) -> AsyncMiddleware: ...
 def of(client: Any) -> Middleware | AsyncMiddleware:
     """Return the middleware of a wrapped client, its copy, a transport or hooks; `ConfigError` if it has none."""
     found = getattr(client, "__dict__", {}).get(_MARK)

@@ -56,6 +56,8 @@ _TEXTS = {
     for text in (OBSERVE, WRITE, CLAIM, RESTORE, ADD)
 }
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
+WROTE: Command = ("EVALSHA", _SHAS[WRITE])
+"""How a command of `Commands.write` begins."""
 
 
 def run(script: str, keys: Sequence[bytes], *arguments: bytes | str | int) -> Command:

@@ -80,16 +80,26 @@ class Near:
         The first `heads` names are heads.
         """
         with self._lock:
-            if None in records:
-                unknown = [index for index, record in enumerate(records) if record is None]
-                ours = self._records.peek([names[index] for index in unknown], now)
-                for index, record in zip(unknown, ours, strict=True):
-                    if record is not None:
-                        records[index] = record
-                        self._owed.add(names[index])
+            if None in records or not self._owed.isdisjoint(names):
+                self._put_ours(names, records, now)
             self._records.heard(names, records, now)
             for name, record in zip(names[:heads], records, strict=False):
                 self._stand(name, arrive_often(record, 1, now), now)
+
+    def _put_ours(self, names: Sequence[bytes], records: list[Prefix | None], now: float) -> None:
+        """Put what is known here in the place of what the server has lost, or was not told of."""
+        for index, (name, theirs) in enumerate(zip(names, records, strict=True)):
+            if theirs is not None and name not in self._owed:
+                continue
+            (ours,) = self._records.peek([name], now)
+            if ours is None or (theirs is not None and ours.seen <= theirs.seen):
+                continue
+            self._owed.add(name)
+            if theirs is not None:
+                ours = ours._replace(pending=theirs.pending)
+                if theirs.expires > ours.expires:
+                    ours = ours._replace(expires=theirs.expires, ttl=theirs.ttl)
+            records[index] = ours
 
     def sent(self, held: Sequence[Held], records: Sequence[Prefix | None]) -> None:
         """Note the records from before the arrivals that were sent as numbers."""

@@ -18,7 +18,7 @@ for i = 1, last do
   if lasts then
     redis.call("SETRANGE", KEYS[i], "0", later)
   else
-    redis.call("PSETEX", KEYS[i], LIFE, later)
+    redis.call("PSETEX", KEYS[i], record and LIFE or BRIEF, later)
   end
   records[i] = record or UNKNOWN
 end

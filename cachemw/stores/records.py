@@ -97,4 +97,5 @@ class Records:
 
 def _added(heard: _Heard) -> Prefix:
     record, whole, now = heard
-    return first(whole, now) if record is None else arrive(record, whole, now)
+    # That another's answer has begun is never heard here, so nobody waits for it.
+    return first(whole, now) if record is None else arrive(record, whole, now)._replace(pending=0.0)

@@ -18,7 +18,7 @@ from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
 from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.breaker import Breaker
-from cachemw.stores.commands import Command, Commands, checked, peeked, records, sums
+from cachemw.stores.commands import WROTE, Command, Commands, checked, peeked, records, sums
 from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.near import Near
 from cachemw.stores.tally import Tally
@@ -79,10 +79,12 @@ class _Shared:
 
     # -- failures -------------------------------------------------------------------------------
 
-    def _taken(self, replies: Sequence[Any]) -> Sequence[Any]:
+    def _taken(self, commands: list[Command], replies: Sequence[Any]) -> Sequence[Any]:
         """Return replies, none of which is an error."""
         checked(replies)
-        if self._breaker.succeeded():
+        # What a write finds no record of it leaves alone: a server that takes no writes lets it pass.
+        wrote = bool(commands) and commands[0][:2] == WROTE
+        if not wrote and self._breaker.succeeded():
             self._count("store.back")
             _log.warning("The store answers again.")
         return replies
@@ -242,13 +244,13 @@ class RedisStore(_Shared):
 
     def _call(self, commands: list[Command]) -> Sequence[Any]:
         try:
-            return self._taken(self._link.execute(commands, self._seconds))
+            return self._taken(commands, self._link.execute(commands, self._seconds))
         except Exception as error:
             raise self._failed(error) from None
 
     def _later(self, commands: list[Command]) -> Sequence[Any]:
         try:
-            return self._taken(self._link.execute(commands, self._patience))
+            return self._taken(commands, self._link.execute(commands, self._patience))
         except Exception as error:
             raise self._failed(error) from None
 
@@ -345,12 +347,12 @@ class AsyncRedisStore(_Shared):
 
     async def _call(self, commands: list[Command]) -> Sequence[Any]:
         try:
-            return self._taken(await self._link.execute(commands, self._seconds))
+            return self._taken(commands, await self._link.execute(commands, self._seconds))
         except Exception as error:
             raise self._failed(error) from None
 
     async def _later(self, commands: list[Command]) -> Sequence[Any]:
         try:
-            return self._taken(await self._link.execute(commands, self._patience))
+            return self._taken(commands, await self._link.execute(commands, self._patience))
         except Exception as error:
             raise self._failed(error) from None

@@ -797,8 +797,12 @@ def test_the_command_serves_in_this_process(
                 list(parts)
             seen.append("broken off")
 
+    def never_end(made: socket.socket, _: bytes) -> None:
+        made.sendall(answer)
+        rest(made)
+
     using = threading.Thread(target=use)
-    with raw(lambda made, _: (made.sendall(answer), rest(made)) and None) as upstream:
+    with raw(never_end) as upstream:
         using.start()
         command = [
             "proxy",

@@ -17,7 +17,8 @@ _CAUGHT = re.compile(r"(\w+)-(.+)-(sync|async)")
 _HEAD = """# Compatibility
 
 Written by `make test-clients`, which runs the contract tests against the real packages, each set in an environment of
-its own at exactly these versions. "yes" is what a test of it showed; nothing here is taken from documents.
+its own at exactly these versions. "yes" is what a test of it showed; nothing here is taken from documents. "-": the
+package is not in that environment.
 
 | environment | packages |
 |---|---|
@@ -25,8 +26,8 @@ its own at exactly these versions. "yes" is what a test of it showed; nothing he
 _STYLES = """
 ## Call styles of wrapped clients
 
-Caught means: one arrival, whatever the SDK retries; markers added and nothing else; the usage settled once; your
-objects untouched. The styles are {styles}.
+Caught means: one arrival; markers added and nothing else; the usage settled once; your objects as the SDK itself
+leaves them. The styles are {styles}.
 
 | client | with | sync | async | not caught |
 |---|---|---|---|---|

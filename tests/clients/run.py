@@ -22,7 +22,12 @@ from tests.clients.page import Case, Outcome, markdown, plain
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
 _LOCKS = "tests/clients"
-_COMMON = ["tests/clients/test_styles.py", "tests/clients/test_transports.py", "tests/integrations"]
+_CLIENTS = [
+    "tests/clients/test_styles.py",
+    "tests/clients/test_transports.py",
+    "tests/integrations/test_client.py",
+    "tests/integrations/test_transport.py",
+]
 
 
 class Environment(NamedTuple):
@@ -39,13 +44,13 @@ ENVIRONMENTS = {
         ".venv-openai3",
         f"{_LOCKS}/requirements-openai3.txt",
         ("openai", "httpx2", "anthropic", "langchain-openai", "databricks-sdk"),
-        _COMMON,
+        _CLIENTS,
     ),
     "openai 2.x": Environment(
         ".venv-openai2",
         f"{_LOCKS}/requirements-openai2.txt",
         ("openai", "httpx", "databricks-openai", "databricks-sdk"),
-        _COMMON,
+        _CLIENTS,
     ),
     "mitmproxy": Environment(
         ".venv-mitm",

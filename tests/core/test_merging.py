@@ -7,16 +7,32 @@ import re
 import pytest
 
 from cachemw.core import merging
-from cachemw.core.merging import Kind, Merge, Told
+from cachemw.core.merging import BEGAN, LATE, OVER, SOON, WHOLE, Merge, Told
 
 SECRET = b"a secret"
 START = 1_000 * 600.0  # where a table begins
 Table = dict[str, dict[str, int]]
 
 
-def tell(worker: Merge, tables: Table, now: float) -> None:
+class Counting(Merge):
+    """A worker with what it has counted."""
+
+    def __init__(self, secret: bytes) -> None:
+        super().__init__(secret)
+        self.counted: dict[str, list[int]] = {}
+
+    def count(self, name: str, kind: int) -> None:
+        """Count one of a kind in a class."""
+        self.counted.setdefault(name, [0] * 5)[kind] += 1
+
+    def tells(self, now: float) -> tuple[str, dict[str, int]]:
+        """Return what is told now."""
+        return self.news(now, self.counted)
+
+
+def tell(worker: Counting, tables: Table, now: float) -> None:
     """Let a worker add to the tables."""
-    name, amounts = worker.news(now)
+    name, amounts = worker.tells(now)
     sums = tables.setdefault(name, {})
     for field, amount in amounts.items():
         sums[field] = sums.get(field, 0) + amount
@@ -29,17 +45,16 @@ def hear(worker: Merge, tables: Table, now: float) -> list[tuple[str, Told]]:
 
 def test_others_are_heard_once_and_never_oneself() -> None:
     """Each hears what the others counted since it last looked, and nothing of its own."""
-    one, other, tables = Merge(SECRET), Merge(SECRET), Table()
+    one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name(("messages", 0))
-    kinds: tuple[Kind, ...] = ("began", "began", "soon", "late", "over", "whole", "whole")
-    for kind in kinds:
+    for kind in (BEGAN, BEGAN, SOON, LATE, OVER, WHOLE, WHOLE):
         one.count(name, kind)
-    other.count(name, "began")
+    other.count(name, BEGAN)
     for worker in (one, other, one):
         tell(worker, tables, START)
     assert hear(one, tables, START + 10) == [(name, Told(START + 5, 1, 0, 0, 0, 0))]
     assert hear(other, tables, START + 10) == [(name, Told(START + 5, 2, 1, 1, 1, 2))]
-    one.count(name, "soon")
+    one.count(name, SOON)
     tell(one, tables, START + 20)
     assert hear(other, tables, START + 30) == [(name, Told(START + 20, 0, 1, 0, 0, 0))]
     assert hear(one, tables, START + 30) == hear(other, tables, START + 31) == []
@@ -47,13 +62,13 @@ def test_others_are_heard_once_and_never_oneself() -> None:
 
 def test_what_is_on_its_way_is_not_mistaken() -> None:
     """A store may add what was told only later: until then nothing is heard that nobody said."""
-    one, other, tables = Merge(SECRET), Merge(SECRET), Table()
+    one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name(("tools",))
-    one.count(name, "began")
-    table, late = one.news(START)
+    one.count(name, BEGAN)
+    table, late = one.tells(START)
     assert hear(one, tables, START + 1) == []
-    other.count(name, "began")
-    other.count(name, "began")
+    other.count(name, BEGAN)
+    other.count(name, BEGAN)
     tell(other, tables, START + 2)
     assert [told.began for _, told in hear(one, tables, START + 3)] == [1]
     for field, amount in late.items():
@@ -76,7 +91,7 @@ def test_what_is_on_its_way_is_not_mistaken() -> None:
 )
 def test_which_tables_are_read(read_at: float | None, now: float, slots: range) -> None:
     """An hour's at first, then those that may have changed since: as a rule one, whatever the clock does."""
-    worker = Merge(SECRET)
+    worker = Counting(SECRET)
     if read_at is not None:
         hear(worker, {}, START + read_at)
     assert worker.tables(START + now) == [f"chances:{slot}" for slot in slots]
@@ -91,48 +106,48 @@ def test_which_tables_are_read(read_at: float | None, now: float, slots: range) 
 )  # fmt: skip
 def test_garbage_is_not_heard(sums: dict[str, int]) -> None:
     """What another version, or nobody, wrote into a table is left out."""
-    assert Merge(SECRET).absorb("chances:1000", sums, START + 1) == []
+    assert Counting(SECRET).absorb("chances:1000", sums, START + 1) == []
 
 
 def test_names_are_keyed() -> None:
     """A name and a letter are all that leaves: the name says nothing without the secret."""
     key = ("messages", 0, "user", "text", "inner", 1, -1, 0, b"a digest of a prompt")
-    worker = Merge(SECRET)
-    assert worker.name(key) == Merge(SECRET).name(key)
+    worker = Counting(SECRET)
+    assert worker.name(key) == Counting(SECRET).name(key)
     assert worker.name(key) not in {Merge(b"another").name(key), worker.name(key[:-1])}
     assert Merge(b"x" * 500).name(key) != Merge(b"x" * 501).name(key)
-    worker.count(worker.name(key), "whole")
-    _, amounts = worker.news(START)
+    worker.count(worker.name(key), WHOLE)
+    _, amounts = worker.tells(START)
     assert [re.fullmatch("[0-9a-f]{16}[bslow]", field) is not None for field in amounts] == [True]
 
 
 def test_what_is_told_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes with the most to tell come first, a few others wait, and the rest is not told."""
+    """Classes with the most to tell come first; the others wait."""
     monkeypatch.setattr(merging, "_TOLD", 3)
-    monkeypatch.setattr(merging, "_WAITING", 4)
-    worker = Merge(SECRET)
+    worker = Counting(SECRET)
     for number in range(10):
         for _ in range(10 - number):
-            worker.count(f"{number:016}", "began")
-    told = [[field[:-1] for field in worker.news(START)[1]] for _ in range(4)]
-    assert told == [[f"{number:016}" for number in numbers] for numbers in ((0, 1, 2), (3, 4, 5), (6,), ())]
+            worker.count(f"{number:016}", BEGAN)
+    told = [[field[:-1] for field in worker.tells(START)[1]] for _ in range(5)]
+    expected = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9,), ())
+    assert told == [[f"{number:016}" for number in numbers] for numbers in expected]
 
 
 def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a table is full no new class is told of, and little more than it may hold is taken in."""
     monkeypatch.setattr(merging, "_CLASSES", 2)
-    worker = Merge(SECRET)
+    worker = Counting(SECRET)
     sums = {f"{number:016}b": 1 for number in range(50)}
     assert len(worker.absorb("chances:1000", sums, START)) == 8
-    worker.count(f"{0:016}", "soon")
-    worker.count(f"{40:016}", "soon")
-    assert worker.news(START)[1] == {f"{0:016}s": 1}
-    assert worker.news(START + 600) == ("chances:1001", {})
+    worker.count(f"{0:016}", SOON)
+    worker.count(f"{40:016}", SOON)
+    assert worker.tells(START)[1] == {f"{0:016}s": 1}
+    assert worker.tells(START + 600) == ("chances:1001", {})
 
 
 def test_old_tables_are_forgotten() -> None:
     """A worker remembers only of tables that it may still read what it heard in them."""
-    worker, sums = Merge(SECRET), {f"{0:016}b": 1}
+    worker, sums = Counting(SECRET), {f"{0:016}b": 1}
     for step in range(200):
         now = START + step * 30.0
         for table in worker.tables(now):

@@ -138,6 +138,12 @@ def test_every_option_of_the_gateway_is_described() -> None:
     assert listed == meant
 
 
+def test_every_option_of_the_proxy_is_described() -> None:
+    """The page has each option, and nothing else."""
+    listed = [name for row in rows("proxy.md", "option") for name in re.findall(r"--[a-z-]+", row[0])]
+    assert sorted(listed) == sorted(options(commands()["proxy"]) - {"--help"})
+
+
 def test_every_setting_is_described() -> None:
     """The page has each setting with its default, and nothing else."""
     listed = {

@@ -164,6 +164,33 @@ def test_what_the_server_lost_it_gets_back() -> None:
     assert forgotten == [None]
 
 
+def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
+    """Until it has been given back, more arrivals and a later end stand; a younger record of it changes nothing."""
+    near = warm(expires=400.0, ttl=300)
+    near.heard([b"head 1"], 1, [None], 12.0)
+    for theirs in (first(0, 12.0), first(0, 12.0)._replace(expires=900.0, ttl=3600, pending=80.0)):
+        records: list[Prefix | None] = [theirs]
+        near.heard([b"head 1"], 1, records, 13.0)
+        (record,) = records
+        assert record is not None
+        assert record.seen > 9
+        assert (record.expires, record.pending) == (max(400.0, theirs.expires), theirs.pending)
+    assert near.owed()[b"head 1"].expires == 900.0
+    more: list[Prefix | None] = [hot_record(99)]
+    near.lost([b"head 1"])
+    near.heard([b"head 1"], 1, more, 14.0)
+    assert more == [hot_record(99)]
+
+
+def test_alone_nobody_waits_for_another_workers_answer() -> None:
+    """That it has begun could not be heard."""
+    near = Near()
+    near.heard([b"m"], 0, [first(0, 9.0)._replace(pending=69.0)], 10.0)
+    (record,) = near.observe([b"m"], 11.0)
+    assert record is not None
+    assert record.pending == 0.0
+
+
 def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle heads make place, busy ones stay; nothing grows with what passes."""
     monkeypatch.setattr(module, "_HEADS", 4)

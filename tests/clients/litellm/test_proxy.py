@@ -18,9 +18,9 @@ import redis
 from starlette.responses import Response, StreamingResponse
 
 from benchmarks.litellm_proxy import COMMAND, running
-from cachemw import Middleware, Report
+from cachemw import Middleware
 from cachemw.core.markers import canonical
-from cachemw.integrations.litellm_request import namespace
+from cachemw.ledger import Row
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
 from tests.clients.recorder import marks
@@ -63,36 +63,35 @@ def proxy(_endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Tenant:
-    """One virtual key: calls with it, and what its namespace was billed for."""
+    """One virtual key: calls with it, labelled by it, and what they were billed for."""
 
     def __init__(self, proxy: Proxy, key: str) -> None:
         self.proxy = proxy
-        self.key = key
+        self.label = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.http = httpx.Client(
             base_url=proxy.url, headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=30
         )
 
     def chat(self, model: str, path: str = "/chat/completions", **more: Any) -> httpx.Response:
         """Send a conversation and read its answer to the end."""
-        return self.http.post(path, json={"model": model, **asked(), **more})
+        return self.http.post(path, json={"model": model, **asked(), **self.labelled(), **more})
 
-    def report(self, calls: int) -> Report:
-        """Return the ledger of the key's namespace, once it has so many calls."""
-        team = self.key.partition("@")[2] or None
-        data = {
-            "user_api_key_team_id": team,
-            "user_api_key_hash": hashlib.sha256(self.key.encode()).hexdigest(),
-        }
-        middleware = Middleware(**self.proxy.settings, namespace=namespace({"metadata": data}))
+    def labelled(self, **labels: str) -> dict[str, Any]:
+        """Return what labels a call of this key."""
+        return {"metadata": {"cachemw_labels": {"key": self.label, **labels}}}
+
+    def report(self, calls: int) -> Row:
+        """Return this key's row of the ledger, once it has so many calls."""
+        middleware = Middleware(**self.proxy.settings)
         try:
             for _ in range(200):
-                report = middleware.report()
-                if report.totals.calls - report.totals.unsettled >= calls:
-                    return report
+                for row in middleware.report().rows:
+                    if row.labels.get("key") == self.label and row.calls - row.unsettled >= calls:
+                        return row
                 time.sleep(0.05)
         finally:
             middleware.close()
-        raise AssertionError(f"after ten seconds the ledger says {report.totals}")
+        raise AssertionError("after ten seconds the ledger has no such row")
 
 
 @pytest.fixture
@@ -103,24 +102,22 @@ def tenant(proxy: Proxy, request: pytest.FixtureRequest) -> Iterator[Tenant]:
     tenant.http.close()
 
 
-def bill(report: Report) -> tuple[int, int, int, int]:
-    """Return the tokens of a report: read, written, plain, output."""
-    totals = report.totals
-    return totals.read, totals.write_5m + totals.write_1h, totals.plain, totals.output
+def bill(row: Row) -> tuple[int, int, int, int]:
+    """Return the tokens of a row: read, written, plain, output."""
+    return row.read, row.write_5m + row.write_1h, row.plain, row.output
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("name", ROUTES)
 def test_caught(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
-    """Markers are added, at most four, and nothing else; usage is in Redis, under the key's namespace."""
+    """Markers are added, at most four, and nothing else; usage is in Redis, with its labels."""
     endpoint.answers.append(answer(name))
-    labels = {"cachemw_labels": {"app": "support"}}
-    answered = tenant.chat(name, stream=stream, metadata=labels)
+    answered = tenant.chat(name, stream=stream, **tenant.labelled(app="support"))
     assert answered.is_success
     assert TEXT.split()[0] in answered.text or "simulated" in answered.text
-    report = tenant.report(1)
-    assert bill(report) == BILLED
-    assert [(dict(row.labels), row.calls) for row in report.rows] == [({"app": "support"}, 1)]
+    row = tenant.report(1)
+    assert bill(row) == BILLED
+    assert (row.labels["app"], row.calls) == ("support", 1)
     (arrived,) = endpoint.arrived
     rules, question = (asked()["messages"][index]["content"] for index in (0, -1))
     assert {rules, question[0]["text"]} <= set(marked(arrived.body))
@@ -175,7 +172,7 @@ def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> 
     endpoint.answers.extend([error(500, "boom"), error(500, "boom")])
     assert tenant.chat("falling").is_success
     report = tenant.report(1)
-    assert (report.totals.calls, report.totals.unsettled) == (1, 0)
+    assert (report.calls, report.unsettled) == (1, 0)
     assert bill(report) == BILLED
     assert [marks(arrived.body) > 0 for arrived in endpoint.arrived] == [True] * 3
 
@@ -229,11 +226,11 @@ def test_a_client_that_goes_away(endpoint: Endpoint, tenant: Tenant) -> None:
 
     endpoint.answers.append(slow)
     with tenant.http.stream(
-        "POST", "/chat/completions", json={"model": "openai", **asked(), "stream": True}
+        "POST", "/chat/completions", json={"model": "openai", **asked(), **tenant.labelled(), "stream": True}
     ) as got:
         next(got.iter_raw())
     report = tenant.report(1)
-    assert (report.totals.calls, report.totals.read, report.totals.paid) == (1, 0, 0)
+    assert (report.calls, report.read, report.paid) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["falling", "sliding"])
@@ -242,7 +239,7 @@ def test_a_broken_stream(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
     endpoint.answers.append(events(broken_after=2))
     assert "error" in tenant.chat(name, stream=True).text
     report = tenant.report(1)
-    assert (report.totals.calls, report.totals.unsettled, report.totals.paid) == (1, 0, 0)
+    assert (report.calls, report.unsettled, report.paid) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["falling", "sliding"])
@@ -252,7 +249,7 @@ def test_a_stream_that_breaks_before_its_first_chunk(endpoint: Endpoint, tenant:
     assert "[DONE]" in tenant.chat(name, stream=True).text
     assert len(endpoint.arrived) == 2
     report = tenant.report(1)
-    assert (report.totals.calls, report.totals.unsettled) == (1, 0)
+    assert (report.calls, report.unsettled) == (1, 0)
     assert bill(report) == BILLED
 
 
@@ -265,7 +262,7 @@ def test_a_refusal_is_passed_on(endpoint: Endpoint, tenant: Tenant) -> None:
     assert tenant.chat("openrouter").is_success
     first, second = endpoint.arrived
     assert marks(second.body) == 0 < marks(first.body)
-    assert tenant.report(1).totals.calls == 1
+    assert tenant.report(1).calls == 1
 
 
 def test_the_native_answer_is_read(endpoint: Endpoint, tenant: Tenant) -> None:

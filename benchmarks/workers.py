@@ -1,0 +1,122 @@
+"""What it costs that a fleet's requests are dealt among workers, each of which sees a part of them.
+
+    python -m benchmarks.workers
+    python -m benchmarks.workers --workers 1,8 --seeds 1 --alone
+
+Each workload is replayed over so many workers on one store, each request to one drawn at random, and billed
+by the simulated provider. Every half minute of its traffic a worker tells the others what its classes of
+prefixes have counted; `--alone` leaves that out. The figures are shares of the clairvoyant saving, and have no
+noise: the same seeds give the same ones. Exits 1 where eight workers save more than half a point less than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cachemw
+from benchmarks.policies import OUTPUT
+from benchmarks.workloads import WORKLOADS
+from cachemw.core.providers import find_model
+from cachemw.simulation.oracle import bound
+from cachemw.simulation.provider import ProviderCache, Ticket
+from cachemw.simulation.replay import Sent, no_caching, replay
+from cachemw.simulation.usage_forms import databricks_usage
+from cachemw.stores.memory import MemoryStore
+
+EXCHANGE = 30.0
+_WORTH = 0.9  # where the bound leaves less than a tenth to win, a share of it says little
+_LOST = 0.005
+
+
+class Fleet:
+    """A policy: workers with one store, each asked by chance."""
+
+    def __init__(self, count: int, seed: int, *, alone: bool) -> None:
+        self.now = 0.0
+        self._deal = random.Random(f"deal/{seed}")
+        self._exchanged = [float("-inf")] * count
+        self._alone = alone
+        # A shared store's URL lets workers tell each other of classes; what they share here is in this process.
+        store: Any = MemoryStore()
+        self.workers = []
+        for _ in range(count):
+            worker = cachemw.Middleware(
+                provider="databricks", store="redis://nowhere", secret=__name__, clock=lambda: self.now
+            )
+            worker._store = store
+            self.workers.append(worker)
+
+    def __call__(self, request: Sent) -> tuple[Any, Any]:
+        """Return the body to send, and what is to be told of its answer."""
+        self.now = request.at
+        index = self._deal.randrange(len(self.workers))
+        worker = self.workers[index]
+        call = worker.prepare(request.body, namespace=request.namespace)
+        if not self._alone and request.at - self._exchanged[index] >= EXCHANGE:
+            self._exchanged[index] = request.at
+            worker._share()
+
+        def answered(at: float, ticket: Ticket) -> None:
+            self.now = at
+            worker.begun(call)
+            worker.settle(call, databricks_usage(ticket, OUTPUT))
+
+        return call.body, answered
+
+
+def share(task: tuple[str, int, int, bool]) -> float | None:
+    """Return the share of the clairvoyant saving of a workload; None where there is little to win."""
+    name, seed, count, alone = task
+    stream = WORKLOADS[name](seed)
+    model = find_model(stream.model)
+    assert model is not None
+    whole = replay(stream.requests, no_caching, ProviderCache(model)).total
+    least = bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False) / whole
+    if least > _WORTH:
+        return None
+    fleet = Fleet(count, seed, alone=alone)
+    cost = replay(stream.requests, fleet, ProviderCache(model)).cost / whole
+    for worker in fleet.workers:
+        errors = {what: often for what, often in worker.counts.items() if what.startswith("error.")}
+        assert not errors, errors
+    return float((1 - cost) / (1 - least))
+
+
+def main() -> None:
+    """Print a line for each workload, and the means."""
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--workers", default="1,2,8", help="how many, each a column")
+    options.add_argument("--seeds", default="1,2")
+    options.add_argument("--alone", action="store_true", help="let none tell the others")
+    given = options.parse_args()
+    counts = [int(count) for count in given.workers.split(",")]
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    tasks = [(name, seed, count, given.alone) for name in WORKLOADS for count in counts for seed in seeds]
+    with ProcessPoolExecutor(2) as pool:
+        shares = dict(zip(tasks, pool.map(share, tasks), strict=True))
+    print("share of the clairvoyant saving".ljust(34) + "".join(f"{count:>5} workers" for count in counts))
+    columns: dict[int, list[float]] = {count: [] for count in counts}
+    for name in WORKLOADS:
+        row = {count: [shares[name, seed, count, given.alone] for seed in seeds] for count in counts}
+        if any(each is None for each in row[counts[0]]):
+            continue
+        means = {count: mean(each or 0.0 for each in found) for count, found in row.items()}
+        print(name.ljust(34) + "".join(f"{means[count]:>13.2%}" for count in counts))
+        for count in counts:
+            columns[count].append(means[count])
+    print("mean".ljust(34) + "".join(f"{mean(columns[count]):>13.2%}" for count in counts))
+    if not given.alone and {1, 8} <= set(counts) and mean(columns[1]) - mean(columns[8]) > _LOST:
+        print(f"eight workers save more than {_LOST:.1%} less than one")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
