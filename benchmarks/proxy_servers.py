@@ -74,6 +74,8 @@ class Upstream(asyncio.Protocol):
         kind = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
         self.transport.write(kind + b"transfer-encoding: chunked\r\n\r\n")
         for _ in range(PARTS):
+            if self.transport.is_closing():
+                return
             self.transport.write(b"%x\r\n" % len(PART) + PART + b"\r\n")
             await asyncio.sleep(GAP)
         self.transport.write(b"0\r\n\r\n")

@@ -34,6 +34,7 @@ _ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
 _LONG = 1 << 20  # bytes of a body from which on it is written in parts
 _PART = 256 << 10
 _HEADER_BYTES = 64 << 10
+_NO_HTTP = "the upstream answered with something that is not HTTP"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Limits:
 class Upstream:
     """Pass what comes on to the server at `url`; the headers named in `dropped` stay here.
 
-    `env_proxy` goes through the proxy that the environment names.
+    `proxy` is the URL of one to go through. What serves the app must be a `serving.Connection`.
     """
 
     def __init__(
@@ -66,7 +67,10 @@ class Upstream:
             await self._live(receive, send)
             return
         body = (await receive()).get("body", b"")
-        client = _Client(scope["extensions"][CONNECTION])
+        connection: Connection = scope["extensions"][CONNECTION]
+        if connection.lost:  # while it was decided what to send
+            return
+        client = _Client(connection)
         try:
             await self._pass(scope, body, client, send)
         except asyncio.CancelledError:
@@ -119,6 +123,8 @@ class Upstream:
                 async with self._session.request(
                     scope["method"], url, headers=headers, data=_data(body), allow_redirects=False
                 ) as response:
+                    if response.status >= 600:
+                        raise ProxyError(502, "upstream_invalid", _NO_HTTP)
                     kept = list(_end_to_end(response.raw_headers))
                     client.started = True
                     await send({"type": "http.response.start", "status": response.status, "headers": kept})
@@ -214,4 +220,4 @@ def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:
         return ProxyError(502, "upstream_unreachable", "the upstream can't be reached")
     if isinstance(error, aiohttp.ClientConnectionError):
         return ProxyError(502, "upstream_closed", "the upstream closed the connection before it answered")
-    return ProxyError(502, "upstream_invalid", "the upstream answered with something that is not HTTP")
+    return ProxyError(502, "upstream_invalid", _NO_HTTP)

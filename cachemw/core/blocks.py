@@ -26,6 +26,7 @@ from cachemw.core.wire import (
     Path,
     chat_message,
     dump,
+    encoded,
     envelope,
     marker_ttl,
     native_message,
@@ -142,9 +143,11 @@ class Parser:
     def _items(self, values: Sequence[Any], read: Reader, tag: bytes) -> list[Item]:
         memo, items = self._memo, []
         for value in values:
-            key = xxh3_128_digest(tag + dump(value))
+            # A NaN where a null was read before makes no other request: nobody sends it as JSON.
+            key = xxh3_128_digest(tag + encoded(value))
             item = memo.get(key)
             if item is None:
+                dump(value)
                 if len(memo) >= _MEMO_LIMIT:
                     memo.clear()
                 item = memo[key] = read(value, self._counter)

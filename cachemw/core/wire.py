@@ -69,13 +69,18 @@ def dump(value: Any, *, ordered: bool = True) -> bytes:
     Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
     integers over 64 bits, nesting deeper than about 250, foreign objects.
     """
-    try:
-        raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
-    except (TypeError, ValueError, RecursionError):
-        raise BodyError("not_json") from None
+    raw = encoded(value, ordered=ordered)
     if not _finite(value, raw):
         raise BodyError("not_json")
     return raw
+
+
+def encoded(value: Any, *, ordered: bool = True) -> bytes:
+    """Return the same, with null in the place of NaN and infinities."""
+    try:
+        return orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
+    except (TypeError, ValueError, RecursionError):
+        raise BodyError("not_json") from None
 
 
 def _finite(value: Any, raw: bytes) -> bool:

@@ -37,8 +37,8 @@ from cachemw.settings import Settings
 if TYPE_CHECKING:
     from openai import AsyncOpenAI, OpenAI
 
-    from cachemw.integrations.hooks import HttpHooks
     from cachemw.integrations.asgi import CacheMiddleware
+    from cachemw.integrations.hooks import HttpHooks
     from cachemw.integrations.transport import AsyncCacheTransport, CacheTransport
 
 _Client = TypeVar("_Client")

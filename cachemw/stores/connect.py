@@ -44,7 +44,8 @@ def opener(at: Target, patience: float) -> Callable[[Address | None], Connection
 
     def connect(address: Address | None) -> Connection:
         if at.path:
-            return _opened(Unix(path=at.path, **options))
+            by_path: Any = Unix
+            return _opened(by_path(path=at.path, **options))
         tls = {"context": context()} if at.tls else {}
         host, port = address or (_master(at, patience, tls) if at.service else at.hosts[0])
         return _opened((Tls if at.tls else Plain)(host=host, port=port, **options, **tls))
@@ -63,7 +64,8 @@ def _opened(connection: Connection) -> Connection:
 
 def _master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
     # A new one each time: `Sentinel` is not made for several threads, and opening is rare.
-    with redis.sentinel.Sentinel(at.hosts, sentinel_kwargs=_sentinels(at, patience, Retry)) as sentinels:
+    kind: Any = redis.sentinel.Sentinel
+    with kind(at.hosts, sentinel_kwargs=_sentinels(at, patience, Retry)) as sentinels:
         _secured(sentinels, Tls, tls)
         return _address(sentinels.discover_master(at.service))
 
@@ -81,7 +83,7 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
         # What is found is not used: the loop asks again, and is answered.
         with suppress(OSError, UnicodeError):
             await _on_a_thread(lambda: socket.getaddrinfo(host, None))
-        kind = AsyncTls if at.tls else redis.asyncio.Connection
+        kind: Any = AsyncTls if at.tls else redis.asyncio.Connection
         return await _async_opened(kind(host=host, port=port, **options, **tls))
 
     async def bounded(address: Address | None) -> Connection:
@@ -141,9 +143,8 @@ async def ended(connection: Connection) -> None:
 
 
 async def _async_master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
-    sentinels = redis.asyncio.sentinel.Sentinel(
-        at.hosts, sentinel_kwargs=_sentinels(at, patience, AsyncRetry)
-    )
+    kind: Any = redis.asyncio.sentinel.Sentinel
+    sentinels = kind(at.hosts, sentinel_kwargs=_sentinels(at, patience, AsyncRetry))
     _secured(sentinels, AsyncTls, tls)
     try:
         return _address(await sentinels.discover_master(at.service))

@@ -21,7 +21,7 @@ HOPS = 5
 class Errand(NamedTuple):
     """One command on its way: which of the call's it is, and to whom, where a server named one."""
 
-    index: int
+    place: int
     command: Command
     to: Address | None = None
     asking: bool = False
@@ -52,7 +52,7 @@ class Call:
         self.errands = []
         for (address, group), replies in zip(groups.items(), answers, strict=True):
             for errand, reply in zip(group, replies, strict=True):
-                self.replies[errand.index] = reply
+                self.replies[errand.place] = reply
                 if isinstance(reply, ResponseError):
                     refusals.append((reply, address))
                     if (further := errand.after(reply, address)) is not None:

@@ -74,12 +74,12 @@ class BoundedSocket:
 
 
 class _Bounded:
-    socket_connect_timeout: float
     _socket: BoundedSocket
 
     def _connect(self) -> BoundedSocket:
         plain = super()._connect()  # type: ignore[misc]
-        self._socket = BoundedSocket(plain, time.monotonic() + self.socket_connect_timeout)
+        patience: float = self.socket_connect_timeout  # type: ignore[attr-defined]
+        self._socket = BoundedSocket(plain, time.monotonic() + patience)
         return self._socket
 
     def until(self, deadline: float) -> None:

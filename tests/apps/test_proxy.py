@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -433,7 +434,7 @@ def test_a_wrong_upstream_is_a_502(http: httpx2.Client) -> None:
     """A name that nothing has, bytes that are no HTTP, and a connection that ends without a word."""
     with proxying("http://nowhere.invalid", limits=Limits(connect=5)) as running:
         assert http.request(**chat(path=running.url + CHAT)).status_code == 502
-    for said in (b"SSH-2.0-OpenSSH_9.6\r\n", b""):
+    for said in (b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"HTTP/1.1 999 x\r\ncontent-length: 0\r\n\r\n"):
         with raw(said) as upstream, proxying(upstream.url) as running:
             answer = http.request(**chat(path=running.url + CHAT))
         assert answer.status_code == 502
@@ -545,6 +546,26 @@ def test_a_client_that_leaves_early_leaves_nothing(monkeypatch: pytest.MonkeyPat
         until(lambda: upstream.left == 1, "the upstream sees the connection end")
         until(lambda: failed, "the call is given up")
     assert len(upstream.arrived) == 1
+
+
+def test_a_client_that_leaves_while_we_decide_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is sent to the upstream for nobody, and the call is given up."""
+    with raw(OK) as upstream, proxying(upstream.url) as running:
+        failed: list[Any] = []
+        prepare = running.mw.prepare
+
+        async def slow(*arguments: Any, **named: Any) -> Any:
+            made.close()
+            await asyncio.sleep(0.2)
+            assert not running.connections
+            return await prepare(*arguments, **named)
+
+        monkeypatch.setattr(running.mw, "prepare", slow)
+        monkeypatch.setattr(running.mw, "fail", recording(failed, running.mw.fail))
+        made = running.connect()
+        made.sendall(post(json.dumps(conversation()).encode()))
+        until(lambda: failed, "the call is given up")
+    assert upstream.arrived == []
 
 
 def test_a_client_that_leaves_a_stream_cancels_it(http: httpx2.Client) -> None:

@@ -36,6 +36,7 @@ class Twin:
     def __init__(self, kind: str, url: str, **options: Any) -> None:
         self.link: Any = Link(url, **options) if kind == "sync" else AsyncLink(url, **options)
         self._runner = None if kind == "sync" else asyncio.Runner()
+        self._tls = url.startswith("rediss")
 
     def execute(self, sent: Sequence[Command], seconds: float = PATIENT) -> list[Any]:
         if self._runner is None:
@@ -67,6 +68,9 @@ class Twin:
             self.link.close()
         else:
             self._runner.run(self.link.close())
+            if self._tls:
+                # A refused connection says goodbye by itself, which takes the loop a moment.
+                self.pause(0.1)
             self._runner.close()
 
 

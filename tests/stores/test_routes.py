@@ -91,7 +91,7 @@ def test_a_call_has_its_replies_in_order() -> None:
     answers: list[list[Any]] = [[b"b", NoScriptError("x")], [b"a"]]
     refusals = call.answered({("one", 1): [third, second], ("two", 2): [first]}, answers)
     assert [(type(refusal), address) for refusal, address in refusals] == [(NoScriptError, ("one", 1))]
-    assert [errand.index for errand in call.errands] == [1]
+    assert [errand.place for errand in call.errands] == [1]
     assert call.answered({("one", 1): call.errands}, [[b"done"]]) == []
     assert call.replies == [b"a", b"done", b"b"]
     assert call.errands == []
