@@ -24,7 +24,7 @@ test-redis: $(READY) ## the stores on every Redis there is, TLS and ACL users am
 	  echo "There is no redis-server on PATH: TLS and Redis itself are skipped. On Debian or Ubuntu: apt-get install redis-server"; }
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -rs tests/stores
 
-test-clients: $(READY) ## the contracts with the real client packages; writes docs/compatibility.md
+test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages; writes docs/compatibility.md
 	@$(BIN)/python -m tests.clients.run
 
 test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each

@@ -24,7 +24,7 @@ from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingE
 from cachemw.core.reuse import Prefix
 from cachemw.stores import commands, open_async_store, open_store
 from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
-from cachemw.stores.commands import Command, Commands, with_text
+from cachemw.stores.commands import Command, with_text
 from tests.stores.links import SCRIPT, SHA, Linker, Twin
 
 SECRET = b"a secret of the tests"
@@ -158,7 +158,7 @@ def until_answers(url: str, seconds: float = 10) -> None:
                 time.sleep(0.02)
 
 
-KINDS = ["memory", "fakeredis", "valkey", "valkey-clustered"]
+KINDS = ["memory", "fakeredis", "valkey", "cluster"]
 if shutil.which("redis-server"):
     KINDS.append("redis-server")
 
@@ -173,11 +173,12 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         "memory": "memory://",
         "fakeredis": "redis://nowhere",
         "valkey": "valkey",
-        "valkey-clustered": "valkey",
+        "cluster": "three",
         "redis-server": "redis_server",
     }[kind]
     if "://" not in url:
-        url = request.getfixturevalue(url)
+        found = request.getfixturevalue(url)
+        url = found if isinstance(found, str) else found.url
     stores: list[Any] = []
 
     def open_one(secret: bytes = SECRET) -> Any:
@@ -190,8 +191,6 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             store = Awaited(inner)
         if kind == "fakeredis":
             inner._link = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
-        if kind == "valkey-clustered":
-            inner._commands = Commands(secret, clustered=True)
         stores.append(store)
         return store
 
