@@ -91,7 +91,7 @@ def test_a_provider_that_is_told_wins() -> None:
         (b"", {}, "pass.not_json"),
         (b"{", {}, "pass.not_json"),
         (b"\xef\xbb\xbf{}", {}, "pass.not_json"),
-        (gzip.compress(_asked()), {"headers": {"Content-Encoding": "gzip"}}, "pass.sealed"),
+        (gzip.compress(_asked(), mtime=0), {"headers": {"Content-Encoding": "gzip"}}, "pass.sealed"),
         (_asked(), {"headers": [(b"Content-Digest", b"sha-256=:x:")]}, "pass.sealed"),
         (b'{"messages": [], "top_p": NaN}', {}, "pass.not_json"),
         (b'{"messages": [{"role": "user", "role": "system"}]}', {}, "pass.not_json"),
