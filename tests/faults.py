@@ -42,7 +42,6 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
 
     before = sys.gettrace()
     # What is collected meanwhile may call ours, too.
-    gc.collect()
     gc.disable()
     sys.settrace(trace)
     try:
