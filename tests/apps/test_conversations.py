@@ -123,7 +123,9 @@ def test_no_text_of_a_prompt_is_said(tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("raw", [b"no gzip", gzip.compress(b"{}" * 99, mtime=0)[:-9], b"\x1f\x8b\x08" + b"\x99" * 40])
+@pytest.mark.parametrize(
+    "raw", [b"no gzip", gzip.compress(b"{}" * 99, mtime=0)[:-9], b"\x1f\x8b\x08" + b"\x99" * 40]
+)
 def test_a_damaged_gzip_file_is_named(tmp_path: Path, raw: bytes) -> None:
     """A file that does not unpack is bad input."""
     path = tmp_path / "a.jsonl.gz"
