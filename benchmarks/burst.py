@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
-import socket
 import sys
 import threading
 import time
@@ -28,6 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cachemw
+from benchmarks.redis_servers import free_port
 from benchmarks.workloads.generated import MODEL
 from cachemw.apps import gateway
 from cachemw.events import Event, Prepared
@@ -231,13 +231,6 @@ async def _tasks(
 
 def _base(url: str) -> str:
     return f"{url}/serving-endpoints"
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _body(name: str) -> dict[str, Any]:

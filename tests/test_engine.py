@@ -26,6 +26,7 @@ from cachemw.errors import StoreError
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage
 from tests.bodies import EPHEMERAL, PARAGRAPH, Body, Wire, bodies
+from tests.clocks import Clock
 from tests.faults import NOWHERE, Boom, raising, sampled
 
 MODEL = "databricks-claude-sonnet-4-6"
@@ -33,16 +34,6 @@ TOOLS = [
     {"type": "function", "function": {"name": f"tool_{n}", "description": PARAGRAPH, "parameters": {}}}
     for n in range(3)
 ]
-
-
-class Clock:
-    """Time that only tests move."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def agent(turns: int = 1, **rest: Any) -> Body:

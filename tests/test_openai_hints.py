@@ -23,26 +23,15 @@ from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.replay import Weights
 from cachemw.simulation.usage_forms import openrouter_usage
 from tests.bodies import PARAGRAPH, Body, chat_bodies, walk
+from tests.clocks import Clock, clocked
 
 MANUAL = "\n".join(f"{n}. Returns are free within {n} days of delivery." for n in range(400))
 BREAKPOINT = {"mode": "explicit"}
 
 
-class Clock:
-    """Time that only tests move."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
     """Return a middleware for OpenAI with hints and a clock of its own, `mw.clock`."""
-    clock = Clock()
-    mw = kind(**{"provider": "openai", "openai_hints": True, **chosen}, clock=clock)
-    mw.clock = clock
-    return mw
+    return clocked(kind, **{"provider": "openai", "openai_hints": True, **chosen})
 
 
 def turn(number: int, turns: int = 1, model: str = "gpt-5.6") -> Body:

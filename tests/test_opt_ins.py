@@ -23,6 +23,7 @@ from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.same import same
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage
 from tests.bodies import PARAGRAPH, Body, Wire, walk
+from tests.clocks import clocked
 from tests.faults import NOWHERE, Boom, raising, sampled
 from tests.long_texts import HEAD, lines, long_bodies
 
@@ -31,21 +32,9 @@ EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 BOTH = {"split_text": True, "sort_tools": True}
 
 
-class Clock:
-    """Time that only tests move."""
-
-    now = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
     """Return a middleware for Databricks with a clock of its own, `mw.clock`."""
-    clock = Clock()
-    mw = kind(**{"provider": "databricks", **BOTH, **chosen}, clock=clock)
-    mw.clock = clock
-    return mw
+    return clocked(kind, **{"provider": "databricks", **BOTH, **chosen})
 
 
 def tools(order: Iterable[int]) -> list[Body]:

