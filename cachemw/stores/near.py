@@ -22,6 +22,8 @@ from cachemw.stores.records import Records
 # learns from another worker changes the plan.
 FRESH = 0.1
 _HOT = 4
+# Seconds by which the answer to a first arrival may come after those to later ones.
+_OVERTAKEN = 0.01
 _HEADS = 1_024
 _RECORDS = 32_768
 
@@ -93,6 +95,9 @@ class Near:
                 continue
             (ours,) = self._records.peek([name], now)
             if ours is None or (theirs is not None and ours.seen <= theirs.seen):
+                continue
+            # The answer to a first arrival may come after those to later ones: the server has lost nothing.
+            if theirs is None and name not in self._owed and now - ours.last < _OVERTAKEN:
                 continue
             self._owed.add(name)
             if theirs is not None:

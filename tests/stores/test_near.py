@@ -206,5 +206,5 @@ def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     assert list(near._heads) == [b"x"]
     near.lost([b"%d" % number for number in range(9)])
     near.lost([b"one more"])
-    assert len(near._owed) == 10
+    assert len(near._owed) == 9
     assert Held(b"x", 1, 1.0, None).arrivals == 1
