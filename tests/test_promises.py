@@ -136,6 +136,34 @@ def test_nothing_but_markers_never_too_many_never_refused() -> None:
         assert seen[often], seen
 
 
+def test_a_marker_that_is_overlooked_makes_no_request_refused() -> None:
+    """A 1h marker on a message, which Databricks overlooks, after a 5m one of the client's on a tool."""
+    tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("one", "two")]
+    hour = {"type": "ephemeral", "ttl": "1h"}
+    body = {
+        "model": "databricks-claude-sonnet-4-5",
+        "tools": [{**tools[0], "cache_control": {"type": "ephemeral"}}, tools[1]],
+        "messages": [
+            {"role": "user", "content": "Hello."},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hello."}], "cache_control": hour},
+            {"role": "user", "content": "And then?"},
+        ],
+    }
+    model = find_model(body["model"])
+    assert model is not None
+    billed = ProviderCache(model, Options(provider="databricks", minimum=0))
+    mw = cachemw.Middleware(provider="databricks", clock=lambda: 1e6, min_tokens=0)
+    before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
+    ours: set[str] = set()
+    for _ in range(3):
+        call = mw.prepare(body)
+        hold(call, body, before, identities)
+        ours.update(point.ttl for point in call.plan.ours)
+        ticket = billed.begin(call.body, 1e6, "chat")
+        mw.settle(call, {"usage": databricks_usage(ticket, 3)})
+    assert ours == {"5m"}
+
+
 def test_whatever_is_no_body_passes() -> None:
     """Bodies with anything anywhere: nothing is raised, and what leaves is what came."""
     seen: Counter[str] = Counter()

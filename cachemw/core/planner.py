@@ -123,12 +123,20 @@ class _Planner:
         return block.kind is not Kind.REASONING and (block.kind is not Kind.TEXT or block.markable)
 
     def allowed(self, kinds: Mapping[Kind, Mark]) -> list[int]:
-        """Return the places whose block may carry a marker of ours."""
+        """Return the places whose block may carry a marker of ours.
+
+        None between a 5m marker of the client's and a 1h one after it: no TTL is right there. Gateways
+        that overlook one of the two, as on a whole message, take the request as it came.
+        """
         blocks, on = self.parsed.blocks, {kind for kind, mark in kinds.items() if mark == "on"}
+        crossed = range(self.only_5m_from, self.only_1h_until)
         return [
             place
             for place, depth in enumerate(self.depths)
-            if (block := blocks[depth.block]).markable and block.kind in on and place not in self.own
+            if (block := blocks[depth.block]).markable
+            and block.kind in on
+            and place not in self.own
+            and place not in crossed
         ]
 
     # -- the choice ---------------------------------------------------------------------------
@@ -261,7 +269,7 @@ class _Planner:
     def _may(self, place: int) -> tuple[bool, bool]:
         """Say whether a breakpoint here may be 5m, 1h: by the setting, and by the client's own around it."""
         if place <= self.only_1h_until:
-            return False, place < self.only_5m_from
+            return False, True
         may_1h = self.rules.ttl != "5m" and place < self.only_5m_from
         return self.rules.ttl != "1h" or not may_1h, may_1h
 

@@ -279,6 +279,18 @@ def test_long_ones_come_first(own: Sequence[Ttl | None], ttl: Literal["5m", "1h"
     assert {p.block: p.ttl for p in found.breakpoints if p.own} == {n: m for n, m in enumerate(own) if m}
 
 
+@pytest.mark.parametrize("ttl", ["5m", "1h", "auto"])
+@pytest.mark.parametrize("living", [None, "5m", "1h"])
+def test_none_where_no_ttl_is_right(ttl: Literal["5m", "1h", "auto"], living: Ttl | None) -> None:
+    """Between a 5m marker of the client's and a later 1h one, which a gateway may overlook, none is ours."""
+    blocks = [B(chance=0.9, hour=0.95, marker=own) for own in (None, "5m", None, None, "1h", None)]
+    blocks[2] = B(chance=0.9, hour=0.95, living=living)
+    found = marks(planned(blocks, ttl=ttl, tools=3))  # the last tool would have a slot that is left
+    assert found[5] == "5m"
+    assert found.get(0, "1h") == "1h"
+    assert not {2, 3} & found.keys()
+
+
 def test_a_marker_at_the_top_stands_on_the_last_block() -> None:
     """Automatic caching is a breakpoint of the client's on the last block: never ours too."""
     found = planned([B(chance=0.9), B(chance=0.9)], automatic="5m")
