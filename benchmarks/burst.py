@@ -128,6 +128,7 @@ def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Bu
         "store": store,
         "namespace": f"burst {time.time_ns()}",
         "secret": "a secret",
+        "store_timeout_ms": 1000,  # so many requests at once on few cores: no answer is waited for in vain
         "coalesce": coalesce,
     }
     context = multiprocessing.get_context("spawn")

@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from cachemw.stores.sockets import AsyncTls, Plain, Tls, Unix, contexts
+from cachemw.stores.sockets import AsyncTls, Plain, Tls, Unix, contexts, dropped
 from cachemw.stores.url import Address, Target
 
 Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed face
@@ -131,7 +131,7 @@ async def _async_opened(connection: Connection) -> Connection:
             await connection.read_response()
         return connection
     except BaseException:
-        await connection.disconnect(nowait=True)
+        await dropped(connection)
         raise
 
 

@@ -22,8 +22,6 @@ from cachemw.stores.records import Records
 # learns from another worker changes the plan.
 FRESH = 0.1
 _HOT = 4
-# Seconds by which the answer to a first arrival may come after those to later ones.
-_OVERTAKEN = 0.01
 _HEADS = 1_024
 _RECORDS = 32_768
 
@@ -55,7 +53,9 @@ class Near:
     def __init__(self) -> None:
         self._records = Records(_RECORDS)
         self._heads: dict[bytes, _Head] = {}
+        # What the server is to be given, and what it was given last: older answers may still be on their way.
         self._owed: set[bytes] = set()
+        self._given: set[bytes] = set()
         self._lock = Lock()
 
     def hot(self, names: Sequence[bytes], now: float) -> list[Prefix | None] | None:
@@ -76,35 +76,62 @@ class Near:
                 head.last = now
         return found
 
-    def heard(self, names: Sequence[bytes], heads: int, records: list[Prefix | None], now: float) -> None:
+    def known(self, names: Sequence[bytes]) -> list[bool]:
+        """Say of each whether there is a record of it here: to be told to `heard`, from before the call."""
+        with self._lock:
+            return [name in self._records for name in names]
+
+    def heard(
+        self,
+        names: Sequence[bytes],
+        heads: int,
+        records: list[Prefix | None],
+        now: float,
+        known: Sequence[bool],
+    ) -> None:
         """Note the records from before an arrival; in place of those that the server has lost put ours.
 
         The first `heads` names are heads.
         """
         with self._lock:
-            if None in records or not self._owed.isdisjoint(names):
-                self._put_ours(names, records, now)
+            overtaken: dict[bytes, Prefix] = {}
+            told = self._owed.isdisjoint(names) and self._given.isdisjoint(names)
+            if None in records or not told:
+                overtaken = self._put_ours(names, records, now, known)
             self._records.heard(names, records, now)
             for name, record in zip(names[:heads], records, strict=False):
-                self._stand(name, arrive_often(record, 1, now), now)
+                if name not in overtaken:
+                    self._stand(name, arrive_often(record, 1, now), now)
+            for name, ours in overtaken.items():
+                if name in self._records:
+                    self._records.put(name, ours)
 
-    def _put_ours(self, names: Sequence[bytes], records: list[Prefix | None], now: float) -> None:
-        """Put what is known here in the place of what the server has lost, or was not told of."""
+    def _put_ours(
+        self, names: Sequence[bytes], records: list[Prefix | None], now: float, known: Sequence[bool]
+    ) -> dict[bytes, Prefix]:
+        """Put what is known here in the place of what the server has lost, or was not told of.
+
+        Return what is here of those that nobody knew when they were asked for: the answer to a first arrival
+        came after those to later ones, so nothing is lost and it is counted in them.
+        """
+        overtaken: dict[bytes, Prefix] = {}
         for index, (name, theirs) in enumerate(zip(names, records, strict=True)):
-            if theirs is not None and name not in self._owed:
+            if theirs is not None and not self._ours(name):
                 continue
             (ours,) = self._records.peek([name], now)
-            if ours is None or (theirs is not None and ours.seen <= theirs.seen):
+            if ours is None:
                 continue
-            # The answer to a first arrival may come after those to later ones: the server has lost nothing.
-            if theirs is None and name not in self._owed and now - ours.last < _OVERTAKEN:
+            if theirs is None and not self._ours(name) and not known[index]:
+                overtaken[name] = ours
                 continue
-            self._owed.add(name)
-            if theirs is not None:
-                ours = ours._replace(pending=theirs.pending)
-                if theirs.expires > ours.expires:
-                    ours = ours._replace(expires=theirs.expires, ttl=theirs.ttl)
-            records[index] = ours
+            if theirs is None or name not in self._given:
+                self._owed.add(name)
+            records[index] = ours if theirs is None else _merged(ours, theirs)
+        return overtaken
+
+    def _ours(self, name: bytes) -> bool:
+        """Say whether what the server answers of a prefix may be from before it was given what is known here."""
+        return name in self._owed or name in self._given
 
     def sent(self, held: Sequence[Held], records: Sequence[Prefix | None]) -> None:
         """Note the records from before the arrivals that were sent as numbers."""
@@ -196,6 +223,14 @@ class Near:
     def owed(self) -> dict[bytes, Prefix]:
         """Return the records that the server lost or was not told of, for once."""
         with self._lock:
-            names, self._owed = list(self._owed), set()
+            names, self._given, self._owed = list(self._owed), self._owed, set()
             found = self._records.peek(names, float("-inf"))
         return {name: record for name, record in zip(names, found, strict=True) if record is not None}
+
+
+def _merged(ours: Prefix, theirs: Prefix) -> Prefix:
+    """Return one record of two, as the server's `restore` does; what is pending is theirs."""
+    most = theirs if theirs.seen > ours.seen else ours
+    dead = ours.expires == 0 and ours.ttl > 0
+    entry = theirs if theirs.expires > ours.expires and not dead else ours
+    return most._replace(expires=entry.expires, ttl=entry.ttl, pending=theirs.pending)

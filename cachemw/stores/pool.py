@@ -21,6 +21,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cachemw.stores.connect import Connection, ended
+from cachemw.stores.sockets import dropped
 
 T = TypeVar("T")
 
@@ -245,12 +246,12 @@ class AsyncPool:
         if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
-            await connection.disconnect(nowait=True)
+            await dropped(connection)
 
     async def forget(self) -> None:
         """See `Pool.forget`."""
         while (connection := _last(self._idle)) is not None:
-            await connection.disconnect(nowait=True)
+            await dropped(connection)
 
     async def close(self) -> None:
         """See `Pool.close`; what is being opened is given up."""
@@ -268,7 +269,7 @@ class AsyncPool:
                     return connection
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 pass
-            await connection.disconnect(nowait=True)
+            await dropped(connection)
         return None
 
     async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:

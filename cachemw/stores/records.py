@@ -25,6 +25,9 @@ class Records:
         # A plain dict would look for its first key through the holes that earlier evictions left.
         self._records: OrderedDict[bytes, Prefix | _Heard] = OrderedDict()
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._records
+
     def observe(self, keys: Sequence[bytes], now: float) -> list[Prefix | None]:
         """Count one arrival of a request that ends with the last key; see `Store.observe`."""
         records, last = self._records, len(keys) - 1

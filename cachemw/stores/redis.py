@@ -175,12 +175,13 @@ class RedisStore(_Shared):
             return self._near.observe(names, now)
         hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        known = self._near.known(asked)
         try:
             theirs, found = records(self._call(self._commands.observe(asked, self._stamp(now))))
         except StoreError:
             return (hot or []) + self._near.observe(asked, now)
         found = self._ours(theirs, now, found)
-        self._near.heard(asked, heads, found, now)
+        self._near.heard(asked, heads, found, now, known)
         return found if hot is None else hot + found
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
@@ -274,12 +275,13 @@ class AsyncRedisStore(_Shared):
             return self._near.observe(names, now)
         hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        known = self._near.known(asked)
         try:
             theirs, found = records(await self._call(self._commands.observe(asked, self._stamp(now))))
         except StoreError:
             return (hot or []) + self._near.observe(asked, now)
         found = self._ours(theirs, now, found)
-        self._near.heard(asked, heads, found, now)
+        self._near.heard(asked, heads, found, now, known)
         return found if hot is None else hot + found
 
     async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:

@@ -4,7 +4,8 @@ Lives here: the one place that overrides what redis-py has no public name for. M
 is opened, what is sent.
 
 `_connect` opens a socket, `_wrap_socket_with_ssl` speaks TLS over it. Overriding the first is the only way to
-bound a whole answer: redis-py bounds each part of one. Tests hold that both are called.
+bound a whole answer: redis-py bounds each part of one. Tests hold that both are called. `_writer` is what an
+asyncio connection sends by.
 """
 
 from __future__ import annotations
@@ -112,6 +113,13 @@ class AsyncTls(redis.asyncio.SSLConnection):
 
 class Unix(_Bounded, redis.UnixDomainSocketConnection):
     """By a unix socket."""
+
+
+async def dropped(connection: Any) -> None:
+    """Disconnect an asyncio connection, unsent requests and all: a server that reads nothing would keep it open."""
+    if (writer := connection._writer) is not None:
+        writer.transport.abort()
+    await connection.disconnect(nowait=True)
 
 
 def contexts(at: Target) -> Callable[[], RedisSSLContext]:

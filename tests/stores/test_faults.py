@@ -29,7 +29,8 @@ _numbers = count()
 class Fault:
     """What is done to a server, what undoes it, and which failures a worker then counts.
 
-    `keeps`: what was written before is there after. `options` are the server's own.
+    `keeps`: what was written before is there after. `options` are the server's own. `patience` is a worker's
+    `store_timeout_ms`: what answers may take its time where others share the machine.
     """
 
     spoil: Callable[[Server], None]
@@ -37,6 +38,7 @@ class Fault:
     counted: frozenset[str]
     keeps: bool = True
     options: Sequence[str] = ()
+    patience: int = 2000
 
 
 def counts(*errors: str) -> frozenset[str]:
@@ -67,7 +69,7 @@ def load(server: Server) -> None:
 
 FAULTS = {
     "killed": Fault(Server.kill, Server.start, counts("ConnectionError"), keeps=False),
-    "frozen": Fault(Server.freeze, Server.thaw, counts("TimeoutError")),
+    "frozen": Fault(Server.freeze, Server.thaw, counts("TimeoutError"), patience=20),
     "out of memory": Fault(
         asked("CONFIG", "SET", "maxmemory", "1"),
         asked("CONFIG", "SET", "maxmemory", "0"),
@@ -83,6 +85,7 @@ FAULTS = {
         Server.until_ready,
         counts("BusyLoadingError", "TimeoutError"),
         options=("--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"),
+        patience=20,
     ),
 }
 
@@ -90,12 +93,14 @@ FAULTS = {
 class Worker:
     """A middleware, sync or async, whose answers bill what the plan expects."""
 
-    def __init__(self, url: str, twin: str) -> None:
+    def __init__(self, url: str, twin: str, patience: int) -> None:
         self.noted: list[str] = []
         self.sent = 0
         self._runner = asyncio.Runner()
         kind: Any = cachemw.Middleware if twin == "sync" else cachemw.AsyncMiddleware
-        self._mw = kind(provider="databricks", store=url, secret="a secret", hooks=[self._note])
+        self._mw = kind(
+            provider="databricks", store=url, secret="a secret", store_timeout_ms=patience, hooks=[self._note]
+        )
         self._sync = twin == "sync"
 
     def _note(self, event: Event) -> None:
@@ -152,9 +157,9 @@ class Worker:
 
 
 @contextmanager
-def workers(url: str, *twins: str) -> Iterator[list[Worker]]:
+def workers(url: str, *twins: str, patience: int = 2000) -> Iterator[list[Worker]]:
     """Start workers that share a store."""
-    made = [Worker(url, twin) for twin in twins]
+    made = [Worker(url, twin, patience) for twin in twins]
     try:
         yield made
     finally:
@@ -185,7 +190,10 @@ def learns(one: Worker, other: Worker) -> bool:
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]) -> None:
     """They go out marked as this worker knows; after it workers learn from each other, and sums are exact."""
-    with standalone("valkey", *fault.options) as server, workers(server.url, *twins) as (one, other):
+    with (
+        standalone("valkey", *fault.options) as server,
+        workers(server.url, *twins, patience=fault.patience) as (one, other),
+    ):
         before = talks(6)
         for body in before:
             other.send([body])

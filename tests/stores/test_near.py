@@ -18,11 +18,16 @@ def hot_record(seen: int = 9) -> Prefix:
     return arrive_often(None, seen, 0.0)
 
 
+def tell(near: Near, names: list[bytes], heads: int, records: list[Prefix | None], now: float) -> None:
+    """Give an answer to what was asked when the worker knew what it knows now."""
+    near.heard(names, heads, records, now, near.known(names))
+
+
 def warm(now: float = 10.0, seen: int = 9, **fields: float) -> Near:
     """Return what a worker knows after one answer of the server."""
     near = Near()
     records: list[Prefix | None] = [hot_record(seen)._replace(**fields)] * 2
-    near.heard(NAMES, 2, [*records, None, None], now)
+    tell(near, NAMES, 2, [*records, None, None], now)
     return near
 
 
@@ -86,7 +91,7 @@ def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
 def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
     """Of two answers the one with more arrivals is the later."""
     near = warm(seen=50)
-    near.heard(NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
+    tell(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
     found = near.hot(HEADS, 10.02)
     assert found is not None
     assert [record and record.seen for record in found] == [51, 51]
@@ -156,36 +161,76 @@ def test_what_the_server_lost_it_gets_back() -> None:
     """A record that a worker knows and the server doesn't is used, and owed; one that nobody knows is new."""
     near = warm()
     records: list[Prefix | None] = [None, hot_record(30), None, None]
-    near.heard([*NAMES[:3], b"new"], 2, records, 12.0)
+    tell(near, [*NAMES[:3], b"new"], 2, records, 12.0)
     assert [record and record.seen for record in records] == [10, 30, 1, None]
     assert sorted(near.owed()) == [b"head 1", b"message 1"]
     forgotten: list[Prefix | None] = [None]
-    near.heard([b"head 1"], 1, forgotten, 12.0 + 7201)
+    tell(near, [b"head 1"], 1, forgotten, 12.0 + 7201)
     assert forgotten == [None]
+
+
+def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> None:
+    """Nobody knew of it when it was asked for: nothing was lost, and it is counted already."""
+    near = Near()
+    known = near.known(NAMES)
+    assert known == [False] * 4
+    tell(near, NAMES, 2, [hot_record(5), hot_record(5), first(0, 10.0), first(1, 10.0)], 10.01)
+    records: list[Prefix | None] = [None] * 4
+    near.heard(NAMES, 2, records, 10.02, known)
+    assert records == [None] * 4
+    assert near.owed() == {}
+    assert [record and record.seen for record in near.peek(NAMES, 10.03)] == [6, 6, 2, 2]
+    found = near.hot(HEADS, 10.03)
+    assert found is not None
+    assert [record and record.seen for record in found] == [6, 6]
 
 
 def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
     """Until it has been given back, more arrivals and a later end stand; a younger record of it changes nothing."""
     near = warm(expires=400.0, ttl=300)
-    near.heard([b"head 1"], 1, [None], 12.0)
+    tell(near, [b"head 1"], 1, [None], 12.0)
     for theirs in (first(0, 12.0), first(0, 12.0)._replace(expires=900.0, ttl=3600, pending=80.0)):
         records: list[Prefix | None] = [theirs]
-        near.heard([b"head 1"], 1, records, 13.0)
+        tell(near, [b"head 1"], 1, records, 13.0)
         (record,) = records
         assert record is not None
         assert record.seen > 9
         assert (record.expires, record.pending) == (max(400.0, theirs.expires), theirs.pending)
     assert near.owed()[b"head 1"].expires == 900.0
-    more: list[Prefix | None] = [hot_record(99)]
     near.lost([b"head 1"])
-    near.heard([b"head 1"], 1, more, 14.0)
-    assert more == [hot_record(99)]
+    more: list[Prefix | None] = [hot_record(99)]
+    tell(near, [b"head 1"], 1, more, 14.0)
+    assert more == [hot_record(99)._replace(expires=900.0, ttl=3600)]
+
+
+def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
+    """What the server began anew may arrive after it got ours; after the next flush its word counts again."""
+    near = warm(expires=400.0, ttl=300)
+    tell(near, [b"head 1"], 1, [None], 12.0)
+    assert list(near.owed()) == [b"head 1"]
+    records: list[Prefix | None] = [first(0, 12.0)]
+    tell(near, [b"head 1"], 1, records, 12.1)
+    assert [record and (record.seen > 9, record.expires) for record in records] == [(True, 400.0)]
+    assert near.owed() == {}
+    records = [first(0, 12.0)]
+    tell(near, [b"head 1"], 1, records, 12.2)
+    assert records == [first(0, 12.0)]
+
+
+def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has() -> None:
+    """Of two ends the later counts, but a provider that read nothing has spoken."""
+    near = warm(expires=400.0, ttl=300)
+    near.wrote([b"head 1"], [head(0.0)])
+    near.lost([b"head 1"])
+    records: list[Prefix | None] = [hot_record(99)._replace(expires=900.0, ttl=3600)]
+    tell(near, [b"head 1"], 1, records, 13.0)
+    assert records == [hot_record(99)._replace(expires=0.0, ttl=300)]
 
 
 def test_alone_nobody_waits_for_another_workers_answer() -> None:
     """That it has begun could not be heard."""
     near = Near()
-    near.heard([b"m"], 0, [first(0, 9.0)._replace(pending=69.0)], 10.0)
+    tell(near, [b"m"], 0, [first(0, 9.0)._replace(pending=69.0)], 10.0)
     (record,) = near.observe([b"m"], 11.0)
     assert record is not None
     assert record.pending == 0.0
@@ -198,11 +243,11 @@ def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     near = Near()
     for number in range(20):
         names = [b"%d %d" % (number, index) for index in range(2)]
-        near.heard([*names, b"m"], 2, [hot_record(), hot_record(), None], 1.0)
+        tell(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
         near.hot(names, 1.0)
         assert len(near._heads) <= 4
     assert [held.name for held in near.due()] == [b"0 0", b"0 1", b"1 0", b"1 1"]
-    near.heard([b"x", b"m"], 1, [hot_record(), None], 1.0)
+    tell(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)
     assert list(near._heads) == [b"x"]
     near.lost([b"%d" % number for number in range(9)])
     near.lost([b"one more"])
