@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiohttp
+from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -31,8 +32,8 @@ _HOP = frozenset(
 _OURS = _HOP | {b"host", b"content-length", b"expect"}
 # What the library adds by itself.
 _ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
-_LONG = 1 << 20  # bytes of a body from which on it is written in parts
-_PART = 256 << 10
+# Bytes of a body that go with the head, and in each part of the rest: one write, until it is very long.
+_FIRST, _PART = 4 << 10, 1 << 20
 _HEADER_BYTES = 64 << 10
 _NO_HTTP = "the upstream answered with something that is not HTTP"
 
@@ -121,7 +122,11 @@ class Upstream:
         try:
             async with asyncio.timeout(limits.first_byte) as patience:
                 async with self._session.request(
-                    scope["method"], url, headers=headers, data=_data(body), allow_redirects=False
+                    scope["method"],
+                    url,
+                    headers=headers,
+                    data=_Body(body) if body else None,
+                    allow_redirects=False,
                 ) as response:
                     if response.status >= 600:
                         raise ProxyError(502, "upstream_invalid", _NO_HTTP)
@@ -161,6 +166,27 @@ class Upstream:
             yield "content-length", str(len(body))
 
 
+class _Body(aiohttp.Payload):
+    """A whole body that is written with pauses, and is not copied to stand behind the head."""
+
+    _value: bytes
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self._size = len(body)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return it as text."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write it."""
+        view = memoryview(self._value)
+        await writer.write(view[:_FIRST])
+        for start in range(_FIRST, len(view), _PART):
+            await writer.write(view[start : start + _PART])
+
+
 class _Client:
     """Whoever waits for the answer: cancels the task that gets it when they leave.
 
@@ -196,19 +222,6 @@ def _end_to_end(headers: Headers) -> Iterator[tuple[bytes, bytes]]:
     if any(name == b"transfer-encoding" for name, _ in lower):
         left |= {b"content-length"}
     return (pair for pair in lower if pair[0] not in left)
-
-
-def _data(body: bytes) -> Any:
-    """Return a body as the library takes it: one that is long is written with pauses."""
-    if len(body) <= _LONG:
-        return body or None
-
-    async def parts() -> AsyncIterator[memoryview]:
-        view = memoryview(body)
-        for start in range(0, len(view), _PART):
-            yield view[start : start + _PART]
-
-    return parts()
 
 
 def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:

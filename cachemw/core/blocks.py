@@ -10,12 +10,10 @@ so a conversation that grows by a turn costs little more than hashing it. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Any, Literal
-
-from xxhash import xxh3_128_digest
+from typing import Any, Literal, cast
 
 from cachemw.core.providers import Kind, Model, Ttl
 from cachemw.core.tokens import Counter
@@ -26,8 +24,8 @@ from cachemw.core.wire import (
     Path,
     chat_message,
     dump,
-    encoded,
     envelope,
+    keys,
     marker_ttl,
     native_message,
     system_block,
@@ -47,6 +45,8 @@ _SYSTEM_KEYS = ("speed", "web_search_options")
 _MESSAGE_KEYS = ("tool_choice", "parallel_tool_calls", "disable_parallel_tool_use", "function_call")
 
 _MEMO_LIMIT = 32_768
+# Seeds of the memo's hashes: the same bytes are read otherwise in another place.
+_TOOL, _SYSTEM, _CHAT, _NATIVE = range(4)
 
 Reader = Callable[[Any, Counter | None], Item]
 
@@ -103,29 +103,25 @@ class Parser:
         if not all(isfinite(value) for value in body.values() if isinstance(value, float)):
             raise BodyError("not_json")
         parsed = Parsed(wire, name)
-        for index, definition in enumerate(self._items(tools, tool, b"t")):
-            _add(parsed, index, definition)
+        _add(parsed, enumerate(self._items(tools, tool, _TOOL)))
         parsed.tools = len(parsed.blocks)
+        blocks = self._items(system, system_block, _SYSTEM)
         whole = isinstance(body.get("system"), str)
-        for index, block in enumerate(self._items(system, system_block, b"s")):
-            _add(parsed, -1 if whole else index, block)
+        _add(parsed, [(-1, block) for block in blocks] if whole else enumerate(blocks))
 
-        read, tag = (chat_message, b"c") if wire == "chat" else (native_message, b"n")
-        items = self._items(messages, read, tag)
-        lead = 0
-        while wire == "chat" and lead < len(items) and items[lead].role == "system":
-            _add(parsed, lead, items[lead])
-            lead += 1
-        kept: Iterator[int] | range = range(lead, len(items))
-        if not model.mid_system and wire == "chat":
-            for index in kept:
-                if items[index].role == "system":
-                    _add(parsed, index, items[index])
-            kept = (index for index in kept if items[index].role != "system")
+        items = self._items(
+            messages, *((chat_message, _CHAT) if wire == "chat" else (native_message, _NATIVE))
+        )
+        rest = list(enumerate(items))
+        if wire == "chat":
+            lead = next((index for index, item in rest if item.role != "system"), len(rest))
+            _add(parsed, rest[:lead])
+            rest = rest[lead:]
+            if not model.mid_system:
+                _add(parsed, [(index, item) for index, item in rest if item.role == "system"])
+                rest = [(index, item) for index, item in rest if item.role != "system"]
         parsed.system = len(parsed.blocks)
-        strip = _last_turn(items) if model.thinking == "stripped" else 0
-        for index in kept:
-            _add(parsed, index, items[index], strip=index < strip)
+        _add(parsed, rest, strip=_last_turn(items) if model.thinking == "stripped" else 0)
         if not parsed.blocks:
             raise BodyError("no_content")
 
@@ -140,34 +136,39 @@ class Parser:
         parsed.owned += parsed.automatic is not None
         return parsed
 
-    def _items(self, values: Sequence[Any], read: Reader, tag: bytes) -> list[Item]:
-        memo, items = self._memo, []
-        for value in values:
-            # A NaN where a null was read before makes no other request: nobody sends it as JSON.
-            key = xxh3_128_digest(tag + encoded(value))
-            item = memo.get(key)
-            if item is None:
-                dump(value)
-                if len(memo) >= _MEMO_LIMIT:
-                    memo.clear()
-                item = memo[key] = read(value, self._counter)
-            items.append(item)
-        return items
+    def _items(self, values: Sequence[Any], read: Reader, shape: int) -> list[Item]:
+        memo, found = self._memo, keys(values, shape)
+        items = list(map(memo.get, found))
+        if not all(items):
+            for index, (key, value) in enumerate(zip(found, values, strict=True)):
+                items[index] = memo.get(key) or self._read(key, value, read)
+        return cast("list[Item]", items)
+
+    def _read(self, key: bytes, value: Any, read: Reader) -> Item:
+        dump(value)
+        if len(self._memo) >= _MEMO_LIMIT:
+            self._memo.clear()
+        item = self._memo[key] = read(value, self._counter)
+        return item
 
 
-def _add(parsed: Parsed, index: int, item: Item, *, strip: bool = False) -> None:
-    blocks = item.blocks
-    if strip:
-        blocks = tuple(
-            [block for block in blocks if block.kind is not Kind.REASONING or block.role != "assistant"]
-        )
-    if len(blocks) == 1:
-        parsed.blocks.append(blocks[0])
-        parsed.items.append(index)
-    else:
-        parsed.blocks.extend(blocks)
-        parsed.items.extend([index] * len(blocks))
-    parsed.owned += item.owned
+def _add(parsed: Parsed, numbered: Iterable[tuple[int, Item]], *, strip: int = 0) -> None:
+    """Add the blocks of items; those of a number below `strip` without the assistant's thinking."""
+    blocks, items, owned = parsed.blocks, parsed.items, 0
+    for index, item in numbered:
+        added = item.blocks
+        if index < strip:
+            added = tuple(
+                [block for block in added if block.kind is not Kind.REASONING or block.role != "assistant"]
+            )
+        if len(added) == 1:
+            blocks.append(added[0])
+            items.append(index)
+        else:
+            blocks.extend(added)
+            items.extend([index] * len(added))
+        owned += item.owned
+    parsed.owned += owned
 
 
 def _sections(body: Json, wire: Wire) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:

@@ -10,9 +10,9 @@ is drawn towards the one above as far as it has few trials.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from cachemw.core.blocks import Parsed
 from cachemw.core.classes import Classes, Name
@@ -31,6 +31,9 @@ _OWN_LATE_PRIOR = 16.0
 _KNOWN = 0.5
 # A chance is never so sure that more reads than this are expected.
 _SURE = 0.98
+
+
+_made = tuple.__new__  # what the class's own constructor does, a third faster
 
 
 class Depth(NamedTuple):
@@ -71,20 +74,38 @@ class Reuse:
         now: float,
     ) -> list[Depth]:
         """Count what this arrival shows, and return the chances of each watched prefix from here."""
-        blocks = parsed.blocks
-        spoken = [block.role == "assistant" for block in blocks]
+        spoken = [block.role == "assistant" for block in parsed.blocks]
+        answered = [*spoken[1:], False]
+        depths = [
+            None
+            if record is None or record.seen < _ALONE_FROM or self._hours
+            else _alone(index, record, now, answered=answered[index])
+            for index, record in zip(watched, records, strict=True)
+        ]
+        if not all(depths):
+            known = dict(zip(watched, records, strict=True))
+            left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
+            others = self._by_classes(parsed, digests, left, known, spoken, now)
+            depths = [depth or next(others) for depth in depths]
+        return cast("list[Depth]", depths)
+
+    def _by_classes(
+        self,
+        parsed: Parsed,
+        digests: Sequence[bytes],
+        indexes: Sequence[int],
+        known: Mapping[int, Prefix | None],
+        spoken: Sequence[bool],
+        now: float,
+    ) -> Iterator[Depth]:
+        """Yield the chances of these prefixes, whose records don't yet speak for themselves alone."""
         turns = list(accumulate(after and not before for before, after in pairwise([False, *spoken])))
         running = parsed.tools > 0 or turns[-1] > 0
-        trunk = _trunk(parsed, digests, dict(zip(watched, records, strict=True)))
-        end = len(blocks) - 1
-        depths: list[Depth] = []
+        trunk = _trunk(parsed, digests, known)
+        end = len(parsed.blocks) - 1
         new: Depth | None = None  # the first head that was never seen
-        for index, record in zip(watched, records, strict=True):
-            if record is not None and record.seen >= _ALONE_FROM and not self._hours:
-                found = _alone(index, record, now)
-                depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
-                continue
-            place, whole = _place(parsed, index), index == end
+        for index in indexes:
+            record, place, whole = known[index], _place(parsed, index), index == end
             levels = _levels(trunk, turns[index])
             prior = _RUNNING if running else _SINGLE_HEAD if index < end else _SINGLE
             if record is None:
@@ -97,7 +118,7 @@ class Reuse:
                     )
                 elif index < parsed.system:
                     new = found
-                depths.append(found)
+                yield found
                 continue
             passed = max(now - record.last, 0.0)
             if record.seen < _ALONE_FROM:
@@ -110,8 +131,8 @@ class Reuse:
             if whole and record.whole:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
-            depths.append(_held(found, record, now, answered=index < end and spoken[index + 1]))
-        return depths
+            living, pending = _held(record, now, answered=index < end and spoken[index + 1])
+            yield found._replace(living=living, pending=pending)
 
     def _seen(
         self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float, passed: float,
@@ -176,34 +197,38 @@ def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: fl
     """
     later = []
     for depth, record in zip(depths, records, strict=True):
-        seen = depth._replace(pending=False)
-        if record is not None and depth.living is None:
-            seen = _held(seen, record, now, answered=False)
-        later.append(seen)
+        living, pending = depth.living, False
+        if record is not None and living is None:
+            living, pending = _held(record, now, answered=False)
+        later.append(depth._replace(living=living, pending=pending))
     return later
 
 
-def _alone(index: int, record: Prefix, now: float) -> Depth:
-    """Return the chances of a prefix by its record alone, without the later one."""
+def _alone(index: int, record: Prefix, now: float, *, answered: bool) -> Depth:
+    """Return what is known of a prefix by its record alone, without the later chance."""
     soon = now - record.last <= SHORT
     chance = (record.hits + soon + _OWN_PRIOR * _KNOWN) / (record.trials + 1.0 + _OWN_PRIOR)
-    more = _reads([chance])
-    return Depth(index, chance, more, chance, more, None)
+    sure = min(chance, _SURE)
+    more = sure / (1.0 - sure)
+    living, pending = _held(record, now, answered=answered)
+    return _made(Depth, (index, chance, more, chance, more, living, pending))
 
 
-def _held(depth: Depth, record: Prefix, now: float, *, answered: bool) -> Depth:
-    """Return a depth with what the provider holds of it; `answered`: the model speaks right after it."""
+def _held(record: Prefix, now: float, *, answered: bool) -> tuple[Ttl | None, bool]:
+    """Return the TTL of the entry that the provider holds, and whether one is pending.
+
+    `answered`: the model speaks right after it.
+    """
     living, pending = record.expires > now, record.pending > now
-    if not living and not pending:
-        return depth
     if pending and (living or (answered and record.whole)):
         # Where a prompt ended here and its answer is in this one, it has begun.
         living, pending = True, False
-    ttl: Ttl | None = ("1h" if record.ttl >= LONG else "5m") if living else None
-    return Depth(depth.block, depth.chance, depth.more, depth.hour, depth.more_hourly, ttl, pending)
+    if not living:
+        return None, pending
+    return ("1h" if record.ttl >= LONG else "5m"), pending
 
 
-def _trunk(parsed: Parsed, digests: Sequence[bytes], known: dict[int, Prefix | None]) -> list[bytes]:
+def _trunk(parsed: Parsed, digests: Sequence[bytes], known: Mapping[int, Prefix | None]) -> list[bytes]:
     """Return the digests of tools and system that a class may be kept for: those seen before.
 
     Tools or a system prompt that change with every request would fill the table with classes of one.

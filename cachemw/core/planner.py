@@ -15,7 +15,9 @@ go to heads and earlier ends within what is read or written anyway.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from cachemw.core.blocks import Parsed
@@ -90,17 +92,15 @@ class _Planner:
     ) -> None:
         self.parsed, self.depths, self.rules = parsed, depths, rules
         self.write_5m, self.write_1h, self.read = relative(rules.prices)
-        total, totals = 0.0, []
-        for block in parsed.blocks:
-            total += block.size
-            totals.append(total)
-        self.total = total * calibration.scale
-        self.tokens = [totals[depth.block] * calibration.scale for depth in depths]
-        low, high = 1 - calibration.spread, 1 + calibration.spread
-        self.reach = [_reach(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens]
+        totals = list(accumulate([block.size for block in parsed.blocks]))
+        self.total, scale = totals[-1] * calibration.scale, calibration.scale
+        self.tokens = [totals[depth.block] * scale for depth in depths]
         self.living = [place for place, depth in enumerate(depths) if depth.living is not None]
-        for place in range(self.living[0], len(depths)) if self.living else ():
-            self.reach[place] = 1.0  # an entry is there: the minimum has been reached
+        # Where an entry is, the minimum has been reached.
+        sure = self.living[0] if self.living else len(depths)
+        low, high = 1 - calibration.spread, 1 + calibration.spread
+        self.reach = [_reach(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens[:sure]]
+        self.reach += [1.0] * (len(depths) - sure)
         self.pending = max((place for place, depth in enumerate(depths) if depth.pending), default=-1)
         # The client's own: a top-level marker stands on the last block that takes one.
         self.own: Chosen = {}
@@ -116,6 +116,9 @@ class _Planner:
         self.only_5m_from = min(
             (place for place, ttl in self.own.items() if ttl == "5m"), default=len(depths)
         )
+        self.may = self._may()
+        self.hours = any(may_1h for _, may_1h in self.may)
+        self.worth_5m, self.worth_1h = self._worth()
 
     def _takes(self, index: int) -> bool:
         """Say whether the provider's automatic marker may stand on a block: on no thinking and no blank text."""
@@ -214,7 +217,7 @@ class _Planner:
         saved, candidates = (1 - self.read) * self.tokens[hit], list[_Candidate]()
         since, after = 0.0, -1
         for end in (*sorted(place for place in self.own if place < hit), hit):
-            alive = self._worth(self.depths[end])
+            alive = self.worth_5m[end], self.worth_1h[end]
             inner = [place for place in reaching if after < place < end]
             candidates += self._undominated(inner, alive, since, kept=True)
             saved += alive[0] * (self.tokens[end] - since)
@@ -230,7 +233,7 @@ class _Planner:
         what is left gains less with depth, and is short however long the request. Where it is not, more is
         asked of a difference until it is.
         """
-        gains = [(place, *self._gains(place, costs, kept=kept)) for place in reversed(places)]
+        gains = self._gains(reversed(places), costs, kept=kept)
         telling = _TELLING
         while True:
             found: list[_Candidate] = []
@@ -244,37 +247,54 @@ class _Planner:
             telling += _TELLING
 
     def _candidate(self, place: int, costs: tuple[float, float]) -> _Candidate:
-        return _Candidate(place, self.tokens[place], *self._gains(place, costs), 0.0)
+        ((_, gain_5m, gain_1h),) = self._gains([place], costs)
+        return _Candidate(place, self.tokens[place], gain_5m, gain_1h, 0.0)
 
-    def _gains(self, place: int, costs: tuple[float, float], *, kept: bool = False) -> tuple[float, float]:
-        """Return what a token gains over its cost, by TTL; what is only kept alive has one TTL."""
-        reach, (may_5m, may_1h) = self.reach[place], self._may(place)
-        worth_5m, worth_1h = self._worth(self.depths[place])
-        gain_5m = (worth_5m - costs[0]) * reach if may_5m else _NEVER
-        gain_1h = (worth_1h - costs[1]) * reach if may_1h and not (kept and may_5m) else _NEVER
-        return gain_5m, gain_1h
+    def _gains(
+        self, places: Iterable[int], costs: tuple[float, float], *, kept: bool = False
+    ) -> list[tuple[int, float, float]]:
+        """Return each place with what a token gains over its cost, by TTL; what is only kept alive has one TTL."""
+        reach, worth_5m, worth_1h, (cost_5m, cost_1h) = self.reach, self.worth_5m, self.worth_1h, costs
+        if not self.hours:
+            return [(place, (worth_5m[place] - cost_5m) * reach[place], _NEVER) for place in places]
+        gains = []
+        for place in places:
+            may_5m, may_1h = self.may[place]
+            gain_5m = (worth_5m[place] - cost_5m) * reach[place] if may_5m else _NEVER
+            may_1h = may_1h and not (kept and may_5m)
+            gains.append((place, gain_5m, (worth_1h[place] - cost_1h) * reach[place] if may_1h else _NEVER))
+        return gains
 
-    def _worth(self, depth: Depth) -> tuple[float, float]:
-        """Return what a token gains by standing in a living 5m, 1h entry of this prefix.
+    def _worth(self) -> tuple[list[float], list[float]]:
+        """Return what a token gains by standing in a living entry of each prefix, of 5m and of 1h.
 
         A read saves 1 - r, and so does each one after it; but no more than w - r, since the next
         arrival could write what this one did not.
         """
-        saved = 1 - self.read
-        return (
-            depth.chance * min(self.write_5m - self.read, (1 + depth.more) * saved),
-            depth.hour * min(self.write_1h - self.read, (1 + depth.more_hourly) * saved),
-        )
+        saved, most_5m, most_1h = 1 - self.read, self.write_5m - self.read, self.write_1h - self.read
+        soon = [
+            chance * (gain if (gain := (1 + more) * saved) < most_5m else most_5m)
+            for _, chance, more, _, _, _, _ in self.depths
+        ]
+        if not self.hours:
+            return soon, soon
+        return soon, [
+            hour * (gain if (gain := (1 + more) * saved) < most_1h else most_1h)
+            for _, _, _, hour, more, _, _ in self.depths
+        ]
 
-    def _may(self, place: int) -> tuple[bool, bool]:
-        """Say whether a breakpoint here may be 5m, 1h: by the setting, and by the client's own around it."""
-        if place <= self.only_1h_until:
-            return False, True
-        may_1h = self.rules.ttl != "5m" and place < self.only_5m_from
-        return self.rules.ttl != "1h" or not may_1h, may_1h
+    def _may(self) -> list[tuple[bool, bool]]:
+        """Say of each place whether a breakpoint may be 5m, 1h: by the setting, and by the client's own."""
+        ttl, count = self.rules.ttl, len(self.depths)
+        until, since = self.only_1h_until + 1, self.only_5m_from
+        between = (ttl != "1h", ttl != "5m")
+        return [
+            (False, True) if place < until else between if place < since else (True, False)
+            for place in range(count)
+        ]
 
     def label(self, place: int) -> Ttl:
-        return "5m" if self._may(place)[0] else "1h"
+        return "5m" if self.may[place][0] else "1h"
 
     def opening(self, reaching: Sequence[int]) -> list[int]:
         """Return the ends of the system section and of the first message after it, where slots are left besides.
@@ -301,24 +321,26 @@ class _Planner:
     def spare(self, chosen: Chosen, reaching: Sequence[int]) -> None:
         """Use the slots that are left for heads that others may share; they cost nothing.
 
-        Only within what is read or written anyway: the end of the system section, the ends of the
-        latest turns, the end of the tools, the first turn.
+        Only within what is read or written anyway.
         """
-        depths, parsed = self.depths, self.parsed
         deepest = max((*chosen, *self.own), default=-1)
-        inner = [place for place in reaching if place < deepest]
-        turns = [place for place in inner if self._ends_turn(depths[place].block)]
-        system = [place for place in inner if parsed.tools <= depths[place].block < parsed.system]
-        tools = [place for place in inner if depths[place].block < parsed.tools]
-        for place in (*system[-1:], *turns[:-3:-1], *tools[-1:], *turns[:1]):
+        for place in self._heads([place for place in reaching if place < deepest]):
             if len(chosen) >= self.slots:
                 return
-            if place not in chosen:
-                chosen[place] = self.label(place)
+            chosen.setdefault(place, self.label(place))
 
-    def _ends_turn(self, block: int) -> bool:
-        """Say whether a request could have ended with this block."""
-        blocks = self.parsed.blocks
+    def _heads(self, places: Sequence[int]) -> Iterator[int]:
+        """Yield the end of the system section, the ends of the latest turns, the end of the tools, the first turn."""
+        blocks = [self.depths[place].block for place in places]
+        tools, system = bisect_left(blocks, self.parsed.tools), bisect_left(blocks, self.parsed.system)
+        yield from places[tools:system][-1:]
+        yield from islice(filter(self._ends_turn, reversed(places[system:])), 2)
+        yield from places[:tools][-1:]
+        yield from islice(filter(self._ends_turn, places[system:]), 1)
+
+    def _ends_turn(self, place: int) -> bool:
+        """Say whether a request could have ended with the block of a place."""
+        blocks, block = self.parsed.blocks, self.depths[place].block
         return (
             block >= self.parsed.system
             and blocks[block].role != "assistant"
@@ -362,7 +384,7 @@ class _Planner:
         elif place == places[-1]:
             reason = Reason.TAIL
         else:
-            reason = Reason.EARLIER if self._ends_turn(block) else Reason.BRANCH
+            reason = Reason.EARLIER if self._ends_turn(place) else Reason.BRANCH
         return Breakpoint(self.parsed.path(block), block, ttl, round(self.tokens[place]), reason, own)
 
 

@@ -30,7 +30,7 @@ def chain(parsed: Parsed, namespace: str) -> list[bytes]:
     """Return the digest of each prefix of the request, 16 bytes each, shallow to deep."""
     blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
     digests: list[bytes] = []
-    append, digest_of = digests.append, xxh3_128_digest
+    digest_of = xxh3_128_digest
     digest = digest_of(dump((namespace, model_key(parsed.model), parsed.wire)) + parsed.root)
     for section, params in (
         (blocks[:tools], b""),
@@ -39,9 +39,7 @@ def chain(parsed: Parsed, namespace: str) -> list[bytes]:
     ):
         # A section that is empty passes on what it would have been keyed by.
         digest = digest_of(digest + b"section" + params)
-        for block in section:
-            digest = digest_of(digest + block.digest)
-            append(digest)
+        digests += [digest := digest_of(digest + block.digest) for block in section]
     return digests
 
 

@@ -28,6 +28,7 @@ _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
 _EMPTY = {"text": "", "type": "text"}
 _FEW = 24
+_NO_JSON = (TypeError, ValueError, RecursionError)
 
 
 class Block(NamedTuple):
@@ -69,17 +70,24 @@ def dump(value: Any, *, ordered: bool = True) -> bytes:
     Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
     integers over 64 bits, nesting deeper than about 250, foreign objects.
     """
-    raw = encoded(value, ordered=ordered)
+    try:
+        raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
+    except _NO_JSON:
+        raise BodyError("not_json") from None
     if not _finite(value, raw):
         raise BodyError("not_json")
     return raw
 
 
-def encoded(value: Any, *, ordered: bool = True) -> bytes:
-    """Return the same, with null in the place of NaN and infinities."""
+def keys(values: Sequence[Any], shape: int) -> list[bytes]:
+    """Return a hash of each value's JSON (16 bytes), keyed by the shape that it is read in.
+
+    A NaN counts as null: nobody sends it as JSON. Raises `BodyError` for what else JSON can't carry.
+    """
+    dumps, digest = orjson.dumps, xxh3_128_digest
     try:
-        return orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
-    except (TypeError, ValueError, RecursionError):
+        return [digest(dumps(value), shape) for value in values]
+    except _NO_JSON:
         raise BodyError("not_json") from None
 
 

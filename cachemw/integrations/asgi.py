@@ -8,6 +8,7 @@ where it names a marker of ours the app is called once more, with the body as it
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -138,6 +139,7 @@ class _Answer:
         self._held: list[Message] = []
         self._size = 0
         self._over = False
+        self._begun: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message on, or keep it while it may be a refusal."""
@@ -164,6 +166,8 @@ class _Answer:
             return
         self._over = True
         chat, mw = self._chat, self._mw
+        if self._begun is not None:
+            await self._begun
         if chat.verdict == "begun":
             await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
         else:
@@ -176,7 +180,8 @@ class _Answer:
         elif verdict == "begun":
             # Only whom the provider lets in may hear what is known of a namespace.
             await self._send({**message, "headers": [*message.get("headers", ()), *_told(self._chat)]})
-            await self._mw.begun(self._chat.call)
+            # What has come of the body goes first.
+            self._begun = asyncio.create_task(self._mw.begun(self._chat.call))
         else:
             await self._send(message)
 

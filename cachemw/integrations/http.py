@@ -112,7 +112,9 @@ class HttpExchange:
             named = route.model is not None and "model" not in found
             if named:
                 found = {"model": route.model, **found}
-            labels, _ = take_labels(given.items())
+            labels = {
+                name.removeprefix(LABEL): value for name, value in given.items() if name.startswith(LABEL)
+            }
             where = provider or provider_at(url)
             return cls(mw, body, found, route.wire, where, {**current(), **labels}, named)
         return None

@@ -35,7 +35,7 @@ from tests.clients.recorder import MODEL, conversation, marks
 
 REFUSAL = "messages.0.content.0: cache_control cannot be set for this block"
 CHAT = "/serving-endpoints/chat/completions"
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
 LONG = "A support agent reads the policy, looks at the order and answers in two sentences. " * 120
 
 
