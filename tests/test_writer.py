@@ -67,7 +67,7 @@ def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     started = time.monotonic()
     for number in range(10):
         writer.submit(lambda number=number: done.append(number))
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 3
     assert len(lost) == 7
     assert not writer.flush(0.01)
     gate.set()

@@ -10,7 +10,7 @@ is drawn towards the one above as far as it has few trials.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
@@ -85,7 +85,7 @@ class Reuse:
         if not all(depths):
             known = dict(zip(watched, records, strict=True))
             left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
-            others = self._by_classes(parsed, digests, left, known, spoken, now)
+            others = iter(self._by_classes(parsed, digests, left, known, spoken, now))
             depths = [depth or next(others) for depth in depths]
         return cast("list[Depth]", depths)
 
@@ -97,12 +97,13 @@ class Reuse:
         known: Mapping[int, Prefix | None],
         spoken: Sequence[bool],
         now: float,
-    ) -> Iterator[Depth]:
-        """Yield the chances of these prefixes, whose records don't yet speak for themselves alone."""
+    ) -> list[Depth]:
+        """Return the chances of these prefixes, whose records don't yet speak for themselves alone."""
         turns = list(accumulate(after and not before for before, after in pairwise([False, *spoken])))
         running = parsed.tools > 0 or turns[-1] > 0
         trunk = _trunk(parsed, digests, known)
         end = len(parsed.blocks) - 1
+        depths: list[Depth] = []
         new: Depth | None = None  # the first head that was never seen
         for index in indexes:
             record, place, whole = known[index], _place(parsed, index), index == end
@@ -118,7 +119,7 @@ class Reuse:
                     )
                 elif index < parsed.system:
                     new = found
-                yield found
+                depths.append(found)
                 continue
             passed = max(now - record.last, 0.0)
             if record.seen < _ALONE_FROM:
@@ -132,7 +133,8 @@ class Reuse:
                 prior = _REPEAT
             found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
             living, pending = _held(record, now, answered=index < end and spoken[index + 1])
-            yield found._replace(living=living, pending=pending)
+            depths.append(found._replace(living=living, pending=pending))
+        return depths
 
     def _seen(
         self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float, passed: float,

@@ -16,7 +16,7 @@ go to heads and earlier ends within what is read or written anyway.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, islice
 from typing import NamedTuple
 
@@ -329,14 +329,16 @@ class _Planner:
                 return
             chosen.setdefault(place, self.label(place))
 
-    def _heads(self, places: Sequence[int]) -> Iterator[int]:
-        """Yield the end of the system section, the ends of the latest turns, the end of the tools, the first turn."""
+    def _heads(self, places: Sequence[int]) -> list[int]:
+        """Return the end of the system section, those of the latest turns, of the tools, and of the first turn."""
         blocks = [self.depths[place].block for place in places]
         tools, system = bisect_left(blocks, self.parsed.tools), bisect_left(blocks, self.parsed.system)
-        yield from places[tools:system][-1:]
-        yield from islice(filter(self._ends_turn, reversed(places[system:])), 2)
-        yield from places[:tools][-1:]
-        yield from islice(filter(self._ends_turn, places[system:]), 1)
+        return [
+            *places[tools:system][-1:],
+            *islice(filter(self._ends_turn, reversed(places[system:])), 2),
+            *places[:tools][-1:],
+            *islice(filter(self._ends_turn, places[system:]), 1),
+        ]
 
     def _ends_turn(self, place: int) -> bool:
         """Say whether a request could have ended with the block of a place."""

@@ -519,7 +519,7 @@ def test_a_slow_body_is_a_408() -> None:
                         break
                 except TimeoutError:
                     continue
-            assert 0.4 < time.monotonic() - begun < 2
+            assert 0.4 < time.monotonic() - begun < 4
     assert upstream.arrived == []
 
 

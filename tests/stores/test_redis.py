@@ -116,14 +116,14 @@ def test_no_server_is_a_store_error_at_once(once: Once, closed_port: int) -> Non
     """A refused connection is not tried again, and its host is not told."""
     start = time.monotonic()
     assert once.failed(f"redis://:password@127.0.0.1:{closed_port}") == "ConnectionError"
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 2
 
 
 def test_a_server_that_does_not_answer_costs_the_timeout(once: Once, silent: int) -> None:
     """One answer is waited for once."""
     start = time.monotonic()
     assert once.failed(f"redis://127.0.0.1:{silent}", timeout_ms=50) == "TimeoutError"
-    assert 0.04 < time.monotonic() - start < 0.5
+    assert 0.04 < time.monotonic() - start < 2
 
 
 def test_what_the_server_says_is_not_told(once: Once, valkey: str) -> None:
