@@ -149,11 +149,13 @@ class Cluster:
     def move_slot(
         self, slot: int, source: int, target: int, keys: Sequence[bytes] = (), *, end: bool = True
     ) -> None:
-        """Move a slot with these keys from one node to another; `end=False` leaves it half moved."""
+        """Move a slot and all in it from one node to another; `end=False` leaves it half moved, with these keys."""
         ids = self.ids()
         before, after = self.nodes[source].client(), self.nodes[target].client()
         after.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", ids[source])
         before.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", ids[target])
+        if end:
+            keys = before.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
         if keys:
             before.execute_command(
                 "MIGRATE", "127.0.0.1", self.nodes[target].port, "", 0, 5000, "KEYS", *keys

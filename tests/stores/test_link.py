@@ -163,7 +163,7 @@ def test_a_slot_that_moves_is_followed(linked: Linker, three: Cluster, keys: lis
     link.pause(0.2)
     assert link.execute([count(key)]) == [b"7"]
     assert _errors(three.nodes[source])["MOVED"] == asked.get("MOVED", 0) + 1
-    three.move_slot(slot, goal, source, [key])
+    three.move_slot(slot, goal, source)
     assert link.execute([count(key)]) == [b"8"]
 
 
