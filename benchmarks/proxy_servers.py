@@ -31,6 +31,7 @@ ANSWER = (
     b'"assistant","content":"At nine."},"finish_reason":"stop"}],"usage":{"prompt_tokens":1000,"completion_tokens":3,'
     b'"total_tokens":1003,"cache_read_input_tokens":0,"cache_creation_input_tokens":0}}' % MODEL.encode()
 )
+STREAM = b'"stream":true'
 PARTS, GAP = 40, 0.1  # of a stream: how many, and seconds between two
 PART = (
     b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"%s","choices":[{"index":0,"delta":'
@@ -46,8 +47,9 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         """Begin a connection."""
         self.transport = transport
-        self.head = b""
+        self.head = self.tail = b""
         self.left = -1
+        self.streams = False
 
     def data_received(self, data: bytes) -> None:
         """Answer where a request is whole."""
@@ -57,13 +59,14 @@ class Upstream(asyncio.Protocol):
             if not found:
                 return
             _, _, length = head.lower().partition(b"content-length:")
-            self.left = int(length.partition(b"\r\n")[0] or 0) - len(body)
-            self.streams = b'"stream":true' in body
-        else:
-            self.left -= len(data)
+            self.left = int(length.partition(b"\r\n")[0] or 0)
+            data = body
+        self.left -= len(data)
+        self.streams = self.streams or STREAM in self.tail + data
+        self.tail = data[-len(STREAM) :]
         if self.left <= 0:
-            self.head, self.left = b"", -1
-            if self.streams:
+            streams, self.head, self.tail, self.left, self.streams = self.streams, b"", b"", -1, False
+            if streams:
                 self.streaming = asyncio.ensure_future(self.stream())
             else:
                 kind = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"

@@ -32,8 +32,9 @@ _HOP = frozenset(
 _OURS = _HOP | {b"host", b"content-length", b"expect"}
 # What the library adds by itself.
 _ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
-# Bytes of a body that go with the head, and in each part of the rest: one write, until it is very long.
-_FIRST, _PART = 4 << 10, 1 << 20
+# Bytes of a body up to which it is written with the head, copied behind it; those of a longer one that are, and
+# those in each part of its rest.
+_SHORT, _FIRST, _PART = 64 << 10, 4 << 10, 1 << 20
 _HEADER_BYTES = 64 << 10
 _NO_HTTP = "the upstream answered with something that is not HTTP"
 
@@ -119,13 +120,14 @@ class Upstream:
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
         url = URL(self._url + target.decode("latin-1"), encoded=True)
+        data = _Body(body) if len(body) > _SHORT else body or None
         try:
             async with asyncio.timeout(limits.first_byte) as patience:
                 async with self._session.request(
                     scope["method"],
                     url,
                     headers=headers,
-                    data=_Body(body) if body else None,
+                    data=data,
                     allow_redirects=False,
                 ) as response:
                     if response.status >= 600:
@@ -167,7 +169,7 @@ class Upstream:
 
 
 class _Body(aiohttp.Payload):
-    """A whole body that is written with pauses, and is not copied to stand behind the head."""
+    """A long body: written with pauses, and not copied to stand behind the head."""
 
     _value: bytes
 
