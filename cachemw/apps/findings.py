@@ -1,6 +1,6 @@
 """What the doctor finds, and what an error means for who reads it.
 
-Lives here: findings, one call with its errors raised, and advice by the class of an error. Must not know: what
+Lives here: findings, one call with its errors raised, and advice by the class of an error or its words. Must not know: what
 is looked at.
 """
 
@@ -38,6 +38,14 @@ _ADVICE = {
     "ConnectionError": _UNREACHABLE,
     "OSError": _UNREACHABLE,
 }
+# And by what TLS says, which has no classes.
+_SAID = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate can't be verified. Name its authority's file in the URL:"
+    " ?ssl_ca_certs=...",
+    "EOF occurred in violation of protocol": "it ended the connection. It may want a certificate of the client:"
+    " ssl_certfile=... and ssl_keyfile=... in the URL",
+    "PEM lib": "a file of a certificate or key can't be used. Do they belong together, is the password right?",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,5 +73,6 @@ def advice(error: Exception) -> str:
     names = [kind.__name__ for kind in type(error).__mro__]
     if "executing the script can't" in said or "ACL failure" in said:
         names[0] = "NoPermissionError"
-    known = (_ADVICE[name] for name in names if name in _ADVICE)
-    return f"{next(known, 'it refuses what a worker asks of it')} ({names[0]}: {said})"
+    known = [advised for words, advised in _SAID.items() if words in said]
+    known += [_ADVICE[name] for name in names if name in _ADVICE]
+    return f"{[*known, 'it refuses what a worker asks of it'][0]} ({names[0]}: {said})"

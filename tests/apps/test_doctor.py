@@ -12,7 +12,7 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from benchmarks import redis_servers
-from benchmarks.redis_servers import Cluster, MissingError, Sentinels, Server, free_port
+from benchmarks.redis_servers import Certificates, Cluster, MissingError, Sentinels, Server, free_port
 from cachemw.apps import checkup, doctor, findings
 from cachemw.apps.cli import main
 from cachemw.apps.findings import Finding, advice
@@ -21,6 +21,7 @@ from cachemw.stores import open_store
 from cachemw.stores.base import Arrival
 from cachemw.stores.commands import Commands
 from cachemw.stores.link import Link
+from tests.stores.links import tls
 
 # The page on stores has the rule; what it says is what is tried.
 PAGE = (Path(__file__).parents[2] / "docs" / "stores.md").read_text(encoding="utf-8")
@@ -132,6 +133,27 @@ def redis_server() -> Iterator[str]:
     try:
         with redis_servers.standalone("redis") as server:
             yield server.url
+    except MissingError as missing:
+        pytest.skip(str(missing))
+
+
+def test_over_tls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With all certificates it is looked at as any other; where one is missing it is said which."""
+    try:
+        certificates = Certificates.make(tmp_path)
+        with redis_servers.standalone("redis", tls=certificates) as server:
+            code, found, printed = look(tls(server.url, certificates), capsys)
+            assert (code, found["server"][0][:9]) == (0, "ok Redis ")
+            assert certificates.key_word not in printed
+            for left_out, said in (
+                (["ssl_ca_certs"], "authority"),
+                (["ssl_certfile", "ssl_keyfile", "ssl_password"], "certificate of the client"),
+                (["ssl_keyfile", "ssl_password"], "file of a certificate or key"),
+            ):
+                url = tls(server.url, certificates, **dict.fromkeys(left_out, ""))
+                code, found, _ = look(url, capsys)
+                assert (code, levels(found)) == (1, {"server": "bad"})
+                assert said in found["server"][0]
     except MissingError as missing:
         pytest.skip(str(missing))
 
