@@ -10,7 +10,7 @@ sends the arrivals that it counted meanwhile as one number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -53,9 +53,10 @@ class Near:
     def __init__(self) -> None:
         self._records = Records(_RECORDS)
         self._heads: dict[bytes, _Head] = {}
-        # What the server is to be given, and what it was given last: older answers may still be on their way.
+        # What the server is to be given; and what it is being given, or was just now (True): answers from
+        # before that may still be on their way.
         self._owed: set[bytes] = set()
-        self._given: set[bytes] = set()
+        self._given: dict[bytes, bool] = {}
         self._lock = Lock()
 
     def hot(self, names: Sequence[bytes], now: float) -> list[Prefix | None] | None:
@@ -95,7 +96,7 @@ class Near:
         """
         with self._lock:
             overtaken: dict[bytes, Prefix] = {}
-            told = self._owed.isdisjoint(names) and self._given.isdisjoint(names)
+            told = self._owed.isdisjoint(names) and self._given.keys().isdisjoint(names)
             if None in records or not told:
                 overtaken = self._put_ours(names, records, now, known)
             self._records.heard(names, records, now)
@@ -137,6 +138,9 @@ class Near:
         """Note the records from before the arrivals that were sent as numbers."""
         with self._lock:
             for (name, arrivals, last, _), record in zip(held, records, strict=True):
+                head = self._heads.get(name)
+                if record is None and head is not None and head.record.seen > arrivals:
+                    self._owe([name])  # the server has lost what came before these
                 self._stand(name, arrive_often(record, arrivals, last), last)
 
     def _stand(self, name: bytes, record: Prefix, now: float) -> None:
@@ -195,10 +199,9 @@ class Near:
     def observe(self, names: Sequence[bytes], now: float) -> list[Prefix | None]:
         """Count an arrival here alone."""
         with self._lock:
-            for name in names:
-                if (head := self._heads.pop(name, None)) is not None:
-                    self._records.put(name, head.record)
             self._owe(names)
+            for name in names:
+                self._heads.pop(name, None)
             return self._records.observe(names, now)
 
     def peek(self, names: Sequence[bytes], now: float) -> list[Prefix | None]:
@@ -217,15 +220,26 @@ class Near:
             self._owe(names)
 
     def _owe(self, names: Sequence[bytes]) -> None:
+        for name in names:
+            self._given.pop(name, None)
+            if (head := self._heads.get(name)) is not None:
+                self._records.put(name, head.record)  # what is counted of a hot one is known there alone
         if len(self._owed) < _RECORDS:
             self._owed.update(names)
 
     def owed(self) -> dict[bytes, Prefix]:
-        """Return the records that the server lost or was not told of, for once."""
+        """Return the records that the server lost or was not told of, for once: it is given them now."""
         with self._lock:
-            names, self._given, self._owed = list(self._owed), self._owed, set()
+            names, self._owed = list(self._owed), set()
+            self._given = {name: False for name, answered in self._given.items() if not answered}
+            self._given.update(dict.fromkeys(names, False))
             found = self._records.peek(names, float("-inf"))
         return {name: record for name, record in zip(names, found, strict=True) if record is not None}
+
+    def given(self, names: Iterable[bytes]) -> None:
+        """Note that the server has what it was given."""
+        with self._lock:
+            self._given.update({name: True for name in names if name in self._given})
 
 
 def _merged(ours: Prefix, theirs: Prefix) -> Prefix:

@@ -13,12 +13,12 @@ for i = 1, last do
   if not known(record, now) then
     record = nil
   end
-  local later, lasts =
-    arrive(record, i == last and ARGV[2] == "1" and 1 or 0, now, counts and take("<I4", counts, 4 * i - 3) or 1)
+  local count = counts and take("<I4", counts, 4 * i - 3) or 1
+  local later, lasts = arrive(record, i == last and ARGV[2] == "1" and 1 or 0, now, count)
   if lasts then
     redis.call("SETRANGE", KEYS[i], "0", later)
   else
-    redis.call("PSETEX", KEYS[i], record and LIFE or BRIEF, later)
+    redis.call("PSETEX", KEYS[i], (record or count > 1) and LIFE or BRIEF, later)
   end
   records[i] = record or UNKNOWN
 end

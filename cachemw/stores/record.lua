@@ -13,7 +13,7 @@ local FORGET = 7200
 -- each, and outlasts the record by as much. Milliseconds; a string, which the server need not format.
 local TERM = 600
 local LIFE = "7800000"
--- What was seen once is most of all there is, and seldom comes back after an hour.
+-- What was seen once is most of all there is, and seldom comes back after an hour: the second arrival sets it anew.
 local BRIEF = "4200000"
 
 local function clock(given)
@@ -39,7 +39,7 @@ local function arrive(record, whole, now, count)
       late_trials = late_trials * KEEP + 1
       late_hits = late_hits * KEEP + (gap <= LONG and 1 or 0)
     end
-    lasts = last % TERM + gap < TERM
+    lasts = seen > 2 and last % TERM + gap < TERM
     last = last + gap
   else
     seen, last, gap, trials, hits, late_trials, late_hits = 1, now, 0, 0, 0, 0, 0

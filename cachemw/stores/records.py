@@ -50,6 +50,8 @@ class Records:
 
         It is added when a record is asked for, since most never are.
         """
+        for key in keys:
+            self._records.pop(key, None)  # what is used goes to the end
         whole = (*repeat(0, len(keys) - 1), 1)
         self._records.update(zip(keys, zip(records, whole, repeat(now), strict=False), strict=True))
         self._bound()

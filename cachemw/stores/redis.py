@@ -36,8 +36,8 @@ class _Shared:
     """What both twins are made of: all but the calls themselves.
 
     `timeout_ms` bounds each call that a request waits for. `server_time`: the caller's clock is the real one,
-    so the server's counts in its place, and workers' clocks may be wrong. `count` is told of each failure by
-    its name.
+    `clock`, so the server's counts in its place, and workers' clocks may be wrong. `count` is told of each
+    failure by its name.
     """
 
     local = False
@@ -50,11 +50,12 @@ class _Shared:
         timeout_ms: int,
         namespace: str = "default",
         server_time: bool = False,
+        clock: Callable[[], float] = time.time,
         count: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._namespace = namespace
         self._seconds, self._patience = timeout_ms / 1000, max(timeout_ms / 1000, _PATIENCE)
-        self._server_time, self._count = server_time, count
+        self._server_time, self._clock, self._count = server_time, clock, count
         self._near, self._tally, self._breaker = Near(), Tally(), Breaker()
         self._secret = secret
         self._skew = 0.0
@@ -65,11 +66,11 @@ class _Shared:
     def _stamp(self, now: float) -> float | None:
         return None if self._server_time else now
 
-    def _ours(self, theirs: float, now: float, found: list[Prefix | None]) -> list[Prefix | None]:
-        """Return records by this worker's clock, and note how far it is off."""
+    def _ours(self, theirs: float, sent: float, found: list[Prefix | None]) -> list[Prefix | None]:
+        """Return records by this worker's clock, and note how far it is off: beyond the times around the call."""
         if not self._server_time:
             return found
-        skew = theirs - now
+        skew = theirs - min(max(theirs, sent), self._clock())
         self._skew = skew if abs(skew) > _SKEWED else 0.0
         return self._by_ours(found)
 
@@ -130,18 +131,21 @@ class _Shared:
             tally.added(batch)
         held, owed = near.due(), near.owed()
         try:
-            if counted := [each for each in held if each.arrivals]:
-                last = max(each.last for each in counted)
-                counts = [each.arrivals for each in counted]
-                theirs, found = records(
-                    (yield commands.observe([each.name for each in counted], self._stamp(last), counts))
-                )
-                near.sent(counted, self._ours(theirs, last, found))
+            # At once: an entry that is found dead meanwhile must stay so.
             if lives := [(each.name, each.entry) for each in held if each.entry is not None]:
                 names, entries = zip(*lives, strict=True)
                 yield commands.write(names, self._theirs(entries))
+            if counted := [each for each in held if each.arrivals]:
+                last = max(each.last for each in counted)
+                counts = [each.arrivals for each in counted]
+                sent = self._clock()
+                theirs, found = records(
+                    (yield commands.observe([each.name for each in counted], self._stamp(last), counts))
+                )
+                near.sent(counted, self._ours(theirs, sent, found))
             if owed:
                 yield commands.restore({name: record.shifted(self._skew) for name, record in owed.items()})
+                near.given(owed)
         except BaseException:
             near.lost([each.name for each in held] + list(owed))
             raise
@@ -175,12 +179,12 @@ class RedisStore(_Shared):
             return self._near.observe(names, now)
         hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
-        known = self._near.known(asked)
+        known, sent = self._near.known(asked), self._clock()
         try:
             theirs, found = records(self._call(self._commands.observe(asked, self._stamp(now))))
         except StoreError:
             return (hot or []) + self._near.observe(asked, now)
-        found = self._ours(theirs, now, found)
+        found = self._ours(theirs, sent, found)
         self._near.heard(asked, heads, found, now, known)
         return found if hot is None else hot + found
 
@@ -275,12 +279,12 @@ class AsyncRedisStore(_Shared):
             return self._near.observe(names, now)
         hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
-        known = self._near.known(asked)
+        known, sent = self._near.known(asked), self._clock()
         try:
             theirs, found = records(await self._call(self._commands.observe(asked, self._stamp(now))))
         except StoreError:
             return (hot or []) + self._near.observe(asked, now)
-        found = self._ours(theirs, now, found)
+        found = self._ours(theirs, sent, found)
         self._near.heard(asked, heads, found, now, known)
         return found if hot is None else hot + found
 
@@ -296,8 +300,10 @@ class AsyncRedisStore(_Shared):
                 await self._later(
                     self._commands.write(told, self._theirs([entries[index] for index in urgent]))
                 )
-            except StoreError:
+            except BaseException as error:  # cancelled, too
                 self._near.lost(told)
+                if not isinstance(error, StoreError):
+                    raise
 
     async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""

@@ -212,9 +212,42 @@ def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
     tell(near, [b"head 1"], 1, records, 12.1)
     assert [record and (record.seen > 9, record.expires) for record in records] == [(True, 400.0)]
     assert near.owed() == {}
+    tell(near, [b"head 1"], 1, [first(0, 12.0)], 12.1)
+    near.given([b"head 1"])
+    assert near.owed() == {}
     records = [first(0, 12.0)]
     tell(near, [b"head 1"], 1, records, 12.2)
     assert records == [first(0, 12.0)]
+
+
+def test_another_flush_forgets_nothing_that_is_being_given_back() -> None:
+    """Two at once are normal: a report's and the background's. Where giving fails it is owed again."""
+    near = warm(expires=400.0, ttl=300)
+    tell(near, [b"head 1"], 1, [None], 12.0)
+    assert list(near.owed()) == [b"head 1"]
+    assert near.owed() == {}
+    tell(near, [b"head 1"], 1, [first(0, 12.0)], 12.1)
+    near.lost([b"head 1"])
+    near.given([b"head 1"])  # of another flush, too late
+    assert near.owed()[b"head 1"].expires == 400.0
+
+
+def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
+    """Its arrivals are known here alone: where sending them failed the record as it stands is given back."""
+    near = warm(seen=9)
+    for _ in range(50):
+        assert near.hot(HEADS, 10.05) is not None
+    near.due()
+    near.lost(HEADS)
+    assert [record.seen for record in near.owed().values()] == [60, 60]
+
+
+def test_a_hot_head_that_the_server_has_lost_is_owed() -> None:
+    """It answers the numbers with no record from before them."""
+    near = warm(seen=9, expires=400.0, ttl=300)
+    assert near.hot(HEADS, 10.05) is not None
+    near.sent(near.due(), [None, None])
+    assert [(record.seen, record.expires) for record in near.owed().values()] == [(11, 400.0)] * 2
 
 
 def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has() -> None:

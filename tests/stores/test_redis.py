@@ -330,6 +330,8 @@ def test_a_keys_life_is_renewed_once_a_term(
     start = 1000 * TERM + 1
     store.observe(arrival(namespace, *KEYS), start)
     assert 4_100_000 < client.pttl(name) <= 4_200_000
+    store.observe(arrival(namespace, *KEYS), start + 1)
+    assert client.pttl(name) > 7_700_000  # what comes again is kept for longer
     client.pexpire(name, 50_000)
     store.observe(arrival(namespace, *KEYS), start + TERM - 2)
     assert client.pttl(name) <= 50_000
@@ -337,10 +339,33 @@ def test_a_keys_life_is_renewed_once_a_term(
     assert client.pttl(name) > 7_700_000
 
 
+def test_a_request_that_waited_says_nothing_of_the_clock(valkey: str, fresh: Namespaces) -> None:
+    """One that began long before it asks, or whose answer is seen late, makes no entry live longer."""
+    store = RedisStore(valkey, secret=SECRET, timeout_ms=5000, server_time=True)
+    namespace, now = fresh(), time.time()
+    asked = arrival(namespace, *KEYS)
+    for begun in (now - 60, now - 3):
+        store.observe(asked, begun)
+        store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, now + 300, 300)])
+    _, record, *_ = store.peek(asked, now)
+    assert record is not None
+    assert record.expires == pytest.approx(now + 300)
+    store.close()
+
+
 @pytest.mark.parametrize("off", [-3600.0, -2.0, 0.0, 2.0, 3600.0])
 def test_a_clock_that_is_off_is_put_right_by_the_server(valkey: str, fresh: Namespaces, off: float) -> None:
     """A worker whose clock is off sees the others' times by its own, and they its times by theirs."""
-    right, wrong = (RedisStore(valkey, secret=SECRET, timeout_ms=5000, server_time=True) for _ in range(2))
+    right, wrong = (
+        RedisStore(
+            valkey,
+            secret=SECRET,
+            timeout_ms=5000,
+            server_time=True,
+            clock=lambda ahead=ahead: time.time() + ahead,
+        )
+        for ahead in (0.0, off)
+    )
     namespace, now = fresh(), time.time()
     asked = arrival(namespace, *KEYS)
     right.observe(asked, now)
