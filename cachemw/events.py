@@ -14,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from cachemw.core.plan import Plan
 from cachemw.core.receipt import Receipt
+from cachemw.forks import in_child
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,10 @@ class Counters:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._forked()
+        in_child(self._forked)
+
+    def _forked(self) -> None:
         self._lock = Lock()
 
     def add(self, name: str) -> None:

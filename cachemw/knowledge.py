@@ -14,6 +14,7 @@ from typing import Any
 from cachemw.core import providers
 from cachemw.core.providers import Kind, Mark, Rules
 from cachemw.core.tokens import Calibration
+from cachemw.forks import in_child
 from cachemw.settings import Settings
 
 TABLE = "facts"
@@ -31,7 +32,6 @@ class Knowledge:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._lock = Lock()
         self._rules: dict[Model, Rules | None] = {}
         self._models: dict[str, str] = {}
         self._calibrations: dict[Model, Calibration] = {}
@@ -40,7 +40,12 @@ class Knowledge:
         self._no_key: set[Model] = set()
         self._strikes: dict[Model, int] = {}
         self._minimums: dict[Model, int] = {}
-        self._news: dict[str, int] = {}
+        self._forked()
+        in_child(self._forked)
+
+    def _forked(self) -> None:
+        self._lock = Lock()
+        self._news: dict[str, int] = {}  # the parent tells its own
 
     def rules(self, provider: str, model: str) -> Rules | None:
         """Return the rules of a model at a provider; None where nothing says what the model is."""

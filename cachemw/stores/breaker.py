@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from threading import Lock
 
+from cachemw.forks import in_child
+
 _FAILURES = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 1.0
 
@@ -19,10 +21,14 @@ class Breaker:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
         self._failures = 0
         self._pause = _FIRST_PAUSE
         self._probe_at: float | None = None
+        self._forked()
+        in_child(self._forked)
+
+    def _forked(self) -> None:
+        self._lock = Lock()
 
     @property
     def closed(self) -> bool:

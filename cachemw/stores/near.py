@@ -15,6 +15,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from cachemw.core.reuse import Prefix, arrive_often
+from cachemw.forks import in_child
 from cachemw.stores.base import Entry
 from cachemw.stores.records import Records
 
@@ -58,6 +59,14 @@ class Near:
         self._owed: set[bytes] = set()
         self._given: dict[bytes, bool] = {}
         self._lock = Lock()
+        in_child(self._forked)
+
+    def _forked(self) -> None:
+        """Leave to the parent what is yet to be sent."""
+        self._lock = Lock()
+        self._owed, self._given = set(), {}
+        for head in self._heads.values():
+            head.count, head.entry = 0, None
 
     def hot(self, names: Sequence[bytes], now: float) -> list[Prefix | None] | None:
         """Count an arrival of these heads and return the records from before it, if none need be asked for."""

@@ -1,0 +1,75 @@
+"""What a forked process does with what its parent had."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+
+import pytest
+
+from cachemw import forks
+from cachemw.events import Counters
+from cachemw.stores.breaker import Breaker
+from cachemw.stores.near import Near
+from tests.stores.test_near import HEADS, warm
+
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
+
+
+def said_by_child(act: Callable[[], object]) -> str:
+    """Return what a child says, "dies" where it does not end by itself."""
+    reader, speaker = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "raises"
+        try:
+            said = str(act())
+        finally:
+            os.write(speaker, said.encode())
+            os._exit(0)
+    os.close(speaker)
+    with os.fdopen(reader, "rb") as answers:
+        said = answers.read().decode()
+    os.waitpid(child, 0)
+    return said or "dies"
+
+
+def test_a_lock_that_was_held_is_free() -> None:
+    """Another thread of the parent may have been at work in any of them."""
+    counters, breaker, near = Counters(), Breaker(), Near()
+    with counters._lock, breaker._lock, near._lock:
+        said = said_by_child(lambda: (counters.add("x"), breaker.failed(0.0), near.peek([b"x"], 0.0)))
+    assert said == "(None, False, [None])"
+
+
+def test_what_is_unsent_is_the_parents_to_send() -> None:
+    """It is sent once; what is known is known in both."""
+    near = warm(seen=9)
+    assert near.hot(HEADS, 10.05) is not None
+    near.lost([b"message 1"])
+
+    def look() -> object:
+        records = near.hot(HEADS, 10.06)
+        return (
+            near.owed(),
+            [(held.name, held.arrivals) for held in near.due()],
+            [r and r.seen for r in records or ()],
+        )
+
+    assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
+    assert [held.arrivals for held in near.due()] == [1, 1]
+    assert list(near.owed()) == [b"message 1"]
+
+
+def test_nothing_is_kept_alive_to_be_told() -> None:
+    """An object that is gone is told nothing."""
+    before = len(forks._told)
+    counters = Counters()
+    assert len(forks._told) == before + 1
+    del counters
+    gc.collect()
+    assert len(forks._told) <= before
