@@ -9,7 +9,7 @@ where it names a marker of ours the app is called once more, with the body as it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -63,6 +63,7 @@ class CacheMiddleware:
         self._upstream = upstream.rstrip("/")
         self._namespace = namespace or own_namespace(mw.settings, upstream)
         self._max_body = max_body
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection of the app."""
@@ -105,7 +106,7 @@ class CacheMiddleware:
     ) -> None:
         again = True
         while again:
-            answer = _Answer(self._cachemw, chat, send)
+            answer = _Answer(self._cachemw, chat, send, self._tasks)
             try:
                 asked, messages = _asked(chat, scope, received)
                 await self.app(asked, _replay(messages, receive), answer.send)
@@ -131,15 +132,18 @@ class CacheMiddleware:
 class _Answer:
     """One answer of the app on its way out. `refused`: it was swallowed, and the app is to be asked again."""
 
-    def __init__(self, mw: AsyncMiddleware, chat: HttpExchange, send: Send) -> None:
+    def __init__(
+        self, mw: AsyncMiddleware, chat: HttpExchange, send: Send, tasks: set[asyncio.Task[None]]
+    ) -> None:
         self.refused = False
         self._mw = mw
         self._chat = chat
         self._send = send
+        self._tasks = tasks
         self._held: list[Message] = []
         self._size = 0
-        self._over = False
         self._begun: asyncio.Task[None] | None = None
+        self._over: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message on, or keep it while it may be a refusal."""
@@ -162,16 +166,28 @@ class _Answer:
 
     async def over(self, whole: bool) -> None:
         """Account for the answer, once; `whole` says that it ended by itself."""
-        if self._over:
-            return
-        self._over = True
+        if self._over is None:
+            self._over = self._task(self._account(whole))
+        # Whoever cancels the request cancels this wait at most, be it again and again.
+        await asyncio.shield(self._over)
+
+    async def _account(self, whole: bool) -> None:
         chat, mw = self._chat, self._mw
-        if self._begun is not None:
-            await self._begun
-        if chat.verdict == "begun":
-            await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
-        else:
-            await mw.fail(chat.call)
+        try:
+            if self._begun is not None:
+                await self._begun
+        finally:  # a loop that ends cancels every task there is
+            if chat.verdict == "begun":
+                await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
+            else:
+                await mw.fail(chat.call)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start what must outlive the request; a loop holds its tasks but weakly."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _start(self, message: Message) -> None:
         verdict = self._chat.answered(message["status"], message.get("headers", ()))
@@ -181,7 +197,7 @@ class _Answer:
             # Only whom the provider lets in may hear what is known of a namespace.
             await self._send({**message, "headers": [*message.get("headers", ()), *_told(self._chat)]})
             # What has come of the body goes first.
-            self._begun = asyncio.create_task(self._mw.begun(self._chat.call))
+            self._begun = self._task(self._mw.begun(self._chat.call))
         else:
             await self._send(message)
 
@@ -207,7 +223,7 @@ def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | 
     if "namespace" in settings.model_fields_set:
         return lambda _scope: None
     named = principals(urlsplit(upstream).netloc.rpartition("@")[2].lower(), secret_of(settings))
-    return lambda scope: named(scope["headers"])
+    return lambda scope: named(scope["headers"], scope.get("query_string", b""))
 
 
 def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> tuple[Scope, list[Message]]:

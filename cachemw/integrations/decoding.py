@@ -70,7 +70,8 @@ def _zlib(*windows: int) -> Feed:
 
     def feed(chunk: bytes) -> Iterator[bytes]:
         nonlocal decoder, head
-        while chunk:
+        piece = b""
+        while chunk or len(piece) == PIECE:  # a full piece may not be all that was decoded
             if decoder.eof:  # another member follows
                 decoder = zlib.decompressobj(first)
             if others:

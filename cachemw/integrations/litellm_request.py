@@ -25,7 +25,14 @@ _KEYING = (
     "reasoning_effort", "output_config", "response_format", "output_format", "speed", "web_search_options",
     "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
 )  # fmt: skip
-_TENANTS = {"team": "user_api_key_team_id", "key": "user_api_key_hash"}
+# The proxy knows who came without a virtual key (JWT, OAuth2) by one of the last three.
+_TENANTS = {
+    "team": "user_api_key_team_id",
+    "key": "user_api_key_hash",
+    "user": "user_api_key_user_id",
+    "email": "user_api_key_user_email",
+    "org": "user_api_key_org_id",
+}
 _POINTS = "cache_control_injection_points"
 _MOST = 4
 
@@ -90,9 +97,9 @@ def rewritten(kwargs: Mapping[str, Any], request: Request, sent: Mapping[str, An
 
 
 def namespace(kwargs: Mapping[str, Any]) -> str | None:
-    """Return a namespace for the team, else the virtual key, that LiteLLM's proxy has authenticated.
+    """Return a namespace for the team, else the virtual key, else the user, that LiteLLM's proxy has authenticated.
 
-    None outside of the proxy, and where it checks no keys.
+    None outside of the proxy, and where it asks nobody who they are.
     """
     for data in _metadata(kwargs):
         for kind, key in _TENANTS.items():

@@ -305,6 +305,91 @@ async def test_an_app_that_fails_after_a_refusal_is_not_asked_again() -> None:
     assert kinds(mw) == ["prepare", "refused", "fail"]
 
 
+class Slow(AsyncRecorder):
+    """A middleware that takes its time to note a beginning and an end."""
+
+    async def begun(self, call: Any) -> None:
+        await asyncio.sleep(0.01)
+        await super().begun(call)
+
+    async def settle(self, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return await super().settle(*args, **kwargs)
+
+    async def fail(self, call: Any) -> None:
+        await asyncio.sleep(0.01)
+        await super().fail(call)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize("turn", range(6))
+@pytest.mark.parametrize(
+    ("told", "after"),
+    [
+        pytest.param([start(), part(b"{}")], ["begun", "settle"], id="whole"),
+        pytest.param(
+            [start(), part(b"{}", more=True), RuntimeError("bug")], ["begun", "settle"], id="broken"
+        ),
+        pytest.param([start(503), part(b"busy")], ["fail"], id="failed"),
+    ],
+)
+async def test_whoever_is_cancelled_is_accounted_for(
+    told: list[Any], after: list[str], turn: int, times: int
+) -> None:
+    """Once, and to the end, however often and in whatever turn of the loop after its last part."""
+    mw, loop = Slow(), asyncio.get_running_loop()
+
+    def cancel(left: int, wait: int) -> None:
+        if wait:
+            loop.call_soon(cancel, left, wait - 1)
+        elif left:
+            task.cancel()
+            loop.call_soon(cancel, left - 1, 1)
+
+    class Left(Asked):
+        async def send(self, message: Message) -> None:
+            if message is told[1]:
+                cancel(times, turn + 1)
+
+    asked = Left(CacheMiddleware(App(told), middleware=mw), json.dumps(conversation()).encode())
+    task = asyncio.create_task(asked.run())
+    await asyncio.gather(task, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    assert kinds(mw) == ["prepare", *after]
+
+
+def test_a_loop_that_ends_settles_what_has_begun() -> None:
+    """It cancels every task, ours too; the call has its end all the same."""
+    mw = Slow()
+
+    async def main() -> None:
+        ended = asyncio.Event()
+
+        class Told(Asked):
+            async def send(self, message: Message) -> None:
+                if message["type"] == "http.response.body":
+                    ended.set()
+
+        asked = Told(CacheMiddleware(App(), middleware=mw), json.dumps(conversation()).encode())
+        running = asyncio.create_task(asked.run())
+        await ended.wait()
+        assert not running.done()
+
+    asyncio.run(main())
+    assert kinds(mw)[-1] == "settle"
+
+
+async def test_credentials_in_the_query_tell_tenants_apart() -> None:
+    """The same request with another key in its query starts from nothing."""
+    app = CacheMiddleware(App(), provider="databricks")
+    reads = []
+    for query in (b"api-key=a", b"api-key=a", b"api-key=b"):
+        asked = asking(app)
+        asked.scope["query_string"] = query
+        reads.append(int((await asked.run()).headers[b"x-cachemw-predicted-read"]))
+    assert reads[0] == reads[2] == 0 < reads[1]
+
+
 async def test_messages_of_another_kind_pass() -> None:
     """A file that the server is to send, or trailers."""
     other: Message = {"type": "http.response.pathsend", "path": "/x"}

@@ -80,6 +80,16 @@ def test_a_small_answer_that_holds_a_huge_one(monkeypatch: pytest.MonkeyPatch, e
     assert list(decoder.feed(b"")) == []
 
 
+@pytest.mark.parametrize("case", [case for case in PACKED if case not in ("none", "identity", "zstd")])
+def test_nothing_is_lost_at_the_edge_of_a_piece(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """What is as long as some pieces, or nearly, comes out to its end, though its last bytes went in long before."""
+    monkeypatch.setattr(decoding, "PIECE", 5_000)
+    encoding, pack = PACKED[case]
+    for size in (*range(4_900, 5_300), *range(9_900, 10_300)):
+        text = b"A" * size
+        assert b"".join(Decoder(encoding).feed(pack(text))) == text, size
+
+
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
 def test_malformed_bytes_raise(encoding: str) -> None:
     """What is no such format raises, on whatever chunk that shows."""

@@ -10,7 +10,12 @@ import pytest
 
 from cachemw.integrations.principals import principals
 
-named = principals("provider.com", b"secret")
+_named = principals("provider.com", b"secret")
+
+
+def named(headers: list[tuple[bytes, bytes]], query: bytes = b"") -> str:
+    """Return the namespace of a request at one provider."""
+    return _named(headers, query)
 
 
 def bearer(token: str) -> list[tuple[bytes, bytes]]:
@@ -32,12 +37,31 @@ OWNER = {"iss": "https://a.com", "sub": "app"}
     [
         (bearer("key"), [(b"authorization", b"bearer  key ")]),
         (bearer(token(OWNER)), bearer(token({**OWNER, "exp": 2}, "b3RoZXI"))),
-        (bearer(token(OWNER)), [(b"api-key", token(OWNER).encode())]),
+        (
+            [*bearer(token(OWNER)), (b"cookie", b"a=1")],
+            [(b"cookie", b"a=1"), *bearer(token({**OWNER, "exp": 2}))],
+        ),
         ([*bearer("key"), (b"x-api-key", b"k")], [(b"x-api-key", b"k"), *bearer("key")]),
-        ([*bearer("key"), (b"cookie", b"a=1")], [*bearer("key"), (b"cookie", b"a=2")]),
+        (
+            [*bearer("key"), (b"cookie", b"AWSALB=Zm9v+/b==; a=1; __cf_bm=x_y-1.0")],
+            [*bearer("key"), (b"cookie", b"a=1"), (b"cookie", b" AWSALB=YmFy")],
+        ),
+        ([(b"connection", b"keep-alive"), *bearer("key")], [(b"connection", b"close"), *bearer("key")]),
         ([(b"accept", b"a")], [(b"accept", b"b")]),
+        ([(b"idempotency-key", b"1")], [(b"idempotency-key", b"2")]),
+        ([(b"x-cache-key", b"1")], [(b"x-max-tokens", b"2"), (b"x-portkey-trace-id", b"3")]),
     ],
-    ids=["spelling", "hour", "header", "order", "cookie beside a key", "nobody"],
+    ids=[
+        "spelling",
+        "hour",
+        "hour beside a cookie",
+        "order",
+        "load balancers",
+        "connection",
+        "nobody",
+        "once",
+        "no credentials",
+    ],
 )
 def test_the_same_owner_is_one(one: list[tuple[bytes, bytes]], other: list[tuple[bytes, bytes]]) -> None:
     """Whatever else the request says."""
@@ -52,6 +76,24 @@ APART = {
     "basic": [(b"authorization", b"Basic key")],
     "two keys": [*bearer("key"), (b"x-api-key", b"key")],
     "cookie": [(b"cookie", b"key")],
+    "cookie, value": [(b"cookie", b"key=1")],
+    "key and cookie": [*bearer("key"), (b"cookie", b"a=1")],
+    "key and other cookie": [*bearer("key"), (b"cookie", b"a=2")],
+    "owner and cookie": [*bearer(token(OWNER)), (b"cookie", b"a=1")],
+    "owner in another header": [(b"api-key", token(OWNER).encode())],
+    "owner in two headers": [
+        *bearer(token(OWNER)),
+        (b"api-key", token(OWNER).encode()),
+    ],
+    "owner twice": bearer(token(OWNER)) * 2,
+    "owner, not sent on": [
+        *bearer(token(OWNER)),
+        (b"connection", b"close, Authorization"),
+    ],
+    "owner with more behind": bearer(token(OWNER) + " key"),
+    "cookie in a balancer's": [(b"cookie", b"AWSALB=a session=1")],
+    "cookie in another balancer's": [(b"cookie", b"AWSALB=a, session=1")],
+    "cookie in quotes": [(b"cookie", b'AWSALB="a session=1"')],
     "nobody": [],
     "empty": [(b"authorization", b"")],
     "owner": bearer(token(OWNER)),
@@ -72,11 +114,36 @@ APART = {
 def test_different_owners_are_apart() -> None:
     """No two of them have a namespace in common, nor at another provider, nor under another secret."""
     spaces = [
-        space(headers)
-        for space in (named, principals("other.com", b"secret"), principals("provider.com", b"secret2"))
+        space(headers, b"")
+        for space in (_named, principals("other.com", b"secret"), principals("provider.com", b"secret2"))
         for headers in APART.values()
     ]
     assert len(set(spaces)) == 3 * len(APART)
+
+
+NAMES = [
+    b"authorization", b"proxy-authorization", b"cf-aig-authorization", b"api-key", b"x-api-key", b"x_api_key",
+    b"apikey", b"x-goog-api-key", b"x-litellm-api-key", b"x-portkey-api-key", b"x-portkey-virtual-key",
+    b"ocp-apim-subscription-key", b"x-functions-key", b"x-forwarded-access-token", b"x-amz-security-token",
+    b"cf-access-client-secret", b"cf-access-jwt-assertion", b"helicone-auth", b"x-ms-client-principal", b"cookie",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_credential_of_any_gateway_counts(name: bytes) -> None:
+    """Two of its values are two principals, alone and beside a key that all have."""
+    for others in ([], bearer("dummy")):
+        one, two = (named([(name, value), *others]) for value in (b"A", b"B"))
+        assert len({one, two, named(others)}) == 3
+
+
+def test_credentials_in_the_query_count() -> None:
+    """However the query spells them, alone and beside headers."""
+    queries = [
+        b"", b"api-key=A", b"api-key=B", b"api%2Dkey=A", b"key=A", b"v=1;key=A", b"v=1&code=A", b"v=1&code=B",
+    ]  # fmt: skip
+    spaces = {named(headers, query) for headers in ([], bearer(token(OWNER))) for query in queries}
+    assert len(spaces) == 2 * len(queries)
 
 
 def test_nothing_of_a_credential_is_in_its_name() -> None:
