@@ -67,9 +67,9 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One call of `Store.write` that is due."""
+    """One call of `Store.write` that is due. Many may wait, so none holds its request."""
 
-    state: State
+    arrival: Arrival
     entries: tuple[Entry, ...]
 
 

@@ -29,6 +29,7 @@ from cachemw.core.tools import sort_tools
 from cachemw.core.wire import Json
 from cachemw.errors import BodyError
 from cachemw.events import Counted, Counters, Event, Hook, Prepared, Settled
+from cachemw.forks import in_child
 from cachemw.knowledge import Knowledge
 from cachemw.labelling import Limits
 from cachemw.settings import Settings
@@ -50,8 +51,6 @@ class Decisions:
         self._parser = Parser()
         hours = settings.ttl in ("1h", "auto")
         self._splitter = Splitter(LONG if hours else SHORT) if settings.split_text else None
-        self._splitting = Lock()
-        self._judging = Lock()
         # In a process by itself there is nobody to tell.
         alone = settings.store.startswith("memory:")
         self._reuse = Reuse(hours=hours, secret=None if alone else secret_of(settings))
@@ -59,8 +58,18 @@ class Decisions:
         self._limits = Limits(settings.max_labels, settings.max_label_length)
         self._models = Limits(_MODELS, _LONGEST_MODEL)
         self._keys = hints.Keys(secret_of(settings))
-        self._lock = Lock()
         self.sums: dict[str, int] = {}
+        self._renew()
+        in_child(self._forked)
+
+    def _renew(self) -> None:
+        self._lock, self._judging, self._splitting = Lock(), Lock(), Lock()
+
+    def _forked(self) -> None:
+        """Have counted nothing yet: the parent tells its own."""
+        self._renew()
+        self.sums = {}
+        self._reuse.classes.leave_untold()
 
     def count_exactly(self, counter: Counter) -> None:
         """Count tokens by this from now on; what was read before is read again."""
@@ -217,7 +226,7 @@ class Decisions:
             return None
         state.held = state.entries
         until = state.start + IN_FLIGHT
-        return Write(state, tuple([entry.announced(until) for entry in state.entries]))
+        return Write(state.arrival, tuple([entry.announced(until) for entry in state.entries]))
 
     def passed(self, state: State | None, body: Any, error: Exception) -> Call:
         """Return the call of a request that goes as it came, and count why."""
@@ -263,7 +272,7 @@ class Decisions:
             return None
         state.begun = True
         entries = (*state.entries, *state.refreshed)
-        return Write(state, entries) if entries else None
+        return Write(state.arrival, entries) if entries else None
 
     def settle(
         self, call: Call, response: Any, *, partial: bool = False
@@ -286,8 +295,8 @@ class Decisions:
         else:
             if state.rules is None:
                 self.knowledge.learn_model(_model(state.body), response)
-            if dead := self._corrected(state, read):
-                writes.append(Write(state, dead))
+            if state.arrival is not None and (dead := self._corrected(state, read)):
+                writes.append(Write(state.arrival, dead))
             miss = self._miss(state, read)
             state.receipt = receipt(read, state.rules.model if state.rules else None, miss)
             sums |= self._account(state, state.receipt)
@@ -309,9 +318,9 @@ class Decisions:
     def unannounced(self, state: State) -> Write | None:
         """Return the note that what was announced, or claimed, won't be written after all."""
         held, state.held = state.held, ()
-        if state.begun or not held:
+        if state.begun or not held or state.arrival is None:
             return None
-        return Write(state, tuple([entry.announced(0.0) for entry in held]))
+        return Write(state.arrival, tuple([entry.announced(0.0) for entry in held]))
 
     def refused(self, call: Call, status: int, error: Any) -> tuple[Json | None, Write | None]:
         """Return the original body once if a 400 names a marker of ours, and remember the kind.
@@ -358,9 +367,16 @@ class Decisions:
         shorter = max((p.prefix_tokens for p in plan.breakpoints if p.prefix_tokens < plan.read), default=0)
         if not plan.breakpoints or read.read >= min(plan.read * slack, (plan.read + shorter) / 2):
             return ()
-        # Less was read than the mirror promised. What was written instead covers our breakpoints;
-        # where nothing was written either, none of them is there.
-        gone = state.refreshed if read.write_5m or read.write_1h else (*state.entries, *state.refreshed)
+        # Less was read than the mirror promised. Where something was written instead, each breakpoint has an
+        # entry, for as long as it asked; where nothing was written either, none of them is there.
+        gone = (*state.entries, *state.refreshed)
+        if read.write_5m or read.write_1h:
+            lives = {
+                state.chain[point.block]: rules.provider.lives[point.ttl]
+                for point in plan.breakpoints
+                if point.prefix_tokens >= rules.minimum
+            }
+            gone = tuple([entry for entry in state.refreshed if entry.ttl > lives.get(entry.key, 0)])
         self.count("mirror.corrected")
         return tuple(entry._replace(expires=0.0) for entry in gone)
 

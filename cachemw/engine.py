@@ -248,7 +248,8 @@ class Middleware(_Engine):
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait up to `timeout` seconds until what is queued is written; say whether it is."""
-        return self._writer.flush(timeout) and not self._pulse()
+        done = self._writer.flush(timeout)
+        return not self._pulse() and done
 
     def close(self) -> None:
         """Write what is queued, within five seconds, and give back the store; again does nothing."""
@@ -279,10 +280,9 @@ class Middleware(_Engine):
             self._failed("coalesce", error)
 
     def _write(self, write: Write) -> None:
-        arrival = write.state.arrival
+        arrival = write.arrival
         try:
-            if arrival is not None:
-                self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
+            self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 
@@ -337,6 +337,7 @@ class AsyncMiddleware(_Engine):
     ) -> None:
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
         self._store = open_async_store(self.settings.store, **self._store_arguments())
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._pulsing: asyncio.Task[None] | None = None
         self._closed = False
@@ -433,27 +434,36 @@ class AsyncMiddleware(_Engine):
 
     async def flush(self, timeout: float = 5.0) -> bool:
         """See `Middleware.flush`."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
-        return not self._tasks and not await self._store.flush()
+        self._enter_loop()
+        # Those of now: under load there are always more.
+        if tasks := set(self._tasks):
+            _, tasks = await asyncio.wait(tasks, timeout=timeout)
+        return not await self._flush() and not tasks
 
     async def close(self) -> None:
         """See `Middleware.close`."""
         if self._closed:
             return
         self._closed = True
-        try:
-            if self._pulsing is not None:
-                self._pulsing.cancel()
-            await self.flush(5.0)
-            await self._store.close()
-        except Exception as error:
-            self._failed("close", error)
+        self._enter_loop()
+        if self._pulsing is not None:
+            self._pulsing.cancel()
+        for close in (self.flush, self._store.close):
+            try:
+                await close()
+            except Exception as error:
+                self._failed("close", error)
+
+    def _enter_loop(self) -> None:
+        """Forget the tasks of another loop than the running one: they may never end."""
+        if self._loop is not asyncio.get_running_loop():
+            self._loop, self._tasks, self._pulsing = asyncio.get_running_loop(), set(), None
 
     async def _later(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._store.local:
             await job()
             return
+        self._enter_loop()
         task = asyncio.create_task(job())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -474,10 +484,9 @@ class AsyncMiddleware(_Engine):
             self._failed("coalesce", error)
 
     async def _write(self, write: Write) -> None:
-        arrival = write.state.arrival
+        arrival = write.arrival
         try:
-            if arrival is not None:
-                await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
+            await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 
@@ -499,7 +508,10 @@ class AsyncMiddleware(_Engine):
             await self._store.add(
                 self.settings.namespace, ledger.table(self._decisions.clock()), added, _KEEP
             )
-            if not self._store.local and (self._pulsing is None or self._pulsing.done()):
+            if self._store.local:
+                return
+            self._enter_loop()
+            if self._pulsing is None or self._pulsing.done():
                 self._pulsing = asyncio.create_task(self._pulse())
         except Exception as error:
             self._failed("ledger", error)
@@ -509,8 +521,11 @@ class AsyncMiddleware(_Engine):
         more = True
         while more:
             await asyncio.sleep(PULSE)
-            try:
-                more = await self._store.flush()
-            except Exception as error:
-                self._failed("flush", error)
-                return
+            more = await self._flush()
+
+    async def _flush(self) -> bool:
+        try:
+            return await self._store.flush()
+        except Exception as error:
+            self._failed("flush", error)
+            return False

@@ -11,7 +11,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 _LIMIT = 10_000
 PULSE = 0.1
@@ -33,7 +32,7 @@ class Writer:
     def _reset(self) -> None:
         # A lock that another thread held at a fork would stay locked in the child.
         self._lock = threading.Lock()
-        self._queue: queue.Queue[Job | None] = queue.Queue(_LIMIT)
+        self._queue: queue.Queue[Job | None] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
         self._awake = False
@@ -44,11 +43,15 @@ class Writer:
             self._reset()
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="cachemw-writer", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._run, args=(self._queue,), name="cachemw-writer", daemon=True
+                )
                 self._thread.start()
-        try:
-            self._queue.put_nowait(job)
-        except queue.Full:
+            # The queue itself has no bound: there is always room for what ends its thread.
+            full = self._queue.qsize() >= _LIMIT
+            if not full:
+                self._queue.put(job)
+        if full:
             self._lost()
 
     def wake(self) -> None:
@@ -59,8 +62,8 @@ class Writer:
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until the queue is empty; say whether it is."""
-        deadline = time.monotonic() + timeout
-        while self._queue.unfinished_tasks and self._process == os.getpid():
+        deadline, jobs = time.monotonic() + timeout, self._queue
+        while jobs.unfinished_tasks and self._process == os.getpid():
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.001)
@@ -70,20 +73,23 @@ class Writer:
         """Finish what is queued, within `timeout` seconds, and end the thread."""
         if self._process != os.getpid():
             return
-        if threading.current_thread() is self._thread:
-            # The last job held the last reference to whoever closes at his end: nobody else queues.
-            self._queue.put_nowait(None)
-            return
-        self.flush(timeout)
+        deadline = time.monotonic() + timeout
+        # The last job may have held the last reference to whoever closes at his end; it can't wait for itself.
+        within = threading.current_thread() is self._thread
+        if not within:
+            self.flush(timeout)
         with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                with suppress(queue.Full):
-                    self._queue.put(None, timeout=1)
-                self._thread.join(timeout)
-            self._thread = None
+            thread, self._thread = self._thread, None
+            if thread is None or not thread.is_alive():
+                return
+            self._queue.put(None)
+            # What is queued from here on is for another thread.
+            self._queue = queue.Queue()
+        if not within:
+            thread.join(max(deadline - time.monotonic(), 0.0))
 
-    def _run(self) -> None:
-        jobs, due = self._queue, math.inf
+    def _run(self, jobs: queue.Queue[Job | None]) -> None:
+        due = math.inf
         while True:
             try:
                 job = jobs.get(timeout=None if due == math.inf else max(due - time.monotonic(), 0.0))
@@ -92,6 +98,7 @@ class Writer:
             else:
                 try:
                     if job is None:
+                        self._awake = False
                         return
                     job()
                 finally:

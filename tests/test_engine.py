@@ -6,6 +6,7 @@ import asyncio
 import copy
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from decimal import Decimal
 from types import SimpleNamespace
@@ -364,6 +365,36 @@ def test_a_mirror_that_was_wrong_is_corrected() -> None:
     assert receipt.miss is not None
     assert mw.counts["mirror.corrected"] == 1
     assert mw.prepare(agent()).plan.read == 0
+
+
+def test_what_was_written_again_lives() -> None:
+    """Where the provider had lost an entry and has just written it anew, the next request expects to read it."""
+    mw = middleware()
+    for read, written in ((0, 3300), (3300, 0), (0, 3300)):
+        mw.settle(mw.prepare(agent()), usage(read, written))
+        mw.clock.now += 10  # type: ignore[attr-defined]
+    assert mw.counts["mirror.corrected"] == 1
+    assert mw.prepare(agent()).plan.read > 3000
+
+
+@pytest.mark.parametrize(("ttl", "lives"), [("1h", True), ("5m", False)])
+def test_what_was_written_anew_for_less_counts_as_gone(ttl: str, lives: bool) -> None:
+    """Where an entry of an hour was lost and its breakpoint now asks for five minutes, no hour is expected."""
+
+    def body(question: str, ttl: str) -> Body:
+        marker = {"type": "ephemeral", "ttl": ttl}
+        system = [{"type": "text", "text": PARAGRAPH * 20, "cache_control": marker}]
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        return {"model": MODEL, "messages": messages}
+
+    mw = middleware()
+    mw.settle(mw.prepare(body("One?", "1h")), usage(written=3300))
+    mw.clock.now += 400  # type: ignore[attr-defined]
+    call = mw.prepare(body("Two?", ttl))
+    assert call.plan.read > 3000
+    mw.settle(call, usage(written=3300))
+    mw.clock.now += 10  # type: ignore[attr-defined]
+    assert (mw.prepare(body("Three?", ttl)).plan.read > 3000) is lives
 
 
 def test_usage_calibrates_tokens() -> None:
@@ -942,6 +973,161 @@ def test_workers_share_what_they_learned(asynchronous: bool) -> None:
         assert two.counts["error.share.StoreError"] == 1
         for mw in (one, two):
             await _ours(mw.close())
+
+    asyncio.run(run())
+
+
+def test_what_is_queued_holds_no_request() -> None:
+    """However long the store takes, what waits for it keeps no body alive."""
+
+    class Held(dict[str, Any]):
+        """A body that tells when it is gone."""
+
+    mw, gate = middleware(), threading.Event()
+    mw._store.local = False
+    mw._store.write = lambda *_: gate.wait(10)  # type: ignore[method-assign, assignment, return-value]
+    bodies = [Held(agent(turn)) for turn in range(1, 4)]
+    gone = [weakref.ref(body) for body in bodies]
+    for body in bodies:
+        call = mw.prepare(body)
+        mw.begun(call)
+        mw.settle(call, usage(written=3000))
+    del bodies, body, call
+    assert mw._writer._queue.qsize() >= 4
+    assert [reference() for reference in gone] == [None] * 3
+    gate.set()
+    mw.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_flush_reaches_the_store_whatever_is_queued(
+    asynchronous: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the store holds back is sent also where a write hangs, or the store can't send it."""
+    monkeypatch.setattr(engine_module, "PULSE", 60.0)
+
+    async def run() -> None:
+        mw, gate = twin(asynchronous), threading.Event()
+        mw._store.local = False
+        flushed: list[float] = []
+
+        def flush() -> bool:
+            flushed.append(time.monotonic())
+            raise StoreError("x")
+
+        async def flush_async() -> bool:
+            return flush()
+
+        async def hang(*_: Any) -> None:
+            await asyncio.to_thread(gate.wait, 10)
+
+        mw._store.write = hang if asynchronous else lambda *_: gate.wait(10)
+        await _ours(mw.prepare(agent()))
+        mw._store.flush = flush_async if asynchronous else flush
+        assert not await _ours(mw.flush(0.01))
+        assert flushed
+        gate.set()
+        assert await _ours(mw.flush(5.0))
+        assert mw.counts["error.flush.StoreError"] >= 2
+        await _ours(mw.close())
+
+    asyncio.run(run())
+
+
+def test_a_flush_waits_for_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under load there is always a task under way: one that came later is not waited for."""
+    monkeypatch.setattr(engine_module, "PULSE", 60.0)
+
+    async def run() -> None:
+        mw = twin(True)
+        mw._store.local = False
+        first, later, flushed = asyncio.Event(), asyncio.Event(), list[int]()
+
+        async def flush() -> bool:
+            flushed.append(1)
+            return False
+
+        mw._store.flush = flush
+        await mw._later(first.wait)
+        flushing = asyncio.create_task(mw.flush(5.0))
+        await asyncio.sleep(0.01)
+        await mw._later(later.wait)
+        first.set()
+        assert await flushing
+        assert flushed == [1]
+        later.set()
+        await mw.close()
+
+    asyncio.run(run())
+
+
+def test_another_event_loop() -> None:
+    """Where a loop was closed with tasks of ours on it, what the store holds back is sent from the next one."""
+    mw = twin(True)
+    mw._store.local = False
+    write, flushed, closed = mw._store.write, list[int](), list[int]()
+
+    async def hang(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def flush() -> bool:
+        flushed.append(1)
+        return False
+
+    async def close() -> None:
+        closed.append(1)
+
+    async def call() -> None:
+        await mw.settle(await mw.prepare(agent()), usage(written=3000))
+        await asyncio.sleep(0.01)
+
+    async def go_on() -> None:
+        await call()
+        await asyncio.sleep(3 * engine_module.PULSE)
+        assert flushed
+        assert await mw.flush(5.0)
+
+    mw._store.write, mw._store.flush, mw._store.close = hang, flush, close
+    loops = [asyncio.new_event_loop() for _ in range(3)]
+    for loop in loops:
+        # It tells of each task that is dropped with it.
+        loop.set_exception_handler(lambda *_: None)
+    loops[0].run_until_complete(call())
+    loops[0].close()
+    assert not flushed
+    mw._store.write = write
+    loops[1].run_until_complete(go_on())
+    mw._store.write = hang
+    loops[1].run_until_complete(call())
+    loops[1].close()
+    flushed.clear()
+    loops[2].run_until_complete(mw.close())
+    loops[2].close()
+    assert (flushed, closed) == ([1], [1])
+    assert not {name for name in mw.counts if name.startswith("error")}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_each_step_of_closing_is_taken(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where what is queued can't be flushed, the store is given back all the same."""
+
+    async def run() -> None:
+        mw, closed = twin(asynchronous), list[int]()
+
+        def broken(*_: Any) -> Any:
+            raise RuntimeError
+
+        def close() -> None:
+            closed.append(1)
+
+        async def close_async() -> None:
+            close()
+
+        monkeypatch.setattr(*((mw, "flush", broken) if asynchronous else (mw._writer, "close", broken)))
+        mw._store.close = close_async if asynchronous else close
+        await _ours(mw.close())
+        assert closed == [1]
+        assert mw.counts["error.close.RuntimeError"] == 1
 
     asyncio.run(run())
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
+import cachemw
 from cachemw import forks
 from cachemw.events import Counters
 from cachemw.stores.breaker import Breaker
@@ -63,6 +65,35 @@ def test_what_is_unsent_is_the_parents_to_send() -> None:
     assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
     assert [held.arrivals for held in near.due()] == [1, 1]
     assert list(near.owed()) == [b"message 1"]
+
+
+BODY = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 9_000}]}
+USAGE = {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+
+
+@pytest.mark.parametrize("store", ["memory://", "redis://127.0.0.1:1"])
+def test_a_middleware_goes_on(store: str) -> None:
+    """With what it has learned, and sums and news of its own, whatever the parent's threads were at."""
+    mw = cachemw.Middleware(provider="databricks", store=store, secret="s", clock=lambda: 1.0)
+    for _ in range(3):
+        mw.settle(mw.prepare(BODY), USAGE)
+    decisions = mw._decisions
+    held = [decisions._lock, decisions._judging, decisions._splitting, decisions.knowledge._lock]
+    with ExitStack() as locks:
+        for lock in [*held, *([mw._store._lock] if store == "memory://" else [])]:
+            locks.enter_context(lock)
+
+        def act() -> object:
+            before = mw.report("process").totals.calls, decisions.news()
+            call = mw.prepare(BODY)
+            mw.settle(call, USAGE)
+            known = decisions.planned(call._state, call._state.depths).total > 0
+            return before, known, mw.report("process").totals.calls
+
+        said = said_by_child(act)
+    assert said == "((0, []), True, 1)"
+    assert mw.report("process").totals.calls == 3
+    mw.close()
 
 
 def test_nothing_is_kept_alive_to_be_told() -> None:

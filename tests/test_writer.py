@@ -122,6 +122,72 @@ def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     gate.set()
 
 
+def test_closing_takes_its_time_once_and_holds_nobody() -> None:
+    """A job that hangs is waited for no longer than was said; meanwhile others queue at once."""
+    writer, gate, done = Writer(lost=lambda: None, pulse=lambda: False), threading.Event(), list[int]()
+    writer.submit(gate.wait)
+    times: list[float] = []
+
+    def close() -> None:
+        started = time.monotonic()
+        writer.close(1.0)
+        times.append(time.monotonic() - started)
+
+    closing = threading.Thread(target=close)
+    closing.start()
+    while closing.is_alive():
+        started = time.monotonic()
+        writer.submit(lambda: done.append(1))
+        assert time.monotonic() - started < 0.5
+        time.sleep(0.01)
+    assert 1.0 <= times[0] < 1.7
+    gate.set()
+    writer.submit(lambda: done.append(2))
+    until(lambda: 2 in done)
+    writer.close(5.0)
+
+
+def test_a_thread_that_hangs_at_its_end_is_left_alone() -> None:
+    """What is queued while a thread is waited for is run by another."""
+    gate, started, done = threading.Event(), threading.Event(), list[int]()
+
+    def pulse() -> bool:
+        started.set()
+        gate.wait(5.0)
+        return False
+
+    writer = Writer(lost=lambda: None, pulse=pulse)
+    writer.wake()
+    assert started.wait(5.0)
+    closing = threading.Thread(target=writer.close, args=(2.0,))
+    closing.start()
+    until(lambda: writer._thread is None)
+    writer.submit(lambda: done.append(1))
+    until(lambda: done == [1])
+    assert closing.is_alive()
+    gate.set()
+    closing.join(5.0)
+    writer.close(5.0)
+
+
+def test_closing_loses_no_job(writer: Writer) -> None:
+    """However often it is closed while threads queue, every job runs once."""
+    done: list[int] = []
+
+    def queue() -> None:
+        for _ in range(500):
+            writer.submit(lambda: done.append(1))
+
+    callers = [threading.Thread(target=queue) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    while any(caller.is_alive() for caller in callers):
+        writer.close(5.0)
+    writer.close(5.0)
+    assert len(done) == 2000
+    assert losses(writer) == 0
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_job_that_raises(writer: Writer) -> None:
     """Jobs must not raise; one that does loses itself only."""

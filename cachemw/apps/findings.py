@@ -44,6 +44,7 @@ _SAID = {
     " ?ssl_ca_certs=...",
     "EOF occurred in violation of protocol": "it ended the connection. It may want a certificate of the client:"
     " ssl_certfile=... and ssl_keyfile=... in the URL",
+    "CERTIFICATE_REQUIRED": "it wants a certificate of the client: ssl_certfile=... and ssl_keyfile=... in the URL",
     "PEM lib": "a file of a certificate or key can't be used. Do they belong together, is the password right?",
 }
 

@@ -217,6 +217,11 @@ class Classes:
 
     # -- what workers tell each other ---------------------------------------------------------
 
+    def leave_untold(self) -> None:
+        """Leave to another what was counted here and not told yet."""
+        for found in self._named.values():
+            found.untold = [0, 0, 0, 0, 0]
+
     def news(self, now: float) -> tuple[str, dict[str, int]]:
         """Return a table, and what to add to it for the others; nothing without a secret."""
         if self._merge is None:

@@ -59,6 +59,8 @@ class Merge:
     def news(self, now: float, counted: Mapping[str, list[int]]) -> tuple[str, dict[str, int]]:
         """Return a table, and what is to be added to it of what was counted, by class; set that to 0."""
         table = _table(int(now // _SLOT))
+        # Also where no table can be read for long.
+        self._forget(now)
         seen = self._seen.setdefault(table, {})
         busiest = sorted((item for item in counted.items() if any(item[1])), key=lambda item: -sum(item[1]))
         amounts: dict[str, int] = {}
@@ -100,8 +102,12 @@ class Merge:
                 counts[kind] = total
         if now < start + _SLOT:
             self._read_at = now
-            self._seen = {name: self._seen[name] for name in self.tables(now) if name in self._seen}
+            self._forget(now)
         return [(name, Told(at, *counts)) for name, counts in found.items()]
+
+    def _forget(self, now: float) -> None:
+        """Remember only what was heard in tables that may still be read."""
+        self._seen = {name: self._seen[name] for name in self.tables(now) if name in self._seen}
 
 
 def _table(slot: int) -> str:

@@ -1,15 +1,17 @@
 """The store of one process: exact, bounded, and gone with it.
 
-Lives here: dictionaries and a lock. Must not know: clocks (`now` is given), the network, text.
+Lives here: dictionaries and a lock. Must not know: the clock of records (`now` is given), the network, text.
 """
 # ruff: noqa: ARG002 - a store takes what the protocol says, used or not
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from cachemw.core.reuse import Prefix
+from cachemw.forks import in_child
 from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.records import Records
 
@@ -24,6 +26,11 @@ class MemoryStore:
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._records = Records(max_prefixes)
         self._tables: dict[tuple[str, str], dict[str, int]] = {}
+        self._kept: dict[tuple[str, str], float] = {}  # until when each of them is
+        self._forked()
+        in_child(self._forked)
+
+    def _forked(self) -> None:
         self._lock = Lock()
 
     def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
@@ -51,9 +58,15 @@ class MemoryStore:
             return self._records.claim(keys, entries, now)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
-        """See `Store.add`; tables live as long as the process."""
+        """See `Store.add`; as on a server, how long a table is kept is real time, whatever the caller's clock."""
+        key, now = (namespace, table), time.monotonic()
         with self._lock:
-            sums = self._tables.setdefault((namespace, table), {})
+            if self._kept.get(key, 0.0) < now:  # as a rule a new one
+                for old in [old for old, until in self._kept.items() if until < now]:
+                    self._tables.pop(old, None)
+                    del self._kept[old]
+            self._kept[key] = now + keep
+            sums = self._tables.setdefault(key, {})
             for name, amount in amounts.items():
                 sums[name] = sums.get(name, 0) + amount
 

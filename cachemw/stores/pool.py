@@ -15,6 +15,8 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from typing import Any, Generic, TypeVar, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -34,40 +36,47 @@ class Background(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._ended = threading.Event()
-        self._result: T
-        self._error: BaseException | None = None
+        self._future: Future[T] = Future()
         threading.Thread(target=self._run, name="cachemw-connect", daemon=True).start()
 
     @property
     def done(self) -> bool:
         """Say whether it has ended."""
-        return self._ended.is_set()
+        return self._future.done()
 
     @property
     def failed(self) -> bool:
         """Say whether it has ended with an error."""
-        return self.done and self._error is not None
+        return self.done and self._future.exception() is not None
 
     def result(self, deadline: float, seconds: float) -> T:
         """Return what came of it; raise `TimeoutError` at the deadline, at once where as long was waited before."""
         if not self.done and (
-            self.waited >= seconds or not self._ended.wait(max(0.0, deadline - time.monotonic()))
+            self.waited >= seconds or not wait((self._future,), max(0.0, deadline - time.monotonic())).done
         ):
             self.waited = max(self.waited, seconds)
             raise TimeoutError
         self.taken = True
-        if self._error is not None:
-            raise self._error
-        return self._result
+        return self.got()
+
+    def got(self) -> T:
+        """Return or raise what came of it; it has ended."""
+        return self._future.result()
+
+    def then(self, act: Callable[[T], object]) -> None:
+        """Do something with what it returns, at once where it has."""
+
+        def told(future: Future[T]) -> None:
+            if future.exception() is None:
+                act(future.result())
+
+        self._future.add_done_callback(told)
 
     def _run(self) -> None:
         try:
-            self._result = self._work()
+            self._future.set_result(self._work())
         except BaseException as error:
-            self._error = error
-        finally:
-            self._ended.set()
+            self._future.set_exception(error)
 
 
 class AsyncBackground(Generic[T]):
@@ -101,6 +110,12 @@ class AsyncBackground(Generic[T]):
                 self.waited = max(self.waited, seconds)
             raise
         self.taken = True
+        return self.got()
+
+    def got(self) -> T:
+        """See `Background.got`."""
+        if self._task.cancelled():
+            raise RedisConnectionError("closed while it was opened")
         if self._error is not None:
             raise self._error
         return cast("T", self._task.result())
@@ -145,6 +160,7 @@ class Pool:
         ):
             raise TimeoutError
         try:
+            _settle(self._opening, self._idle)
             return self._idle_one(deadline) or self._opened_one(deadline, seconds)
         except BaseException:
             self._room.release()
@@ -152,14 +168,14 @@ class Pool:
 
     def give(self, connection: Connection) -> None:
         """Take a connection back; one that was disconnected is forgotten."""
-        if connection.is_connected and not self.closed:
+        if connection.is_connected:
             self._idle.append(connection)
-        else:
-            connection.disconnect()
+        self._end_what_was_kept()
         self._room.release()
 
     def forget(self) -> None:
         """Disconnect all connections that are not lent."""
+        _settle(self._opening, self._idle)
         while (connection := _last(self._idle)) is not None:
             connection.disconnect()
 
@@ -167,30 +183,32 @@ class Pool:
         """Forget, and keep no connection from here on."""
         self.closed = True
         self.forget()
+        while (opening := _last(self._opening)) is not None:
+            opening.then(lambda connection: connection.disconnect())
+
+    def _end_what_was_kept(self) -> None:
+        # Asked after keeping something: who closes meanwhile sees it, or is seen here.
+        if self.closed:
+            self.close()
 
     def _idle_one(self, deadline: float) -> Connection | None:
         while (connection := _last(self._idle)) is not None:
-            connection.until(deadline)
             if _quiet(connection):
+                connection.until(deadline)
                 return connection
             connection.disconnect()
         return None
 
     def _opened_one(self, deadline: float, seconds: float) -> Connection:
-        opening = self._next_opening()
+        opening = _last(self._opening) or Background(self._open)
         try:
             connection = opening.result(deadline, seconds)
         finally:
             if not opening.taken:
                 self._opening.append(opening)
+                self._end_what_was_kept()
         connection.until(deadline)
         return connection
-
-    def _next_opening(self) -> Background[Connection]:
-        while (opening := _last(self._opening)) is not None:
-            if not opening.failed:
-                return opening
-        return Background(self._open)
 
     def _open(self) -> Connection:
         connection = self._connect()
@@ -208,12 +226,25 @@ def _last(items: list[T]) -> T | None:
         return None
 
 
+def _settle(opening: list[Any], idle: list[Connection]) -> None:
+    """Put connections that were opened meanwhile with the idle ones: like those, they may be gone by now."""
+    for each in opening[:]:
+        if each.done:
+            # Another thread may have been faster.
+            with suppress(ValueError):
+                opening.remove(each)
+                if not each.failed:
+                    idle.append(each.got())
+
+
 def _where(connection: Connection) -> Any:
     return getattr(connection, "host", None), getattr(connection, "port", None)
 
 
 def _quiet(connection: Connection) -> bool:
     """Say whether the server has neither closed a connection nor sent what nobody asked for."""
+    # Without a wait: where hiredis is missing, redis-py asks by receiving.
+    connection.until(time.monotonic())
     try:
         return not connection.can_read()
     except (RedisConnectionError, RedisTimeoutError, OSError):
@@ -235,6 +266,7 @@ class AsyncPool:
         """See `Pool.take`; `limit` is the caller's own."""
         await self._room.acquire()
         try:
+            _settle(self._opening, self._idle)
             return await self._idle_one() or await self._opened_one(limit, seconds)
         except BaseException:
             self._room.release()
@@ -250,6 +282,7 @@ class AsyncPool:
 
     async def forget(self) -> None:
         """See `Pool.forget`."""
+        _settle(self._opening, self._idle)
         while (connection := _last(self._idle)) is not None:
             await dropped(connection)
 
@@ -259,8 +292,9 @@ class AsyncPool:
         while self._opening:
             if (connection := await self._opening.pop().cancel()) is not None:
                 self._idle.append(connection)
-        await asyncio.gather(*map(ended, self._idle))
-        self._idle.clear()
+        # Taken out first: nobody is lent what is being ended.
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*map(ended, idle))
 
     async def _idle_one(self) -> Connection | None:
         while (connection := _last(self._idle)) is not None:
@@ -273,18 +307,14 @@ class AsyncPool:
         return None
 
     async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:
-        opening = self._next_opening()
+        opening = _last(self._opening) or AsyncBackground(self._open)
         try:
             return await opening.result(limit, seconds)
         finally:
             if not opening.taken:
                 self._opening.append(opening)
-
-    def _next_opening(self) -> AsyncBackground[Connection]:
-        while (opening := _last(self._opening)) is not None:
-            if not opening.failed:
-                return opening
-        return AsyncBackground(self._open)
+                if self.closed:
+                    await self.close()
 
     async def _open(self) -> Connection:
         connection = await self._connect()

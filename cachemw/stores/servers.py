@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -85,6 +86,7 @@ class Servers(_Topology):
         self._connect = opener(at, patience)
         self._pools: dict[Address, Pool] = {}
         self._looking: Background[None] | None = None
+        self._one_looks = threading.Lock()
 
     def grouped(self, errands: list[Errand], deadline: float, seconds: float) -> Groups:
         """Return errands by the server that each goes to; waits where that is not known yet."""
@@ -143,12 +145,15 @@ class Servers(_Topology):
         if pool is None:
             named = address if self.clustered else None
             pool = self._pools.setdefault(address, Pool(lambda: self._connect(named), self._size))
-            pool.closed = self._closed
+            if self._closed:
+                pool.close()
         return pool
 
     def _look(self) -> None:
-        if (self._looking is None or self._looking.done) and self._may_look():
-            self._looking = Background(self._find)
+        # Who finds that another may look already must find, too, what that one waits for.
+        with self._one_looks:
+            if (self._looking is None or self._looking.done) and self._may_look():
+                self._looking = Background(self._find)
 
     def _find(self) -> None:
         failure: Exception | None = None

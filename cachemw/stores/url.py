@@ -66,6 +66,7 @@ _ALLOWED = (
     "redis+cluster://[[user]:password@]host[:port][,host...]; "
     "rediss://, rediss+sentinel:// and rediss+cluster:// for TLS; valkey for redis"
 )
+_ESCAPES = "'#' is written %23, '/' %2F and '?' %3F in a password, '@' %40 in a path or parameter"
 _URL = re.compile(
     r"(?P<scheme>[a-z+]+)://(?:(?P<login>[^/?]*)@)?(?P<hosts>[^/?]*)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?",
     re.DOTALL,
@@ -100,12 +101,15 @@ def parse(url: str) -> tuple[str, dict[str, str]]:
 def target(url: str) -> Target:
     """Return what a store URL names. Raises `ConfigError` where any part is not allowed."""
     if "#" in url:
-        _refuse(url, "a '#' in a password is written %23")
+        _refuse(url, _ESCAPES)
     parts = _URL.fullmatch(url)
     scheme = parts["scheme"].replace("valkey", "redis", 1) if parts else ""
     if parts is None or scheme not in _SCHEMES:
         _refuse(url, f"allowed: {_ALLOWED}")
     hosts, path = parts["hosts"], parts["path"] or ""
+    if "@" in (parts["query"] or "") or ("@" in path and scheme != "unix"):
+        # More likely than not, a password goes on there.
+        _refuse(url, _ESCAPES)
     parameters = _parameters(url, parts["query"] or "", _SCHEMES[scheme])
     if scheme == "memory":
         if hosts or path or parts["login"] is not None:
@@ -172,7 +176,10 @@ def _parameters(url: str, query: str, allowed: dict[str, str]) -> dict[str, str]
     found: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in allowed:
-            _refuse(url, f"there is no parameter {name!r}; allowed: {', '.join(sorted(allowed))}")
+            # It may be what follows a "&" in a password.
+            shown = re.fullmatch("[a-z_]+", name) and not any("password" in told for told in found)
+            named = f"parameter {name!r}" if shown else "such parameter"
+            _refuse(url, f"there is no {named}; allowed: {', '.join(sorted(allowed))}")
         if name in found:
             _refuse(url, f"{name} is given twice")
         if not re.fullmatch(allowed[name], value):
@@ -192,9 +199,9 @@ def _parameters(url: str, query: str, allowed: dict[str, str]) -> dict[str, str]
 
 def masked(url: str) -> str:
     """Return the URL without its users, passwords and key password."""
-    # Up to the last "@": an unescaped password may hold any character.
-    shown = re.sub(r"://.*@", "://***@", url, flags=re.DOTALL)
-    return re.sub(r"((?:user|pass)\w*=)[^&]*", r"\1***", shown, flags=re.IGNORECASE)
+    # Up to the last "@", and from a secret parameter on: an unescaped password may hold any character.
+    shown = re.sub(r"^([\w+.-]+://)?.*@", r"\1***@", url, flags=re.DOTALL)
+    return re.sub(r"((?:user|pass)\w*=).*", r"\1***", shown, flags=re.DOTALL | re.IGNORECASE)
 
 
 def _refuse(url: str, why: str) -> NoReturn:

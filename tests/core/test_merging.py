@@ -154,3 +154,12 @@ def test_old_tables_are_forgotten() -> None:
             worker.absorb(table, sums, now)
         assert len(worker._seen) <= 7
     assert len(worker._seen) == 1
+
+
+def test_they_are_forgotten_where_none_can_be_read() -> None:
+    """A worker that only tells, since reads fail, remembers no more tables than it would read."""
+    worker, name = Counting(SECRET), f"{0:016}"
+    for step in range(50):
+        worker.count(name, BEGAN)
+        assert worker.tells(START + step * 600.0) == (f"chances:{1000 + step}", {name + "b": 1})
+        assert len(worker._seen) <= 7

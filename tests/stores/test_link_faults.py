@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from redis._parsers import _AsyncRESP2Parser, _RESP2Parser
 from redis.exceptions import ConnectionError as Refused
 from redis.exceptions import (
     MovedError,
@@ -22,9 +23,10 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from benchmarks import redis_servers
 from benchmarks.redis_servers import Cluster, Server, until
-from cachemw.stores import connect, sockets
+from cachemw.stores import connect, servers, sockets
 from cachemw.stores.commands import Command
 from cachemw.stores.link import AsyncLink, Link
+from cachemw.stores.pool import Background
 from cachemw.stores.routes import HOPS
 from cachemw.stores.url import target
 from tests.stores.links import PATIENT, SLACK, Impostor, Linker, count, ponging, tls
@@ -240,6 +242,32 @@ def test_an_answer_that_comes_too_late_is_no_later_calls(linked: Linker, single:
         assert link.execute([("ECHO", "mine")]) == [b"mine"]
 
 
+@pytest.mark.parametrize("name", ["single", "encrypted"])
+def test_all_is_the_same_without_hiredis(
+    request: pytest.FixtureRequest,
+    linked: Linker,
+    kind: str,
+    name: str,
+    keys: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """redis-py's own parser finds by receiving whether a connection can be sent over: that takes no time."""
+    parser = _RESP2Parser if kind == "sync" else _AsyncRESP2Parser
+    login = connect._login
+    monkeypatch.setattr(connect, "_login", lambda at: login(at) | {"parser_class": parser})
+    server = request.getfixturevalue(name)
+    url = tls(server.url, request.getfixturevalue("certificates")) if name == "encrypted" else server.url
+    link = linked(url)
+    start = time.monotonic()
+    replies = [link.execute([("CLIENT", "ID"), count(keys[0])]) for _ in range(5)]
+    assert replies == [[replies[0][0], b"%d" % counted] for counted in range(1, 6)]
+    assert time.monotonic() - start < PATIENT
+    with server.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    link.pause(0.02)
+    assert link.execute([count(keys[0])]) == [b"6"]
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["with the answer", "after it"])
 def test_what_nobody_asked_for_ends_a_connection(linked: Linker, together: bool) -> None:
     """A stray answer would be read as the next one."""
@@ -278,6 +306,30 @@ def test_closing_ends_connections_and_a_later_call_keeps_none(linked: Linker) ->
         until(lambda: len(client.client_list()) == 1, "the connection stays")
 
 
+def test_closing_ends_what_is_still_being_opened(linked: Linker) -> None:
+    """As soon as it is open: nobody else would."""
+    late, ended = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket, data: bytes) -> None:
+        late.wait(5)
+        # Nothing more comes but its end.
+        with suppress(OSError):
+            connection.sendall(b"+PONG\r\n")
+            connection.recv(1)
+        ended.set()
+
+    with Impostor(slow) as server:
+        link = linked(server.url)
+        with pytest.raises(TimeoutError):
+            link.execute([("GET", "a")], 0.1)
+        if link._runner is None:
+            link.link.close()
+        else:
+            link._runner.run(link.link.close())
+        late.set()
+        assert ended.wait(5)
+
+
 def test_closing_gives_up_what_is_being_opened(linked: Linker) -> None:
     """A loop ends without a word of tasks that nobody waited for."""
     with Impostor(lambda *_: None) as server:
@@ -300,6 +352,27 @@ def test_threads_share_a_link(single: Server, keys: list[bytes], script: None) -
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert link.execute([("GET", keys[0])], PATIENT) == [b"400"]
+    link.close()
+
+
+def test_threads_that_call_a_cluster_first_look_for_its_slots_together(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looks, and the others wait for what it finds, even while its thread is being started."""
+
+    def slow(work: Callable[[], None]) -> Background[None]:
+        time.sleep(0.05)
+        return Background(work)
+
+    monkeypatch.setattr(servers, "Background", slow)
+    link, together = Link(three.url), threading.Barrier(24)
+
+    def work(number: int) -> list[Any]:
+        together.wait(PATIENT)
+        return link.execute([("ECHO", number)], PATIENT)
+
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(work, range(24))) == [[b"%d" % number] for number in range(24)]
     link.close()
 
 

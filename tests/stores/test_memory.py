@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
+from cachemw.stores import memory
 from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.memory import MemoryStore
 
@@ -59,3 +62,18 @@ def test_threads_lose_no_arrival_and_no_amount() -> None:
         list(pool.map(work, range(8)))
     assert seen(store, 1, 2) == [4000, 4000]
     assert store.read("tenant", ["hour"]) == {"calls": 4000}
+
+
+def test_tables_go_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is there for as long after its last amount as was said then, and none for ever."""
+    store, now = MemoryStore(), 1_000.0
+    monkeypatch.setattr(memory.time, "monotonic", lambda: now)
+    for hour in range(200):
+        store.add("tenant", f"hour {hour}", {"calls": 1}, 10 * 3600.0)
+        store.add("other", "facts", {"calls": 1}, 2 * 3600.0)
+        kept = [f"hour {number}" for number in range(max(hour - 10, 0), hour + 1)]
+        assert store.read("tenant", kept) == {"calls": len(kept)}
+        assert store.read("tenant", [f"hour {hour - 11}"]) == {}
+        now += 3600.0
+    assert store.read("other", ["facts"]) == {"calls": 200}
+    assert len(store._tables) == len(store._kept) == 12

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.redis_servers import until
 from cachemw.stores.pool import AsyncPool, Background, Pool
 
 
@@ -30,6 +31,19 @@ class Fake:
 
     def disconnect(self) -> None:
         self.is_connected = False
+
+
+class Opener:
+    """Open connections when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.allowed = threading.Event()
+        self.made: list[Fake] = []
+
+    def __call__(self) -> Fake:
+        self.allowed.wait(5)
+        self.made.append(Fake())
+        return self.made[-1]
 
 
 def take(pool: Pool, seconds: float = 1.0) -> Any:
@@ -137,6 +151,75 @@ def test_nothing_is_kept_after_the_end() -> None:
     assert not two.is_connected
     pool.give(three := take(pool))
     assert not three.is_connected
+
+
+def left_open(pool: Pool, opener: Opener) -> Fake:
+    """Return a connection that was opened after its call had given up."""
+    with pytest.raises(TimeoutError):
+        take(pool, 0.02)
+    opener.allowed.set()
+    until(lambda: pool._opening[0].done, "nothing is opened")
+    return opener.made[0]
+
+
+def test_what_was_opened_meanwhile_is_looked_at_before_it_is_lent() -> None:
+    """Its server may have left since."""
+    pool = Pool(opener := Opener(), 5)
+    left_open(pool, opener).noisy = True
+    assert take(pool) is opener.made[1]
+    assert not opener.made[0].is_connected
+
+
+def test_what_was_opened_meanwhile_is_forgotten_with_the_idle_ones() -> None:
+    """It leads to the old master as they do; what is still being opened goes on."""
+    pool = Pool(opener := Opener(), 5)
+    one = left_open(pool, opener)
+    pool.forget()
+    assert not one.is_connected
+    opener.allowed.clear()
+    with pytest.raises(TimeoutError):
+        take(pool, 0.02)
+    pool.forget()
+    opener.allowed.set()
+    assert take(pool) is opener.made[1]
+
+
+def test_what_was_opened_before_the_end_is_disconnected() -> None:
+    """Though nobody has taken it."""
+    pool = Pool(opener := Opener(), 5)
+    one = left_open(pool, opener)
+    pool.close()
+    assert not one.is_connected
+
+
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_what_is_being_opened_at_the_end_is_disconnected_when_it_is_open(waited_for: bool) -> None:
+    """So is what a call was waiting for in vain; one that gets it in time has it to itself."""
+    pool = Pool(opener := Opener(), 5)
+    if waited_for:
+        threading.Timer(0.05, pool.close).start()
+    with pytest.raises(TimeoutError):
+        take(pool, 0.2)
+    pool.close()
+    opener.allowed.set()
+    until(lambda: opener.made and not opener.made[0].is_connected, "the connection stays")
+    pool.give(two := take(pool))
+    assert not two.is_connected
+
+
+def test_a_connection_that_comes_back_while_the_pool_is_closed_is_disconnected() -> None:
+    """Whichever of the two is first."""
+
+    class Late(list[Any]):
+        def append(self, connection: Any) -> None:
+            pool.close()
+            super().append(connection)
+
+    pool = Pool(Fake, 5)
+    one = take(pool)
+    pool._idle = Late()
+    pool.give(one)
+    assert not one.is_connected
 
 
 def test_what_runs_in_the_background_hands_on_what_it_raised() -> None:
@@ -250,6 +333,52 @@ async def test_an_async_error_is_told_once() -> None:
         await call(0.01)
     await asyncio.sleep(0.1)
     assert isinstance(await call(1), AsyncFake)
+
+
+@pytest.mark.parametrize("end", ["noisy", "forgotten", "closed"])
+async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str) -> None:
+    """It may be gone by now, lead to an old master, or come too late."""
+    allowed = asyncio.Event()
+    made: list[AsyncFake] = []
+
+    async def slow() -> AsyncFake:
+        await allowed.wait()
+        made.append(AsyncFake())
+        return made[-1]
+
+    pool = AsyncPool(slow, 5)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01) as limit:
+            await pool.take(limit, 0.01)
+    allowed.set()
+    await asyncio.sleep(0.01)
+    if end == "noisy":
+        made[0].noisy = True
+    else:
+        await (pool.forget() if end == "forgotten" else pool.close())
+    async with asyncio.timeout(1) as limit:
+        assert await pool.take(limit, 1) is made[1]
+    assert not made[0].is_connected
+
+
+async def test_closing_gives_up_what_a_task_was_waiting_for_in_vain() -> None:
+    """It is in no list while it is waited for."""
+
+    async def connect() -> AsyncFake:
+        await asyncio.sleep(60)
+        return AsyncFake()
+
+    async def end() -> None:
+        await asyncio.sleep(0.01)
+        await pool.close()
+
+    pool, before = AsyncPool(connect, 5), asyncio.all_tasks()
+    ending = asyncio.create_task(end())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05) as limit:
+            await pool.take(limit, 0.05)
+    await ending
+    assert asyncio.all_tasks() == before
 
 
 async def test_closing_takes_what_was_opened_in_vain() -> None:
