@@ -19,6 +19,7 @@ _ANTHROPIC = {
     400: "invalid_request_error",
     408: "timeout_error",
     413: "request_too_large",
+    501: "api_error",
     502: "api_error",
     504: "timeout_error",
 }

@@ -93,8 +93,6 @@ class Proxy:
             keep_memory()
             self._drain.listen()
             await self._app(scope, receive, send)
-        elif scope["method"] in ("GET", "HEAD") and scope["raw_path"] in (b"/healthz", b"/readyz"):
-            await self._health(scope, send)
         else:
             try:
                 await self._serve(scope, receive, send)
@@ -118,8 +116,16 @@ class Proxy:
             await _linger(receive, self._max_body)
             await end(send)
             return
-        if body is not None:
+        if body is None:
+            return
+        if scope["method"] in ("GET", "HEAD") and scope["raw_path"] in (b"/healthz", b"/readyz"):
+            await self._health(scope, send)
+            return
+        try:
             await self._app(scope, _whole(body, receive), send)
+        except ProxyError as error:
+            await error.answer(scope, send)
+            await end(send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
         """Return the request's body, None where the client leaves before that. Raises `ProxyError`."""

@@ -9,26 +9,34 @@ import asyncio
 import ctypes
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 from cachemw.errors import ConfigError
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+
 CONNECTION = "cachemw.connection"
 """The extension of a scope under which the app finds its `Connection`."""
+CYCLE = "cachemw.cycle"
+"""The same for uvicorn's state of this request: of several on a connection, each has its own."""
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than load balancers do, who should be the first to close."""
 # Parameters of glibc's mallopt(3): where separate mappings begin, and how much stays that is free.
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _HEAD_SECONDS = 30.0
 _HEAD_BYTES = 64 << 10
+_RESET = struct.pack("ii", 1, 0)  # linger for no second: a reset, and what is not sent is dropped
 
 
 class Connection(HttpToolsProtocol):
@@ -41,7 +49,7 @@ class Connection(HttpToolsProtocol):
     left: Callable[[], None] | None = None
     lost = False
     _head: asyncio.TimerHandle | None = None
-    _head_bytes = 0
+    _vain = 0  # bytes since a head or a part of a body came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request's head."""
@@ -57,24 +65,37 @@ class Connection(HttpToolsProtocol):
             self.left()
 
     def data_received(self, data: bytes) -> None:
-        """Read what comes, but no endless head."""
-        super().data_received(data)
-        if self._head is not None:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
-                self.transport.abort()
+        """Read what comes, but no endless head or trailers, or anything else that is no body."""
+        self._unset_keepalive_if_required()
+        before = self._progress()
+        rest = data
+        while rest:
+            rest = self._parsed(rest)
+        self._vain = self._vain + len(data) if self._progress() == before else 0
+        if self._vain > _HEAD_BYTES:
+            self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """Show the app its connection."""
+        """Wait for the rest of the head."""
         super().on_message_begin()
-        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
         if self._head is None:
             self._await_head()
 
     def on_headers_complete(self) -> None:
-        """Begin the request."""
+        """Begin the request, and show the app its connection. One to upgrade is yet to be read."""
+        if self.parser.should_upgrade():
+            return
         self._head_came()
         super().on_headers_complete()
+        self.scope["extensions"] = {CONNECTION: self, CYCLE: self.cycle}  # type: ignore[dict-item]
+        self.headers = []  # trailers come here, where nobody takes them for headers
+        if self.scope["http_version"] == "1.0":
+            self.cycle.__class__ = _Unchunked
+
+    def on_message_complete(self) -> None:
+        """End the request."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or until the client has read all; not for ever."""
@@ -88,7 +109,10 @@ class Connection(HttpToolsProtocol):
 
     async def drop(self, *, flush: float = 0.0) -> None:
         """End the connection, so that nobody takes what they have for the whole; what is sent has `flush` seconds."""
-        if flush and not self.lost:
+        if not self.lost and isinstance(self.cycle, _Unchunked):
+            # The end of the connection says that this is the whole, unless it does not end well.
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        elif flush and not self.lost:
             gone = asyncio.Event()
             self.left = gone.set
             self.transport.close()
@@ -97,14 +121,55 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
         await asyncio.sleep(0)  # the server hears of it before the app returns
 
+    def _parsed(self, data: bytes) -> bytes:
+        """Parse it, and return what is yet to be: a request to upgrade once more, as one that does not ask for it.
+
+        Else its body would be taken for what speaks the other protocol.
+        """
+        parser = self.parser
+        try:
+            parser.feed_data(data)
+        except HttpParserUpgrade as upgrade:
+            method, version = parser.get_method(), parser.get_http_version().encode()
+            if method != b"CONNECT":
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                kept = [b"%s: %s\r\n" % pair for pair in self.headers if pair[0] != b"upgrade"]
+                head = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version, b"".join(kept))
+                return head + data[upgrade.args[0] :]
+            self.send_400_response("A tunnel is not to be had here.")
+        except HttpParserError:
+            message = "Invalid HTTP request received."
+            self.logger.warning(message)
+            self.send_400_response(message)
+        return b""
+
+    def _progress(self) -> tuple[object, ...]:
+        """Return what changes whenever a head begins or ends, or a part of a body has come."""
+        return self._head, self.cycle, len(getattr(self.cycle, "body", b""))
+
     def _await_head(self) -> None:
-        self._head_bytes = 0
         self._head = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
 
     def _head_came(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
+
+
+class _Unchunked(RequestResponseCycle):
+    """An answer over HTTP/1.0, which has no chunks: one of unknown length ends with the connection."""
+
+    _sized = True
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            self._sized = any(name == b"content-length" for name, _ in message.get("headers", ()))
+            if not self._sized:
+                self.chunked_encoding = False
+        elif not self._sized and message["type"] == "http.response.body":
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
 
 class Drain:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from multidict import CIMultiDict
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE
 from yarl import URL
 
-from cachemw.apps.problems import ProxyError, end
-from cachemw.apps.serving import CONNECTION, Connection
+from cachemw.apps.problems import ProxyError
+from cachemw.apps.serving import CONNECTION, CYCLE, Connection
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -36,6 +38,7 @@ _ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
 # those in each part of its rest.
 _SHORT, _FIRST, _PART = 64 << 10, 4 << 10, 1 << 20
 _HEADER_BYTES = 64 << 10
+_BODILESS = (204, 304)
 _NO_HTTP = "the upstream answered with something that is not HTTP"
 
 
@@ -64,7 +67,10 @@ class Upstream:
         self._session: aiohttp.ClientSession
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or the lifespan of the app."""
+        """Serve a request, or the lifespan of the app.
+
+        Raises `ProxyError` where there is no answer, and nothing of one has gone out to the client.
+        """
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
@@ -72,21 +78,19 @@ class Upstream:
         connection: Connection = scope["extensions"][CONNECTION]
         if connection.lost:  # while it was decided what to send
             return
-        client = _Client(connection)
+        client = _Client(scope)
         try:
             await self._pass(scope, body, client, send)
         except asyncio.CancelledError:
             if not client.left():
                 raise
-        except ProxyError as error:
+        except ProxyError:
             client.done = True
-            if client.started:
-                await client.connection.drop(flush=0.0 if client.stalled else self._limits.idle)
-            else:
-                await error.answer(scope, send)
-                await end(send)
+            if not client.started:
+                raise
+            await connection.drop(flush=0.0 if client.stalled else self._limits.idle)
         finally:
-            client.connection.left = None
+            client.release()
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -116,6 +120,8 @@ class Upstream:
 
     async def _pass(self, scope: Scope, body: bytes, client: _Client, send: Send) -> None:
         """Send the request and its answer. Raises `ProxyError` where there is no answer, or no more of it."""
+        if not scope["raw_path"].startswith(b"/"):
+            raise ProxyError(400, "bad_target", "a request's target must be a path; '*' is not passed on")
         limits, headers = self._limits, CIMultiDict(self._headers(scope, body))
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
@@ -130,10 +136,7 @@ class Upstream:
                     data=data,
                     allow_redirects=False,
                 ) as response:
-                    if response.status >= 600:
-                        raise ProxyError(502, "upstream_invalid", _NO_HTTP)
-                    kept = list(_end_to_end(response.raw_headers))
-                    client.started = True
+                    kept = _end_to_end(response)
                     await send({"type": "http.response.start", "status": response.status, "headers": kept})
                     content, last = response.content, False
                     while not last:
@@ -149,7 +152,7 @@ class Upstream:
             raise ProxyError(
                 504,
                 "upstream_timeout",
-                f"the upstream did not begin to answer within {limits.first_byte:g} s",
+                "the upstream did not answer in time",
             ) from None
 
     def _headers(self, scope: Scope, body: bytes) -> Iterator[tuple[str, str]]:
@@ -159,6 +162,8 @@ class Upstream:
         for name, value in headers:
             sized = sized or name in (b"content-length", b"transfer-encoding")
             if name in self._ours or name in named:
+                if name == b"transfer-encoding" and value.lower() != b"chunked":
+                    raise ProxyError(501, "transfer_coding", "no transfer coding but chunked is understood")
                 continue
             try:
                 yield name.decode("ascii"), value.decode("utf-8")
@@ -192,15 +197,25 @@ class _Body(aiohttp.Payload):
 class _Client:
     """Whoever waits for the answer: cancels the task that gets it when they leave.
 
-    `started`: they have a part of the answer; `done`: there is nothing left to cancel; `stalled`: the time for a
-    part is over.
+    `done`: there is nothing left to cancel; `stalled`: the time for a part is over.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.started = self.done = self.stalled = self._gone = False
+    def __init__(self, scope: Scope) -> None:
+        self._connection: Connection = scope["extensions"][CONNECTION]
+        self._cycle: RequestResponseCycle = scope["extensions"][CYCLE]
+        self.done = self.stalled = self._gone = False
         self._task = asyncio.current_task()
-        connection.left = self._leave
+        self._connection.left = self._leave
+
+    @property
+    def started(self) -> bool:
+        """Say whether they have a part of the answer: what we sent may be held on its way."""
+        return self._cycle.response_started
+
+    def release(self) -> None:
+        """Hear no more of the connection, where the next request on it does not already."""
+        if self._connection.left == self._leave:
+            self._connection.left = None
 
     def _leave(self) -> None:
         if not self.done and self._task is not None:
@@ -218,12 +233,20 @@ def _named(headers: Headers) -> set[bytes]:
     return {token.strip().lower() for value in values for token in value.split(b",")} if values else set()
 
 
-def _end_to_end(headers: Headers) -> Iterator[tuple[bytes, bytes]]:
-    lower = [(name.lower(), value) for name, value in headers]
+def _end_to_end(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go on. Raises `ProxyError` where the answer is one that can't."""
+    lower = [(name.lower(), value) for name, value in response.raw_headers]
+    codings = {value.lower() for name, value in lower if name == b"transfer-encoding"}
+    if (
+        not 200 <= response.status < 600
+        or not codings <= {b"chunked"}
+        or HEADER_VALUE_RE.search(b"".join([value for _, value in lower]))
+    ):
+        raise ProxyError(502, "upstream_invalid", _NO_HTTP)
     left = _HOP | _named(lower)
-    if any(name == b"transfer-encoding" for name, _ in lower):
+    if codings or response.status in _BODILESS:
         left |= {b"content-length"}
-    return (pair for pair in lower if pair[0] not in left)
+    return [pair for pair in lower if pair[0] not in left]
 
 
 def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:
@@ -233,6 +256,6 @@ def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         return ProxyError(502, "upstream_unreachable", "the upstream can't be reached")
-    if isinstance(error, aiohttp.ClientConnectionError):
-        return ProxyError(502, "upstream_closed", "the upstream closed the connection before it answered")
+    if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
+        return ProxyError(502, "upstream_closed", "the upstream closed the connection before it had answered")
     return ProxyError(502, "upstream_invalid", _NO_HTTP)

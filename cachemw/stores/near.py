@@ -184,9 +184,14 @@ class Near:
                 if entry.expires == 0 or entry.expires > head.record.expires:
                     head.record = head.record._replace(expires=entry.expires, ttl=entry.ttl)
                 head.record = head.record._replace(pending=entry.pending)
-                # What is told at once says more than what was held back before.
-                head.entry = entry if lives and not entry.pending else None
-                if head.entry is None:
+                waits = lives and not entry.pending
+                if waits or (head.entry is not None and entry.expires):
+                    # As on the server: the later end wins, and the last word on what is pending.
+                    later = max(head.entry or entry, entry, key=lambda each: each.expires)
+                    head.entry = later._replace(pending=entry.pending)
+                else:
+                    head.entry = None
+                if not waits:
                     urgent.append(index)
         return urgent
 

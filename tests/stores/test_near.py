@@ -128,6 +128,14 @@ def test_only_that_a_living_head_lives_on_can_wait(
     assert record.expires == (entry.expires if entry.expires in (0.0, 310.0) else known.get("expires", 0.0))
 
 
+def test_of_what_can_wait_the_later_end_counts() -> None:
+    """An entry of an hour and one of five minutes may be refreshed within a tenth of a second."""
+    near = warm(expires=400.0, ttl=300)
+    assert near.wrote(HEADS[:1], [head(3700.0, 3600)]) == []
+    assert near.wrote(HEADS[:1], [head(401.0, 300)]) == []
+    assert [held.entry and held.entry.expires for held in near.due()] == [3700.0]
+
+
 def test_a_head_that_died_is_not_brought_back() -> None:
     """A refresh that was held back is nothing beside what was told since."""
     near = warm(expires=200.0, ttl=300)
