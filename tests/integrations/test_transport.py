@@ -21,6 +21,7 @@ import zstandard
 from starlette.responses import RedirectResponse, StreamingResponse
 
 import cachemw
+from benchmarks.redis_servers import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
 from cachemw.apps import gateway
 from cachemw.core.markers import canonical
@@ -508,8 +509,7 @@ async def test_what_the_library_does_around_a_transport(door: Door, endpoint: En
 def over_http2() -> Iterator[str]:
     """Serve the simulated provider over HTTP/2 without TLS; its URL."""
     config = hypercorn.config.Config()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     config.bind, config.loglevel, config.accesslog, config.errorlog = (
         [f"127.0.0.1:{port}"],
         "CRITICAL",
