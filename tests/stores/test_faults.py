@@ -83,7 +83,8 @@ FAULTS = {
     "loading": Fault(
         load,
         Server.until_ready,
-        counts("BusyLoadingError", "TimeoutError"),
+        # The connections from before it was killed may not have been seen to end.
+        counts("BusyLoadingError", "TimeoutError", "ConnectionError"),
         options=("--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"),
         patience=20,
     ),
