@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cachemw
-from benchmarks.redis_servers import free_port
+from benchmarks.ports import free_port
 from benchmarks.workloads.generated import MODEL
 from cachemw.apps import gateway
 from cachemw.events import Event, Prepared

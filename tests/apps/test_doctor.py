@@ -12,7 +12,8 @@ import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
 from benchmarks import redis_servers
-from benchmarks.redis_servers import Certificates, Cluster, MissingError, Sentinels, Server, free_port
+from benchmarks.ports import free_port
+from benchmarks.redis_servers import Certificates, Cluster, MissingError, Sentinels, Server
 from cachemw.apps import checkup, doctor, findings
 from cachemw.apps.cli import main
 from cachemw.apps.findings import Finding, advice

@@ -19,7 +19,7 @@ from benchmarks.burst import KINDS, SLACK, Burst, Times, burst
 from benchmarks.chart import OPTED, chart
 from benchmarks.measure import NO_CACHING, Row
 from benchmarks.policies import Ours, placing
-from benchmarks.redis_servers import free_port
+from benchmarks.ports import free_port
 from benchmarks.workloads import WORKLOADS, arrivals, generated, recorded
 from cachemw.core.providers import find_model
 from cachemw.simulation.provider import ProviderCache

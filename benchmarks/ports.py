@@ -1,0 +1,19 @@
+"""Ports for servers of tests and benchmarks."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from contextlib import suppress
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on, and that no connection is given before something does.
+
+    Systems give connections ports from 32768 or 49152 on.
+    """
+    while True:
+        port = secrets.randbelow(20_000) + 12_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
