@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from cachemw.stores.sockets import AsyncTls, Plain, Tls, Unix, contexts, dropped
+from cachemw.stores.sockets import AsyncPlain, AsyncTls, AsyncUnix, Plain, Tls, Unix, contexts
 from cachemw.stores.url import Address, Target
 
 Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed face
@@ -77,13 +77,14 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
 
     async def connect(address: Address | None) -> Connection:
         if at.path:
-            return await _async_opened(redis.asyncio.UnixDomainSocketConnection(path=at.path, **options))
+            by_path: Any = AsyncUnix
+            return await _async_opened(by_path(path=at.path, **options))
         tls = {"context": await _on_a_thread(context)} if at.tls else {}
         host, port = address or (await _async_master(at, patience, tls) if at.service else at.hosts[0])
         # What is found is not used: the loop asks again, and is answered.
         with suppress(OSError, UnicodeError):
             await _on_a_thread(lambda: socket.getaddrinfo(host, None))
-        kind: Any = AsyncTls if at.tls else redis.asyncio.Connection
+        kind: Any = AsyncTls if at.tls else AsyncPlain
         return await _async_opened(kind(host=host, port=port, **options, **tls))
 
     async def bounded(address: Address | None) -> Connection:
@@ -131,7 +132,7 @@ async def _async_opened(connection: Connection) -> Connection:
             await connection.read_response()
         return connection
     except BaseException:
-        await dropped(connection)
+        await connection.disconnect(nowait=True)
         raise
 
 

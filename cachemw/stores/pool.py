@@ -23,7 +23,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cachemw.stores.connect import Connection, ended
-from cachemw.stores.sockets import dropped
 
 T = TypeVar("T")
 
@@ -278,13 +277,13 @@ class AsyncPool:
         if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
-            await dropped(connection)
+            await connection.disconnect(nowait=True)
 
     async def forget(self) -> None:
         """See `Pool.forget`."""
         _settle(self._opening, self._idle)
         while (connection := _last(self._idle)) is not None:
-            await dropped(connection)
+            await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
         """See `Pool.close`; what is being opened is given up."""
@@ -303,7 +302,7 @@ class AsyncPool:
                     return connection
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 pass
-            await dropped(connection)
+            await connection.disconnect(nowait=True)
         return None
 
     async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:

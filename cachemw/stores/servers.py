@@ -23,7 +23,6 @@ from cachemw.stores.commands import Command
 from cachemw.stores.connect import Connection, async_opener, opener
 from cachemw.stores.pool import AsyncBackground, AsyncPool, Background, Pool
 from cachemw.stores.routes import Errand, Slots, grouped
-from cachemw.stores.sockets import dropped
 from cachemw.stores.url import Address, Target
 
 Groups = Mapping[Address, list[Errand]]
@@ -214,7 +213,7 @@ class AsyncServers(_Topology):
             raise
         finally:
             for connection in unread:
-                await dropped(connection)
+                await connection.disconnect(nowait=True)
             for pool, connection in taken:
                 await pool.give(connection)
 

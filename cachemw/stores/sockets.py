@@ -5,11 +5,12 @@ is opened, what is sent.
 
 `_connect` opens a socket, `_wrap_socket_with_ssl` speaks TLS over it. Overriding the first is the only way to
 bound a whole answer: redis-py bounds each part of one. Tests hold that both are called. `_writer` is what an
-asyncio connection sends by.
+asyncio connection sends by; redis-py itself disconnects without a wait where a call is given up.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import time
@@ -103,8 +104,26 @@ class Tls(_Bounded, redis.SSLConnection):
         return self._context.get().wrap_socket(sock, server_hostname=self.host)
 
 
-class AsyncTls(redis.asyncio.SSLConnection):
-    """The same for asyncio, where its loop would stand still for that time."""
+class _Dropping:
+    _writer: asyncio.StreamWriter | None
+
+    async def disconnect(self, nowait: bool = False, *rest: Any, **named: Any) -> None:
+        """Disconnect; without a wait unsent requests, too, are dropped: who reads nothing would keep it open."""
+        if nowait and self._writer is not None:
+            self._writer.transport.abort()
+        await super().disconnect(nowait, *rest, **named)  # type: ignore[misc]
+
+
+class AsyncPlain(_Dropping, redis.asyncio.Connection):
+    """By TCP, for asyncio."""
+
+
+class AsyncUnix(_Dropping, redis.asyncio.UnixDomainSocketConnection):
+    """By a unix socket, for asyncio."""
+
+
+class AsyncTls(_Dropping, redis.asyncio.SSLConnection):
+    """By TLS, for asyncio, where the loop would stand still while a context is made."""
 
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
         super().__init__(**options)
@@ -113,13 +132,6 @@ class AsyncTls(redis.asyncio.SSLConnection):
 
 class Unix(_Bounded, redis.UnixDomainSocketConnection):
     """By a unix socket."""
-
-
-async def dropped(connection: Any) -> None:
-    """Disconnect an asyncio connection, unsent requests and all: a server that reads nothing would keep it open."""
-    if (writer := connection._writer) is not None:
-        writer.transport.abort()
-    await connection.disconnect(nowait=True)
 
 
 def contexts(at: Target) -> Callable[[], RedisSSLContext]:

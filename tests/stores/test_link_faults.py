@@ -64,11 +64,14 @@ def test_no_answer_takes_longer_than_the_call_may(linked: Linker, speak: Callabl
 
 
 def test_a_request_that_nobody_takes_is_bounded(linked: Linker) -> None:
-    """So is sending: a server that stops reading fills the network's buffers."""
-    stop = threading.Event()
+    """So is sending: a server that stops reading fills the network's buffers. What is unsent then never is."""
+    stop, came = threading.Event(), [0]
 
     def deaf(connection: socket.socket, data: bytes) -> None:
+        came[0] = len(data)
         stop.wait(5)
+        while part := connection.recv(1 << 20):
+            came[0] += len(part)
 
     with Impostor(ponging(deaf)) as server:
         link = linked(server.url)
@@ -78,6 +81,8 @@ def test_a_request_that_nobody_takes_is_bounded(linked: Linker) -> None:
             link.execute([("SET", "a", b"x" * 20_000_000)], 0.3)
         assert time.monotonic() - start < 0.3 + SLACK
         stop.set()
+        link.pause(0.3)
+    assert came[0] < 20_000_000
 
 
 def test_a_frozen_server_is_bounded_and_served_when_thawed(linked: Linker) -> None:

@@ -238,8 +238,6 @@ def test_what_runs_in_the_background_hands_on_what_it_raised() -> None:
 class AsyncFake(Fake):
     """The same, awaited."""
 
-    _writer = None
-
     async def can_read(self) -> bool:  # type: ignore[override]
         return super().can_read()
 
