@@ -6,11 +6,12 @@ Lives here: a bounded queue, its thread, and its pulse. Must not know: what the 
 from __future__ import annotations
 
 import math
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
+
+from cachemw.forks import in_child
 
 _LIMIT = 10_000
 PULSE = 0.1
@@ -27,20 +28,18 @@ class Writer:
 
     def __init__(self, lost: Callable[[], None], pulse: Callable[[], bool]) -> None:
         self._lost, self._pulse = lost, pulse
-        self._reset()
+        self._forked()
+        in_child(self._forked)
 
-    def _reset(self) -> None:
-        # A lock that another thread held at a fork would stay locked in the child.
+    def _forked(self) -> None:
+        """Have no thread and no job: those are the parent's."""
         self._lock = threading.Lock()
         self._queue: queue.Queue[Job | None] = queue.Queue()
         self._thread: threading.Thread | None = None
-        self._process = os.getpid()
         self._awake = False
 
     def submit(self, job: Job) -> None:
         """Queue a job; never waits."""
-        if self._process != os.getpid():
-            self._reset()
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
@@ -56,14 +55,14 @@ class Writer:
 
     def wake(self) -> None:
         """See that the pulse runs soon; never waits."""
-        running = self._thread is not None and self._thread.is_alive() and self._process == os.getpid()
+        running = self._thread is not None and self._thread.is_alive()
         if not (running and self._awake):
             self.submit(lambda: None)
 
     def flush(self, timeout: float) -> bool:
         """Wait up to `timeout` seconds until the queue is empty; say whether it is."""
         deadline, jobs = time.monotonic() + timeout, self._queue
-        while jobs.unfinished_tasks and self._process == os.getpid():
+        while jobs.unfinished_tasks:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.001)
@@ -71,8 +70,6 @@ class Writer:
 
     def close(self, timeout: float) -> None:
         """Finish what is queued, within `timeout` seconds, and end the thread."""
-        if self._process != os.getpid():
-            return
         deadline = time.monotonic() + timeout
         # The last job may have held the last reference to whoever closes at his end; it can't wait for itself.
         within = threading.current_thread() is self._thread

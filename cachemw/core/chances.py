@@ -210,8 +210,7 @@ def _alone(index: int, record: Prefix, now: float, *, answered: bool) -> Depth:
     """Return what is known of a prefix by its record alone, without the later chance."""
     soon = now - record.last <= SHORT
     chance = (record.hits + soon + _OWN_PRIOR * _KNOWN) / (record.trials + 1.0 + _OWN_PRIOR)
-    sure = min(chance, _SURE)
-    more = sure / (1.0 - sure)
+    more = _forever(chance)
     living, pending = _held(record, now, answered=answered)
     return _made(Depth, (index, chance, more, chance, more, living, pending))
 
@@ -269,10 +268,15 @@ def _place(parsed: Parsed, index: int) -> Name:
     return ("messages", min(index - parsed.system, 3), block.role, block.kind)
 
 
+def _forever(chance: float) -> float:
+    """Return the expected number of reads in a row where each has this chance."""
+    sure = min(chance, _SURE)
+    return sure / (1.0 - sure)
+
+
 def _reads(chances: Sequence[float]) -> float:
     """Return the expected number of reads in a row, the last chance holding for all further ones."""
-    last = min(chances[-1], _SURE)
-    reads = last / (1.0 - last)
+    reads = _forever(chances[-1])
     for chance in reversed(chances[:-1]):
         reads = chance * (1.0 + reads)
     return reads

@@ -8,12 +8,13 @@ until one answer says so: the server remembers each sender's last number.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
 from uuid import uuid4
+
+from cachemw.forks import in_child
 
 # Names of a table, and tables, that wait at most.
 _MOST, _TABLES = 20_000, 1_000
@@ -34,11 +35,11 @@ class Tally:
     """Hold amounts until they are known to have been added. Any thread may use one."""
 
     def __init__(self) -> None:
-        self._reset()
+        self._forked()
+        in_child(self._forked)
 
-    def _reset(self) -> None:
-        # After a fork the parent sends what it holds; a lock held by another of its threads stays locked.
-        self._process = os.getpid()
+    def _forked(self) -> None:
+        """Hold nothing: the parent sends what it has."""
         self._lock = Lock()
         self._numbers = count(1)
         self._waiting: dict[tuple[str, str], Batch] = {}
@@ -47,8 +48,6 @@ class Tally:
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> int:
         """Hold amounts back, and return how many found no place."""
-        if self._process != os.getpid():
-            self._reset()
         lost = 0
         if not amounts:
             return lost
@@ -70,8 +69,6 @@ class Tally:
 
     def batches(self) -> list[Batch]:
         """Return what is to be sent now: of each table one batch, the last one again until it is `added`."""
-        if self._process != os.getpid():
-            self._reset()
         with self._lock:
             for key in [key for key in self._waiting if key not in self._sending]:
                 batch = self._sending[key] = self._waiting.pop(key)
