@@ -5,15 +5,18 @@ Lives here: values. Must not know: what is decided about them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cachemw.core.blocks import Parsed
 from cachemw.core.chances import Depth
+from cachemw.core.classes import Observation
 from cachemw.core.plan import Plan, Reason
-from cachemw.core.providers import Rules
+from cachemw.core.providers import Kind, Rules
 from cachemw.core.receipt import Receipt
+from cachemw.core.split import Found
 from cachemw.core.wire import Json
+from cachemw.knowledge import Facts
 from cachemw.stores.base import Arrival, Entry
 
 _NO_PLAN = Plan()
@@ -25,6 +28,9 @@ class State:
 
     `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
     `refreshed`: what it keeps alive. `key`: OpenAI's `prompt_cache_key`, where ours is sent.
+
+    `observation`, `texts`, `head_seen` and `refusal` are what the request may teach: it is learned once an answer
+    has begun. `head_seen` counts the earlier arrivals of the head; `refusal` is what the provider refused of it.
     """
 
     body: Json
@@ -33,6 +39,7 @@ class State:
     labels: Mapping[str, str]
     model: str
     rules: Rules | None = None
+    facts: Facts | None = None
     sent: Json = field(default_factory=dict)
     parsed: Parsed | None = None
     chain: list[bytes] = field(default_factory=list)
@@ -49,6 +56,19 @@ class State:
     begun: bool = False
     closed: bool = False
     receipt: Receipt | None = None
+    observation: Observation | None = None
+    texts: Sequence[Found] = ()
+    head_seen: int | None = None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """What a provider refused of a changed request: markers on these kinds, the TTL of an hour, the cache key."""
+
+    kinds: frozenset[Kind]
+    hour: bool
+    key: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +87,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One call of `Store.write` that is due. Many may wait, so none holds its request."""
+    """Calls of a store that are due: count the arrival at `arrived`, if that is given, then write the entries.
+
+    Many may wait, so none holds its request.
+    """
 
     arrival: Arrival
     entries: tuple[Entry, ...]
+    arrived: float | None = None
 
 
 def untracked(body: Json) -> Call:

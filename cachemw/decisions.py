@@ -2,6 +2,9 @@
 
 Lives here: what a body and the store's answer become, what a settled call teaches, what is written
 where. Must not know: how a store is called, event loops. It keeps what this process has learned.
+
+A request teaches nothing before its answer has begun: a client without a valid credential changes no count, no label
+and no plan, not even its own.
 """
 
 from __future__ import annotations
@@ -9,14 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 from uuid import uuid4
 
 from cachemw import knowledge, ledger
-from cachemw.calls import Call, State, Write, untracked
+from cachemw.calls import Call, Refusal, State, Write, untracked
 from cachemw.core import diagnose, hints, markers, merging, planner, prefix, providers, refusal, usage
-from cachemw.core.blocks import Parser, Wire
+from cachemw.core.blocks import Keys, Parser, Steps, Wire
 from cachemw.core.chances import Depth, Reuse, refreshed
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
@@ -24,6 +28,7 @@ from cachemw.core.providers import Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
 from cachemw.core.reuse import LONG, SHORT
 from cachemw.core.split import Splitter
+from cachemw.core.structure import same_structure
 from cachemw.core.tokens import Counter
 from cachemw.core.tools import sort_tools
 from cachemw.core.wire import Json
@@ -43,21 +48,30 @@ Amounts = dict[str, int]
 class Decisions:
     """Turn bodies, records and usage into calls, writes and receipts."""
 
-    def __init__(self, settings: Settings, clock: Callable[[], float], hooks: tuple[Hook, ...]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Callable[[], float],
+        hooks: tuple[Hook, ...],
+        process_key: bytes = b"",
+    ) -> None:
         self.settings = settings
         self.clock = clock
         self.counters = Counters()
         self.hooks = hooks
-        self._parser = Parser()
+        # A process by itself shares no hashes, so its own random key serves for all of them.
+        alone, secret = settings.store.startswith("memory:"), secret_of(settings)
+        self._content_keys = Keys(memo=process_key, digests=process_key if alone else secret)
+        self._parser = Parser(keys=self._content_keys)
         hours = settings.ttl in ("1h", "auto")
-        self._splitter = Splitter(LONG if hours else SHORT) if settings.split_text else None
-        # In a process by itself there is nobody to tell.
-        alone = settings.store.startswith("memory:")
-        self._reuse = Reuse(hours=hours, secret=None if alone else secret_of(settings))
-        self.knowledge = Knowledge(settings)
+        texts = Splitter(LONG if hours else SHORT, self._content_keys.digests)
+        self._splitter = texts if settings.split_text else None
+        self._reuse = Reuse(hours=hours, secret=None if alone else secret)
+        self.knowledge = Knowledge(settings, secret)
+        self._cohort_owner = lru_cache(1024)(settings.cohort_group)
         self._limits = Limits(settings.max_labels, settings.max_label_length)
         self._models = Limits(_MODELS, _LONGEST_MODEL)
-        self._keys = hints.Keys(secret_of(settings))
+        self._keys = hints.Keys(secret)
         self.sums: dict[str, int] = {}
         self._renew()
         in_child(self._forked)
@@ -73,20 +87,21 @@ class Decisions:
 
     def count_exactly(self, counter: Counter) -> None:
         """Count tokens by this from now on; what was read before is read again."""
-        self._parser = Parser(counter)
+        self._parser = Parser(counter, self._content_keys)
 
     # -- before the request -------------------------------------------------------------------
 
     def start(self, body: Any, labels: Mapping[str, str], namespace: str | None) -> State:
         """Return what is known of a call before its body is read."""
-        name = self._models.apply({"model": providers.model_key(_model(body))})[0]["model"]
-        limited, cut = self._limits.apply(labels)
+        space = namespace or self.settings.namespace
+        name = self._models.apply(space, {"model": providers.model_key(_model(body))})[0]["model"]
+        limited, cut = self._limits.apply(space, labels)
         for _ in range(cut):
             self.count("labels.cut")
-        return State(body, self.clock(), namespace or self.settings.namespace, limited, name)
+        return State(body, self.clock(), space, limited, name, facts=self.knowledge.of(space))
 
-    def read(self, state: State, provider: str | None, wire: Wire) -> None:
-        """Read a body as far as it goes without the store. Raises `BodyError`."""
+    def read(self, state: State, provider: str | None, wire: Wire) -> Steps[None]:
+        """Read a body in slices, as far as it goes without the store. Raises `BodyError`."""
         settings = self.settings
         if not isinstance(state.body, Mapping):
             raise BodyError("not_a_mapping")
@@ -96,7 +111,8 @@ class Decisions:
         if chosen == "auto":
             state.plan = Plan(skipped=Reason.PROVIDER_UNKNOWN)
             return
-        rules = state.rules = self.knowledge.rules(chosen, _model(state.body))
+        assert state.facts is not None
+        rules = state.rules = state.facts.rules(chosen, _model(state.body))
         if settings.mode == "off":
             state.plan = Plan(skipped=Reason.NOT_OPTIMIZING)
         elif rules is None:
@@ -105,11 +121,12 @@ class Decisions:
             ignored = rules.provider.within and not rules.provider.max_markers
             state.plan = Plan(skipped=Reason.MARKERS_IGNORED if ignored else Reason.MODEL_AUTOMATIC)
         else:
-            self._read(state, rules, wire)
+            yield from self._read(state, rules, wire)
 
-    def _read(self, state: State, rules: Rules, wire: Wire) -> None:
+    def _read(self, state: State, rules: Rules, wire: Wire) -> Steps[None]:
         state.sent = self._opted(state, wire)
-        parsed = state.parsed = self._parser.parse(state.sent, rules.model, wire)
+        parsed = yield from self._parser.steps(state.sent, rules.model, wire, state.namespace)
+        state.parsed = parsed
         if rules.provider.implicit:
             hints.read(parsed, state.sent, rules.provider.max_markers)
         # What is only watched keeps records and entries of its own: no breakpoint of ours was sent.
@@ -132,10 +149,11 @@ class Decisions:
         if self._splitter is None:
             return body
         with self._splitting:
-            return self._splitter.split(body, wire, f"{state.namespace}\x00{state.model}", state.start)
+            body, state.texts = self._splitter.split(body, wire, state.namespace, state.start, state.model)
+        return body
 
     def weigh(self, state: State, records: Any) -> None:
-        """Plan a request as the records and the rules say, and learn from its arrival."""
+        """Plan a request as the records and the rules say."""
         if state.parsed is None or state.rules is None:
             return
         if state.rules.provider.implicit:
@@ -143,9 +161,12 @@ class Decisions:
             if not state.rules.model.hints:
                 state.plan = Plan(skipped=Reason.MODEL_AUTOMATIC)
                 return
+        owner = self._cohort_owner(state.namespace)
         with self._judging:
-            judged = self._reuse.judge(state.parsed, state.chain, state.watched, records, state.start)
-        self._plan(state, judged, records)
+            depths, state.observation = self._reuse.forecast(
+                state.parsed, state.chain, state.watched, records, state.start, owner
+            )
+        self._plan(state, depths, records)
 
     def _key(self, state: State, rules: Rules, records: Any) -> str | None:
         """Return the `prompt_cache_key` to send, None where there is one, or it is not wanted."""
@@ -153,13 +174,16 @@ class Decisions:
         assert parsed is not None
         assert arrival is not None
         observed = self.settings.mode != "optimize"
-        if observed or state.sent.get(hints.KEY) is not None or not self.knowledge.takes_key(rules):
+        assert state.facts is not None
+        if observed or state.sent.get(hints.KEY) is not None or not state.facts.takes_key(rules):
             return None
         head = max(parsed.system - 1, 0)
         record = dict(zip(state.watched, records, strict=True)).get(head)
-        seen = 0 if record is None else record.seen
+        state.head_seen = 0 if record is None else record.seen
         with self._judging:
-            return self._keys.key(state.chain[head], arrival.trunk, seen, state.start)
+            return self._keys.key(
+                state.namespace, state.chain[head], arrival.trunk, state.head_seen, state.start
+            )
 
     def weigh_again(self, state: State, records: Any) -> bool:
         """Plan it anew if entries live, or are just written, that did not or were not; say whether so."""
@@ -183,17 +207,23 @@ class Decisions:
         parsed, rules = state.parsed, state.rules
         assert parsed is not None
         assert rules is not None
-        kinds = self.knowledge.kinds(rules)
-        return planner.plan(parsed, depths, rules, self.knowledge.calibration(rules), kinds)
+        facts = state.facts
+        assert facts is not None
+        return planner.plan(parsed, depths, rules, facts.calibration(rules), facts.kinds(rules))
 
     def decide(self, state: State) -> Call:
-        """Return the call, its body annotated as planned."""
+        """Return the call, its body annotated as planned. Raises `BodyError` rather than change anything else."""
         points = state.plan.breakpoints
         places = [(point.path, point.ttl) for point in points if not point.own]
         word = state.rules.provider.word if state.rules else "cache_control"
         # Without a breakpoint nothing is gained by an opt-in.
         body = markers.apply(state.sent if points else state.body, places, word)
-        return self._call(state, body if state.key is None else {**body, hints.KEY: state.key})
+        if state.key is not None:
+            body = {**body, hints.KEY: state.key}
+        split, ordered = self.settings.split_text, self.settings.sort_tools
+        if not same_structure(state.body, body, split_text=split, sort_tools=ordered):
+            raise BodyError("changed")
+        return self._call(state, body)
 
     def _expect(self, state: State, plan: Plan, records: Any) -> None:
         """Note which entries the provider will write and which it will refresh."""
@@ -249,10 +279,6 @@ class Decisions:
         self.tell(Prepared(call.id, call.labels, call.plan))
         return call
 
-    def opened(self, call: Call) -> Amounts:
-        """Return what a call that is about to leave adds to the ledger."""
-        return {} if call._state.closed else self._added(call._state, {"calls": 1})
-
     def _added(self, state: State, sums: Mapping[str, int | Decimal]) -> Amounts:
         added = ledger.amounts(state.labels, state.model, sums)
         with self._lock:
@@ -262,17 +288,41 @@ class Decisions:
 
     # -- after it -----------------------------------------------------------------------------
 
-    def begun(self, call: Call) -> Write | None:
-        """Note that the answer has begun: what was written can be read, what was read lives on."""
-        state = call._state
-        return None if state.closed else self._readable(state)
+    def begun(self, call: Call) -> tuple[Write | None, Amounts]:
+        """Learn from a call whose answer has begun: its arrival counts, and its entries can be read."""
+        return (None, {}) if call._state.closed else self._begin(call._state)
 
-    def _readable(self, state: State) -> Write | None:
-        if state.begun or state.arrival is None:
-            return None
-        state.begun = True
-        entries = (*state.entries, *state.refreshed)
-        return Write(state.arrival, entries) if entries else None
+    def _begin(self, state: State) -> tuple[Write | None, Amounts]:
+        with self._lock:
+            if state.begun:
+                return None, {}
+            state.begun = True
+        self._learn(state)
+        added = self._added(state, {"calls": 1})
+        if state.arrival is None:
+            return None, added
+        return Write(state.arrival, (*state.entries, *state.refreshed), state.start), added
+
+    def _learn(self, state: State) -> None:
+        """Learn what an accepted request shows of its tenant's traffic."""
+        space = state.namespace
+        with self._lock:
+            self._models.learn(space, {"model": state.model})
+            self._limits.learn(space, state.labels)
+            if state.parsed is not None:
+                self._parser.learn(space, state.parsed)
+        if state.observation is not None:
+            with self._judging:
+                self._reuse.observe(self._cohort_owner(space), state.observation, state.start)
+        if state.head_seen is not None and state.parsed is not None:
+            head = state.chain[max(state.parsed.system - 1, 0)]
+            with self._judging:
+                self._keys.learn(space, head, state.head_seen, state.start)
+        if self._splitter is not None and state.texts:
+            with self._splitting:
+                self._splitter.learn(space, state.texts, state.start)
+        if state.refusal is not None:
+            self._learn_refusal(state, state.refusal)
 
     def settle(
         self, call: Call, response: Any, *, partial: bool = False
@@ -286,15 +336,16 @@ class Decisions:
             if state.closed:
                 return state.receipt or Receipt(), [], {}
             state.closed = True
-        writes = [write] if (write := self._readable(state)) else []
+        write, added = self._begin(state)
+        writes = [write] if write else []
         read = usage.normalise(response, ttl=self._only_ttl(state.plan))
         sums: dict[str, int | Decimal] = {"settled": 1}
         if read is None:
             self.count("settle.no_usage")
             state.receipt = Receipt()
         else:
-            if state.rules is None:
-                self.knowledge.learn_model(_model(state.body), response)
+            if state.rules is None and state.facts is not None:
+                state.facts.learn_model(_model(state.body), response)
             if state.arrival is not None and (dead := self._corrected(state, read)):
                 writes.append(Write(state.arrival, dead))
             miss = self._miss(state, read)
@@ -303,7 +354,7 @@ class Decisions:
         if partial:
             self.count("settle.partial")
         self.tell(Settled(call.id, call.labels, state.receipt, partial))
-        return state.receipt, writes, self._added(state, sums)
+        return state.receipt, writes, added | self._added(state, sums)
 
     def fail(self, call: Call) -> tuple[Write | None, Amounts]:
         """Close a call that got no answer: nothing was written, nothing is owed, nobody need wait."""
@@ -313,7 +364,7 @@ class Decisions:
                 return None, {}
             state.closed = True
         self.count("fail")
-        return self.unannounced(state), self._added(state, {"calls": -1})
+        return self.unannounced(state), self._added(state, {"calls": -1}) if state.begun else {}
 
     def unannounced(self, state: State) -> Write | None:
         """Return the note that what was announced, or claimed, won't be written after all."""
@@ -322,10 +373,14 @@ class Decisions:
             return None
         return Write(state.arrival, tuple([entry.announced(0.0) for entry in held]))
 
-    def refused(self, call: Call, status: int, error: Any) -> tuple[Json | None, Write | None]:
-        """Return the original body once if a 400 names a marker of ours, and remember the kind.
+    def refused(
+        self, call: Call, status: int, error: Any, *, resent: bool = True
+    ) -> tuple[Json | None, Write | None]:
+        """Return the original body once if a 400 names a marker that cachemw set.
 
-        The write that is then due takes back what was announced.
+        The refusal is learned once the original request has been accepted, which proves that the marker was at
+        fault; at once if the host can't send it again (`resent` False). The write that is then due releases the
+        announced entries.
         """
         state = call._state
         ours = state.plan.ours
@@ -335,32 +390,38 @@ class Decisions:
             return None, None
         blocks = state.parsed.blocks if state.parsed else ()
         kinds = refusal.refused_kinds(text, {blocks[point.block].kind for point in ours})
-        if state.rules is not None:
-            if state.key is not None and refusal.about_key(text):
-                kinds = frozenset()
-                self.knowledge.refuse_key(state.rules)
-                self.count("refused.key")
-            self.knowledge.refuse(state.rules, kinds)
-            if refusal.refuses_hour(text):
-                self.knowledge.refuse_hour(state.rules)
-        for kind in kinds:
-            self.count(f"refused.{kind}")
+        about_key = state.key is not None and refusal.about_key(text)
+        state.refusal = Refusal(frozenset() if about_key else kinds, refusal.refuses_hour(text), about_key)
+        if not resent:
+            self._learn_refusal(state, state.refusal)
         self.count("refused")
         write = self.unannounced(state)
         state.plan, state.entries, state.refreshed = Plan(skipped=Reason.REFUSED), (), ()
         state.key = None
         return state.body, write
 
+    def _learn_refusal(self, state: State, refused: Refusal) -> None:
+        if state.rules is None or state.facts is None:
+            return
+        for kind in refused.kinds:
+            self.count(f"refused.{kind}")
+        state.facts.refuse(state.rules, refused.kinds)
+        if refused.key:
+            self.count("refused.key")
+            state.facts.refuse_key(state.rules)
+        if refused.hour:
+            state.facts.refuse_hour(state.rules)
+
     def _corrected(self, state: State, read: usage.Usage) -> tuple[Entry, ...]:
         """Calibrate tokens by what was counted, and return the entries that turned out not to be."""
-        plan, rules = state.plan, state.rules
-        if rules is None or state.parsed is None:
+        plan, rules, facts = state.plan, state.rules, state.facts
+        if rules is None or facts is None or state.parsed is None:
             return ()
-        calibration = self.knowledge.calibration(rules)
-        self.knowledge.count_tokens(rules, state.size, read.total)
+        calibration = facts.calibration(rules)
+        facts.count_tokens(rules, state.size, read.total)
         if plan.ours and not read.read and not read.write_5m and not read.write_1h:
             deepest = max(point.prefix_tokens for point in plan.breakpoints)
-            self.knowledge.unserved(rules, deepest * read.total / max(plan.total, 1))
+            facts.unserved(rules, deepest * read.total / max(plan.total, 1))
         slack = 1 - 2 * max(calibration.spread, 0.05)
         # Where a prompt's end has more tokens for its size than its start, less is read than was thought
         # although the entry lives: nearer to it than to the next shorter prefix is as good as it.
@@ -381,14 +442,14 @@ class Decisions:
         return tuple(entry._replace(expires=0.0) for entry in gone)
 
     def _miss(self, state: State, read: usage.Usage) -> diagnose.Miss | None:
-        if state.rules is None or not state.plan.breakpoints:
+        if state.rules is None or state.facts is None or not state.plan.breakpoints:
             return None
         return diagnose.diagnose(
             expected_read=state.plan.read,
             expected_write=state.plan.write_5m + state.plan.write_1h,
             marked=True,
             minimum=state.rules.minimum,
-            slack=min(2 * self.knowledge.calibration(state.rules).spread, 0.5),
+            slack=min(2 * state.facts.calibration(state.rules).spread, 0.5),
             usage=read,
             prices=prices_for(state.rules.model, read.total),
         )

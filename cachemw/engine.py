@@ -12,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from cachemw import ledger
 from cachemw.calls import Call, State, Write, untracked
 from cachemw.coalesce import Turns
-from cachemw.core.blocks import Wire
+from cachemw.core.blocks import Steps, Wire, run_through
 from cachemw.core.receipt import Receipt
 from cachemw.core.tokens import load_counter
 from cachemw.core.wire import Json
@@ -36,6 +37,7 @@ from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Store
 from cachemw.writer import PULSE, Writer
 
+T = TypeVar("T")
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
 _UNREAD = Receipt()
 _log = logging.getLogger("cachemw")
@@ -57,7 +59,7 @@ class _Engine:
             raise ConfigError("settings: give a Settings object or single fields, not both")
         self.settings = settings or Settings(**settings_fields)
         self._real_time = clock is None
-        self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks))
+        self._decisions = Decisions(self.settings, clock or time.time, tuple(hooks), os.urandom(32))
         coalesces = self.settings.coalesce and self.settings.mode == "optimize"
         self._turns = Turns(self._decisions) if coalesces else None
         self._shared_at = float("-inf")
@@ -114,6 +116,16 @@ class _Engine:
         }
 
 
+async def in_turns(steps: Steps[T]) -> T:
+    """Do work in slices, letting the event loop serve others between them, and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)
+        await asyncio.sleep(0)
+
+
 class Middleware(_Engine):
     """Place breakpoints in requests and account for what came of them.
 
@@ -153,8 +165,8 @@ class Middleware(_Engine):
         state: State | None = None
         try:
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
-            self._decisions.read(state, provider, wire)
-            records = self._store.observe(state.arrival, state.start) if state.arrival else ()
+            run_through(self._decisions.read(state, provider, wire))
+            records = self._store.lookup(state.arrival, state.start) if state.arrival else ()
             self._decisions.weigh(state, records)
             if self._turns is not None:
                 self._wait(self._turns, state)
@@ -166,7 +178,6 @@ class Middleware(_Engine):
             self._give_back(state)
             raise
         try:
-            self._add(self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -179,10 +190,12 @@ class Middleware(_Engine):
         return call
 
     def begun(self, call: Call) -> None:
-        """Note the first byte of a 2xx answer: from here the written entries can be read."""
+        """Note the first byte of a 2xx answer: from here the request counts, and its entries can be read."""
         try:
-            if write := self._decisions.begun(call):
+            write, amounts = self._decisions.begun(call)
+            if write:
                 self._later(functools.partial(self._write, write))
+            self._add(amounts)
         except Exception as error:
             self._failed("begun", error)
 
@@ -212,14 +225,14 @@ class Middleware(_Engine):
         except Exception as error:
             self._failed("fail", error)
 
-    def refused(self, call: Call, status: int, error: Any) -> Json | None:
-        """Return the original body to send once more if a 400 names a marker of ours, else None.
+    def refused(self, call: Call, status: int, error: Any, *, resent: bool = True) -> Json | None:
+        """Return the original body to send once more if a 400 names a marker that cachemw set, else None.
 
-        The kind of block that was refused is not marked again. `settle` the same call with what
-        the second request answers.
+        If the second request is accepted, the kind of block that was refused is not marked again for this
+        namespace. `settle` the same call with its answer. A host that can't send again says so by `resent`.
         """
         try:
-            body, write = self._decisions.refused(call, status, error)
+            body, write = self._decisions.refused(call, status, error, resent=resent)
             if write:
                 self._later(functools.partial(self._write, write))
             return body
@@ -282,7 +295,10 @@ class Middleware(_Engine):
     def _write(self, write: Write) -> None:
         arrival = write.arrival
         try:
-            self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
+            if write.arrived is not None:
+                self._store.observe(arrival, write.arrived)
+            if write.entries:
+                self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 
@@ -354,8 +370,8 @@ class AsyncMiddleware(_Engine):
         state: State | None = None
         try:
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
-            self._decisions.read(state, provider, wire)
-            records = await self._store.observe(state.arrival, state.start) if state.arrival else ()
+            await in_turns(self._decisions.read(state, provider, wire))
+            records = await self._store.lookup(state.arrival, state.start) if state.arrival else ()
             self._decisions.weigh(state, records)
             if self._turns is not None:
                 await self._wait(self._turns, state)
@@ -367,7 +383,6 @@ class AsyncMiddleware(_Engine):
             await self._give_back(state)
             raise
         try:
-            await self._add(self._decisions.opened(call))
             if write := self._decisions.announce(call):
                 await self._later(functools.partial(self._write, write))
             if not self._store.local and self._share_due():
@@ -382,8 +397,10 @@ class AsyncMiddleware(_Engine):
     async def begun(self, call: Call) -> None:
         """See `Middleware.begun`."""
         try:
-            if write := self._decisions.begun(call):
+            write, amounts = self._decisions.begun(call)
+            if write:
                 await self._later(functools.partial(self._write, write))
+            await self._add(amounts)
         except Exception as error:
             self._failed("begun", error)
 
@@ -409,10 +426,10 @@ class AsyncMiddleware(_Engine):
         except Exception as error:
             self._failed("fail", error)
 
-    async def refused(self, call: Call, status: int, error: Any) -> Json | None:
+    async def refused(self, call: Call, status: int, error: Any, *, resent: bool = True) -> Json | None:
         """See `Middleware.refused`."""
         try:
-            body, write = self._decisions.refused(call, status, error)
+            body, write = self._decisions.refused(call, status, error, resent=resent)
             if write:
                 await self._later(functools.partial(self._write, write))
             return body
@@ -486,7 +503,10 @@ class AsyncMiddleware(_Engine):
     async def _write(self, write: Write) -> None:
         arrival = write.arrival
         try:
-            await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
+            if write.arrived is not None:
+                await self._store.observe(arrival, write.arrived)
+            if write.entries:
+                await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
             self._failed("write", error)
 

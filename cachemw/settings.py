@@ -10,6 +10,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -51,6 +52,8 @@ class Settings(BaseSettings):
     """"observe" learns and reports but changes no body; "off" only counts usage."""
     namespace: str = Field("default", min_length=1, max_length=256)
     """Tenants of different namespaces never see each other's hashes."""
+    cohort_groups: Mapping[str, str] = Field(default_factory=dict)
+    """Namespaces by name or pattern, such as "team-*", to the group with which they share reuse statistics."""
     secret: SecretStr | None = Field(None, min_length=1)
     """Keys the hashes that leave the process."""
     models: Mapping[str, str] = Field(default_factory=dict)
@@ -106,6 +109,13 @@ class Settings(BaseSettings):
             model_config = SettingsConfigDict(toml_file=config)
 
         return _FromFile(**fields)
+
+    def cohort_group(self, namespace: str) -> str:
+        """Return whose reuse statistics count for a namespace: its group's, or its own where it is in none."""
+        for pattern, group in self.cohort_groups.items():
+            if fnmatchcase(namespace, pattern):
+                return f"group\x00{group}"
+        return f"namespace\x00{namespace}"
 
     @field_validator("store")
     @classmethod

@@ -4,17 +4,28 @@ Lives here: which parts of a body are sections, which order the provider gives t
 parameters change the key of an entry; `core.wire` knows the shape of a single message. Must not
 know: stores, prices, plans.
 
-A message or tool is read once: its blocks are kept in a bounded memo under the hash of its bytes,
-so a conversation that grows by a turn costs little more than hashing it. Nothing in the memo holds text.
+A message or tool is read once: its blocks are kept in a bounded memo under the hash of its bytes, so a
+conversation that grows by a turn costs little more than hashing it. The memo holds no text. Each namespace has a
+memo of its own under hashes that a random key of the process seeds, and an item enters the memo only once the
+provider has accepted its request: no tenant can make another's message be read as something else, and a request
+without a valid credential leaves nothing behind.
+
+Work is bounded: bodies of too many items or parts raise `BodyError`, and `Parser.steps` pauses between slices of
+work, so that an event loop can serve other requests meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
 from math import isfinite
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
+from xxhash import xxh3_128_digest
+
+from cachemw.core.fair_table import FairTable
 from cachemw.core.providers import Kind, Model, Ttl
 from cachemw.core.tokens import Counter
 from cachemw.core.wire import (
@@ -22,15 +33,16 @@ from cachemw.core.wire import (
     Item,
     Json,
     Path,
+    Reading,
     chat_message,
     dump,
     envelope,
-    keys,
     marker_ttl,
     native_message,
+    raws,
     system_block,
     tool,
-)  # fmt: skip
+)
 from cachemw.errors import BodyError
 
 Wire = Literal["chat", "messages"]
@@ -45,10 +57,45 @@ _SYSTEM_KEYS = ("speed", "web_search_options")
 _MESSAGE_KEYS = ("tool_choice", "parallel_tool_calls", "disable_parallel_tool_use", "function_call")
 
 _MEMO_LIMIT = 32_768
-# Seeds of the memo's hashes: the same bytes are read otherwise in another place.
+# The shapes in which a value is read: equal bytes mean different blocks in another place.
 _TOOL, _SYSTEM, _CHAT, _NATIVE = range(4)
 
-Reader = Callable[[Any, Counter | None], Item]
+# Messages, tools and system entries of one request that are read, and their blocks. The first is far above every
+# real conversation (Anthropic takes 100,000 messages, but no context window holds so many turns).
+MOST_ITEMS = 10_000
+MOST_BLOCKS = 20_000
+# A slice of work: so many values, new ones among them, and bytes of JSON. Each takes a few milliseconds at most.
+_SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 128, 1 << 20
+
+Reader = Callable[[Any, Reading], Item]
+MemoEntry: TypeAlias = tuple[bytes, Item]
+T = TypeVar("T")
+Steps: TypeAlias = Generator[None, None, T]
+"""Work in slices: each pause lets an event loop serve others; the result is the return value."""
+
+
+def run_through(steps: Steps[T]) -> T:
+    """Do all the work at once and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast("T", end.value)
+
+
+class Keys(NamedTuple):
+    """What keys the hashes of contents: `memo` those that stay in the process, `digests` the blocks' own.
+
+    `memo` is random for each process. `digests` is the same for all workers that share a store.
+    """
+
+    memo: bytes = b""
+    digests: bytes = b""
+
+
+class _Seeds(NamedTuple):
+    memo: tuple[int, int, int, int]  # by shape
+    digests: int
 
 
 @dataclass(slots=True)
@@ -58,11 +105,14 @@ class Parsed:
     `tools` and `system` are the numbers of blocks up to the end of those sections. `root`,
     `system_params` and `params` are the canonical bytes of what keys everything, everything but the
     tools, and the messages. `owned` counts all of the client's markers; `automatic` is the TTL of a
-    top-level one.
+    top-level one. `seed` keys the digests of blocks and prefixes. `unknown` are the items that the memo did not
+    hold.
     """
 
     wire: Wire
     model: str
+    seed: int = 0
+    unknown: list[MemoEntry] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
     tools: int = 0
@@ -85,33 +135,48 @@ class Parsed:
 
 
 class Parser:
-    """Read bodies, remembering what each message and tool was read as."""
+    """Read bodies, remembering how each message and tool was read.
 
-    def __init__(self, counter: Counter | None = None) -> None:
+    One thread at a time may call `learn`; any number may read meanwhile.
+    """
+
+    def __init__(self, counter: Counter | None = None, keys: Keys | None = None) -> None:
         self._counter = counter
-        self._memo: dict[bytes, Item] = {}
+        self._memo: FairTable[bytes, Item] = FairTable(_MEMO_LIMIT)
+        self._keys = keys or Keys()
+        self._seeds = lru_cache(1024)(self._seeds_of)
 
-    def parse(self, body: Json, model: Model, wire: Wire = "chat") -> Parsed:
-        """Return the body's blocks in the provider's order.
+    def parse(self, body: Json, model: Model, wire: Wire = "chat", namespace: str = "") -> Parsed:
+        """Return the body's blocks in the provider's order, reading it at once; see `steps`."""
+        return run_through(self.steps(body, model, wire, namespace))
 
-        Raises `BodyError` with a short reason where the body is no chat request.
+    def steps(self, body: Json, model: Model, wire: Wire, namespace: str) -> Steps[Parsed]:
+        """Read a body in slices and return its blocks in the provider's order.
+
+        Raises `BodyError` with a short reason for a body that is no chat request, or too large to read.
         """
         tools, system, messages = _sections(body, wire)
+        if len(tools) + len(system) + len(messages) > MOST_ITEMS:
+            raise BodyError("too_many_items")
         name = body.get("model")
         if not isinstance(name, str):
             raise BodyError("bad_model")
         if not all(isfinite(value) for value in body.values() if isinstance(value, float)):
             raise BodyError("not_json")
-        parsed = Parsed(wire, name)
-        _add(parsed, enumerate(self._items(tools, tool, _TOOL)))
-        parsed.tools = len(parsed.blocks)
-        blocks = self._items(system, system_block, _SYSTEM)
-        whole = isinstance(body.get("system"), str)
-        _add(parsed, [(-1, block) for block in blocks] if whole else enumerate(blocks))
+        seeds = self._seeds(namespace)
+        parsed = Parsed(wire, name, seeds.digests)
+        memo = self._memo.read(namespace)
+        tool_items = yield from self._items(parsed, memo, tools, tool, seeds.memo[_TOOL])
+        system_items = yield from self._items(parsed, memo, system, system_block, seeds.memo[_SYSTEM])
+        reader, shape = (chat_message, _CHAT) if wire == "chat" else (native_message, _NATIVE)
+        items = yield from self._items(parsed, memo, messages, reader, seeds.memo[shape])
+        if sum(len(item.blocks) for part in (tool_items, system_items, items) for item in part) > MOST_BLOCKS:
+            raise BodyError("too_many_blocks")
 
-        items = self._items(
-            messages, *((chat_message, _CHAT) if wire == "chat" else (native_message, _NATIVE))
-        )
+        _add(parsed, enumerate(tool_items))
+        parsed.tools = len(parsed.blocks)
+        whole = isinstance(body.get("system"), str)
+        _add(parsed, [(-1, item) for item in system_items] if whole else enumerate(system_items))
         rest = list(enumerate(items))
         if wire == "chat":
             lead = next((index for index, item in rest if item.role != "system"), len(rest))
@@ -124,32 +189,62 @@ class Parser:
         _add(parsed, rest, strip=_last_turn(items) if model.thinking == "stripped" else 0)
         if not parsed.blocks:
             raise BodyError("no_content")
-
-        parsed.root = _parameters(body, _ROOT_KEYS)
-        parsed.system_params = _parameters(body, _SYSTEM_KEYS)
-        parsed.params = _parameters(body, _MESSAGE_KEYS)
-        if any(item.cited for item in items):
-            parsed.system_params += b"cited"
-        if any(item.image for item in items):
-            parsed.params += b"image"
-        parsed.automatic = marker_ttl(body)
-        parsed.owned += parsed.automatic is not None
+        _read_parameters(parsed, body, items)
         return parsed
 
-    def _items(self, values: Sequence[Any], read: Reader, shape: int) -> list[Item]:
-        memo, found = self._memo, keys(values, shape)
-        items = list(map(memo.get, found))
-        if not all(items):
-            for index, (key, value) in enumerate(zip(found, values, strict=True)):
-                items[index] = memo.get(key) or self._read(key, value, read)
-        return cast("list[Item]", items)
+    def learn(self, namespace: str, parsed: Parsed) -> None:
+        """Remember how the items of a request were read, once the provider has accepted it."""
+        if parsed.unknown:
+            self._memo.put(namespace, parsed.unknown)
 
-    def _read(self, key: bytes, value: Any, read: Reader) -> Item:
-        dump(value)
-        if len(self._memo) >= _MEMO_LIMIT:
-            self._memo.clear()
-        item = self._memo[key] = read(value, self._counter)
-        return item
+    def _items(
+        self, parsed: Parsed, memo: Mapping[bytes, Item], values: Sequence[Any], read: Reader, seed: int
+    ) -> Steps[list[Item]]:
+        """Read values in slices; note the unknown ones in `parsed`."""
+        items: list[Item] = []
+        reading, digest, size = Reading(parsed.seed, self._counter), xxh3_128_digest, 0
+        for start in range(0, len(values), _SLICE_VALUES):
+            part = values[start : start + _SLICE_VALUES]
+            jsons = raws(part)
+            size += sum(map(len, jsons))
+            keys = [digest(raw, seed) for raw in jsons]
+            found = list(map(memo.get, keys))
+            if not all(found):
+                for index, item in enumerate(found):
+                    if item is None:
+                        dump(part[index])
+                        found[index] = item = read(part[index], reading)
+                        parsed.unknown.append((keys[index], item))
+                        if len(parsed.unknown) % _SLICE_NEW == 0:
+                            yield
+            items += cast("list[Item]", found)
+            if size > _SLICE_BYTES:
+                size = 0
+                yield
+        return items
+
+    def _seeds_of(self, namespace: str) -> _Seeds:
+        tenant = namespace.encode("utf-8", "surrogatepass")
+        memo = [_seed(self._keys.memo, b"%d" % shape + tenant) for shape in range(4)]
+        return _Seeds((memo[0], memo[1], memo[2], memo[3]), _seed(self._keys.digests, b"blocks" + tenant))
+
+
+def _seed(key: bytes, text: bytes) -> int:
+    """Return a seed (64 bits) that follows from a text, but only for holders of the key."""
+    return int.from_bytes(blake2b(text, key=blake2b(key).digest()[:64], digest_size=8).digest())
+
+
+def _read_parameters(parsed: Parsed, body: Json, items: Sequence[Item]) -> None:
+    """Note the parameters that key an entry, and the client's top-level marker."""
+    parsed.root = _parameters(body, _ROOT_KEYS)
+    parsed.system_params = _parameters(body, _SYSTEM_KEYS)
+    parsed.params = _parameters(body, _MESSAGE_KEYS)
+    if any(item.cited for item in items):
+        parsed.system_params += b"cited"
+    if any(item.image for item in items):
+        parsed.params += b"image"
+    parsed.automatic = marker_ttl(body)
+    parsed.owned += parsed.automatic is not None
 
 
 def _add(parsed: Parsed, numbered: Iterable[tuple[int, Item]], *, strip: int = 0) -> None:

@@ -1,7 +1,8 @@
 """How likely a prefix is to be read again: from its own record, and from what happened to others like it.
 
-Lives here: which class a prefix is in, what each arrival teaches, and the chances that follow. Must not
-know: stores, prices, plans. What is learned is kept in the object; time is an argument.
+Lives here: which class a prefix is in, what each arrival shows, and the chances that follow. Must not
+know: stores, prices, plans. What is learned is kept in the object; time is an argument. `forecast` changes nothing;
+`observe` counts what a request showed, once the provider has accepted it.
 
 A class is the place and role of a prefix's last block, how often it was seen, and how long ago. It is counted
 for all traffic, for its stage of a conversation, its tools, its tools with system, and the very turn; each level
@@ -15,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
 from cachemw.core.blocks import Parsed
-from cachemw.core.classes import Classes, Name
+from cachemw.core.classes import Classes, Name, Observation, View
 from cachemw.core.providers import Ttl
 from cachemw.core.reuse import LONG, SHORT, Prefix
 
@@ -65,90 +66,128 @@ class Reuse:
         self._hours = hours
         self.classes = Classes(hours=hours, secret=secret)
 
-    def judge(
+    def forecast(
         self,
         parsed: Parsed,
         digests: Sequence[bytes],
         watched: Sequence[int],
         records: Sequence[Prefix | None],
         now: float,
-    ) -> list[Depth]:
-        """Count what this arrival shows, and return the chances of each watched prefix from here."""
+        owner: str = "",
+    ) -> tuple[list[Depth], Observation]:
+        """Return the chances of each watched prefix from here, and what this arrival shows.
+
+        `owner` is the namespace, or the group of namespaces, whose classes count.
+        """
         spoken = [block.role == "assistant" for block in parsed.blocks]
         answered = [*spoken[1:], False]
+        # A record without arrivals says only that a request is about to write the prefix.
+        known = dict(zip(watched, records, strict=True))
         depths = [
             None
             if record is None or record.seen < _ALONE_FROM or self._hours
             else _alone(index, record, now, answered=answered[index])
-            for index, record in zip(watched, records, strict=True)
+            for index, record in known.items()
         ]
+        observation = Observation()
         if not all(depths):
-            known = dict(zip(watched, records, strict=True))
             left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
-            others = iter(self._by_classes(parsed, digests, left, known, spoken, now))
+            arrivals = _Arrivals(self.classes, parsed, digests, known, spoken, now, hours=self._hours)
+            others = iter(arrivals.forecast(left, owner, observation))
             depths = [depth or next(others) for depth in depths]
-        return cast("list[Depth]", depths)
+        return cast("list[Depth]", depths), observation
 
-    def _by_classes(
+    def observe(self, owner: str, observation: Observation, now: float) -> None:
+        """Count what a request that arrived at `now` showed."""
+        self.classes.observe(owner, observation, now)
+
+
+class _Arrivals:
+    """The prefixes of one request whose records don't yet speak for themselves alone."""
+
+    def __init__(
         self,
+        classes: Classes,
         parsed: Parsed,
         digests: Sequence[bytes],
-        indexes: Sequence[int],
         known: Mapping[int, Prefix | None],
         spoken: Sequence[bool],
         now: float,
-    ) -> list[Depth]:
-        """Return the chances of these prefixes, whose records don't yet speak for themselves alone."""
-        turns = list(accumulate(after and not before for before, after in pairwise([False, *spoken])))
-        running = parsed.tools > 0 or turns[-1] > 0
-        trunk = _trunk(parsed, digests, known)
-        end = len(parsed.blocks) - 1
+        *,
+        hours: bool,
+    ) -> None:
+        self._classes, self._parsed, self._now, self._hours = classes, parsed, now, hours
+        self._known = {
+            index: record if record is not None and record.seen else None for index, record in known.items()
+        }
+        self._held = known
+        self._spoken = spoken
+        self._turns = list(accumulate(after and not before for before, after in pairwise([False, *spoken])))
+        self._running = parsed.tools > 0 or self._turns[-1] > 0
+        self._trunk = _trunk(parsed, digests, self._known)
+        self._end = len(parsed.blocks) - 1
+        self._view: View
+        self._begins: list[Name] = []
+
+    def forecast(self, indexes: Sequence[int], owner: str, observation: Observation) -> list[Depth]:
+        """Return the chances of these prefixes, and fill in what the request shows of their classes."""
+        places = [
+            (index, _place(self._parsed, index), _levels(self._trunk, self._turns[index]))
+            for index in indexes
+        ]
+        for index, place, levels in places:
+            self._note_end(index, place, levels, observation)
+        # The returns of this very request count in its own forecasts.
+        self._view, self._begins = self._classes.view(owner, observation, self._now), observation.begins
         depths: list[Depth] = []
         new: Depth | None = None  # the first head that was never seen
-        for index in indexes:
-            record, place, whole = known[index], _place(parsed, index), index == end
-            levels = _levels(trunk, turns[index])
-            prior = _RUNNING if running else _SINGLE_HEAD if index < end else _SINGLE
+        for index, place, levels in places:
+            record, whole = self._known[index], index == self._end
+            prior = _RUNNING if self._running else _SINGLE_HEAD if not whole else _SINGLE
             if record is None:
-                name = (*place, "end" if whole else "inner")
-                found = self._by_class(index, name, 1, -1, levels, prior, now)
+                found = self._by_class(index, (*place, "end" if whole else "inner"), 1, -1, levels, prior)
                 if new is not None:
                     # Under tools or a system prompt that don't come again nothing does.
                     found = found._replace(
                         chance=min(found.chance, new.chance), hour=min(found.hour, new.hour)
                     )
-                elif index < parsed.system:
+                elif index < self._parsed.system:
                     new = found
-                depths.append(found)
-                continue
-            passed = max(now - record.last, 0.0)
-            if record.seen < _ALONE_FROM:
-                # How it stood at its last arrival says which class its trial was counted in.
-                gap = _gap(record.gap) if record.seen > 1 else -1
-                before = (*place, "end" if record.whole else "inner")
-                self.classes.resolve(
-                    before, min(record.seen, _OWN_FROM), gap, levels, passed, now, whole=whole
-                )
-            if whole and record.whole:
-                prior = _REPEAT
-            found = self._seen(index, place, record, levels, prior, passed, now, whole=whole)
-            living, pending = _held(record, now, answered=index < end and spoken[index + 1])
-            depths.append(found._replace(living=living, pending=pending))
+            else:
+                if whole and record.whole:
+                    prior = _REPEAT
+                found = self._seen(index, place, record, levels, prior)
+            held = self._held[index]
+            if held is not None:
+                answered = not whole and self._spoken[index + 1]
+                living, pending = _held(held, self._now, answered=answered)
+                found = found._replace(living=living, pending=pending)
+            depths.append(found)
         return depths
 
-    def _seen(
-        self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float, passed: float,
-        now: float, *, whole: bool,
-    ) -> Depth:  # fmt: skip
+    def _note_end(self, index: int, place: Name, levels: Sequence[Name], observation: Observation) -> None:
+        record = self._known[index]
+        if record is None or record.seen >= _ALONE_FROM:
+            return
+        # How it stood at its last arrival says which class its trial was counted in.
+        gap = _gap(record.gap) if record.seen > 1 else -1
+        before = (*place, "end" if record.whole else "inner")
+        passed = max(self._now - record.last, 0.0)
+        observation.ends += self._classes.ended(
+            before, min(record.seen, _OWN_FROM), gap, levels, passed, whole=index == self._end
+        )
+
+    def _seen(self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float) -> Depth:
         """Return the chances of a prefix with a record: its own as far as it has one."""
-        sighting = record.seen + 1
-        name = (*place, "repeat" if prior == _REPEAT else "end" if whole else "inner")
+        now, sighting, passed = self._now, record.seen + 1, max(self._now - record.last, 0.0)
+        name = (*place, "repeat" if prior == _REPEAT else "end" if index == self._end else "inner")
         if sighting < _OWN_FROM:
-            return self._by_class(index, name, sighting, _gap(passed), levels, prior, now)
+            return self._by_class(index, name, sighting, _gap(passed), levels, prior)
         chance, alone = _KNOWN, sighting >= _ALONE_FROM
+        begins = None if alone else self._begins
         if not alone:
-            chance = self.classes.soon(name, _OWN_FROM, _gap(passed), levels, prior, now, start=True)
-        late = self.classes.late(name, sighting, levels, now, start=not alone)
+            chance = self._classes.soon(self._view, name, _OWN_FROM, _gap(passed), levels, prior, now, begins)
+        late = self._classes.late(self._view, name, sighting, levels, now, begins)
         soon = passed <= SHORT
         chance = (record.hits + soon + _OWN_PRIOR * chance) / (record.trials + 1.0 + _OWN_PRIOR)
         # A record only tells of the times when it came again, so of the later chance its class knows more.
@@ -159,35 +198,28 @@ class Reuse:
         return Depth(index, chance, _reads([chance]), hour, _reads([hour]), None)
 
     def _by_class(
-        self,
-        index: int,
-        name: Name,
-        sighting: int,
-        gap: int,
-        levels: Sequence[Name],
-        prior: float,
-        now: float,
+        self, index: int, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float
     ) -> Depth:
-        chance = self.classes.soon(name, sighting, gap, levels, prior, now, start=True)
-        late = self.classes.late(name, sighting, levels, now, start=True)
-        more, more_hourly = self._after(name, sighting, levels, prior, now)
-        if name[-1] != "inner" and (share := self.classes.whole(name, sighting, gap)):
-            again = self._after((*name[:-1], "repeat"), sighting, levels, _REPEAT, now)
+        classes, view, now = self._classes, self._view, self._now
+        chance = classes.soon(view, name, sighting, gap, levels, prior, now, self._begins)
+        late = classes.late(view, name, sighting, levels, now, self._begins)
+        more, more_hourly = self._after(name, sighting, levels, prior)
+        if name[-1] != "inner" and (share := classes.whole(view, name, sighting, gap)):
+            again = self._after((*name[:-1], "repeat"), sighting, levels, _REPEAT)
             more += share * (again[0] - more)
             more_hourly += share * (again[1] - more_hourly)
         return Depth(index, chance, more, chance + (1.0 - chance) * late, more_hourly, None)
 
-    def _after(
-        self, name: Name, sighting: int, levels: Sequence[Name], prior: float, now: float
-    ) -> tuple[float, float]:
+    def _after(self, name: Name, sighting: int, levels: Sequence[Name], prior: float) -> tuple[float, float]:
         """Return the reads expected after the next arrival, each within five minutes, or within the hour."""
+        classes, view, now = self._classes, self._view, self._now
         name = name if name[-1] == "repeat" else (*name[:-1], "inner")
         soon, hourly = [], []
         for later in range(sighting + 1, _OWN_FROM + 1):
-            chance = self.classes.soon(name, later, 0, levels, prior, now, start=False)
+            chance = classes.soon(view, name, later, 0, levels, prior, now)
             soon.append(chance)
             if self._hours:
-                late = self.classes.late(name, later, levels, now, start=False)
+                late = classes.late(view, name, later, levels, now)
                 hourly.append(chance + (1.0 - chance) * late)
         return _reads(soon), _reads(hourly) if hourly else 0.0
 

@@ -4,14 +4,20 @@ Lives here: how the trials of a class are counted, forgotten and made a chance o
 know: which class a prefix is in, stores. Time is an argument, seconds.
 
 Counts are this worker's, and with a secret those of the other workers too (`core.merging`).
+
+Each *owner* has classes of its own: an owner is a namespace, or a group of namespaces that the operator declared as
+one. A request changes nothing by being forecast. What it shows is an `Observation`, which is counted once the
+provider has accepted the request.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
-from cachemw.core.merging import BEGAN, LATE, OVER, SOON, WHOLE, Merge, Told
+from cachemw.core.fair_table import FairTable
+from cachemw.core.merging import BEGAN, LATE, OVER, SOON, TAG, WHOLE, Merge, Told
 from cachemw.core.reuse import LONG, SHORT
 
 # What is believed before anything is known, in observations; the later chance is slower to be believed.
@@ -45,6 +51,13 @@ class Counts:
         self.since = self.time = now
         self.name = name
         self.untold = [0, 0, 0, 0, 0]
+
+    def copy(self) -> Counts:
+        """Return equal counts that are not shared with other workers."""
+        twin = Counts(self.time)
+        twin.soon, twin.late, twin.over = self.soon, self.late, self.over
+        twin.open, twin.whole, twin.since, twin.name = self.open, self.whole, self.since, self.name
+        return twin
 
     def begin(self, now: float) -> None:
         """Count a trial that begins."""
@@ -108,8 +121,48 @@ class Counts:
         return (self.late + _LATE_PRIOR * above) / (self.late + lost + _LATE_PRIOR)
 
 
+@dataclass(slots=True)
+class Observation:
+    """What one request shows of classes: the trials that begin with it, and those that it ends.
+
+    An end has the seconds that passed since the trial began, and whether the request ended there.
+    """
+
+    begins: list[Name] = field(default_factory=list)
+    ends: list[tuple[Name, float, bool]] = field(default_factory=list)
+
+
+class View:
+    """The counts of one owner as they would stand after the ends of one request."""
+
+    def __init__(
+        self, counts: Mapping[Name, Counts], observation: Observation, now: float, *, whole: bool
+    ) -> None:
+        self._counts, self._now, self._whole = counts, now, whole
+        self._after: dict[Name, Counts] = {}
+        for key, passed, ended in observation.ends:
+            found = self._after.get(key)
+            if found is None:
+                if (before := counts.get(key)) is None:
+                    continue
+                found = self._after[key] = before.copy()
+            found.end(now, passed, whole=ended)
+
+    def get(self, key: Name) -> Counts | None:
+        """Return the counts of a class, aged to now; None where nothing was counted yet."""
+        found = self._after.get(key) or self._counts.get(key)
+        if found is not None:
+            found.age(self._now)
+        return found
+
+    @property
+    def complete(self) -> bool:
+        """Say whether a class without counts takes part as one without trials (workers share classes)."""
+        return self._whole
+
+
 class Classes:
-    """All classes by name, sightings, gap and level.
+    """All classes by owner, name, sightings, gap and level.
 
     `hours`: whether the later chance is learned. With a `secret` other workers hear of them under names
     that it keys, and theirs are counted in.
@@ -117,22 +170,31 @@ class Classes:
 
     def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
-        self._classes: dict[Name, Counts] = {}
+        self._classes: FairTable[Name, Counts] = FairTable(_CLASSES)
         self._merge = Merge(secret) if secret is not None else None
-        self._named: dict[str, Counts] = {}  # the same by name, and those that only others have met
+        # The same by name, and those that only others have met; by the tag of their owner.
+        self._named: FairTable[str, Counts] = FairTable(_CLASSES)
+
+    def view(self, owner: str, observation: Observation, now: float) -> View:
+        """Return an owner's counts as a request that shows this would leave them."""
+        return View(self._classes.read(owner), observation, now, whole=self._merge is not None)
 
     def soon(
-        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, now: float, *,
-        start: bool,
+        self, view: View, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, now: float,
+        begins: list[Name] | None = None,
     ) -> float:  # fmt: skip
-        """Return the chance of coming again within five minutes; `start` a trial in each level."""
+        """Return the chance of coming again within five minutes; note in `begins` a trial for each level."""
         seen: list[tuple[float, float]] = []
+        complete = begins is not None or view.complete
         for level in levels:
-            found = self._class((*name, sighting, gap, *level), now, start=start)
+            key = (*name, sighting, gap, *level)
+            found = view.get(key)
             if found is not None:
                 seen.append((found.soon, found.lost(now)))
-                if start:
-                    self._begin(found, now)
+            elif complete:
+                seen.append((0.0, 0.0))
+            if begins is not None:
+                begins.append(key)
         chance, weight = prior, _PRIOR
         # A level's trials are among those of the level above: each counts once, where it is nearest.
         for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
@@ -140,80 +202,68 @@ class Classes:
             chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
         return chance
 
-    def late(self, name: Name, sighting: int, levels: Sequence[Name], now: float, *, start: bool) -> float:
+    def late(
+        self, view: View, name: Name, sighting: int, levels: Sequence[Name], now: float,
+        begins: list[Name] | None = None,
+    ) -> float:  # fmt: skip
         """Return the later chance; all sightings after the first are one class: such returns are few."""
         chance = _LATE_REPEAT if name[-1] == "repeat" else _LATE
         if not self._hours:
             return chance
         for level in levels:
-            found = self._class((*name, sighting > 1, *level), now, start=start)
-            if found is not None:
+            key = (*name, sighting > 1, *level)
+            if (found := view.get(key)) is not None:
                 chance = found.late_chance(chance, now)
-                if start:
-                    self._begin(found, now)
+            if begins is not None:
+                begins.append(key)
         return chance
 
-    def whole(self, name: Name, sighting: int, gap: int) -> float:
+    def whole(self, view: View, name: Name, sighting: int, gap: int) -> float:
         """Return the share of returns that came as a whole prompt, not as the start of a longer one."""
-        found = self._classes.get((*name, sighting, gap))
+        found = view.get((*name, sighting, gap))
         if found is None or not found.whole:
             return 0.0
         return found.whole / (found.soon + found.late + found.over + 1.0)
 
-    def resolve(
-        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, now: float, *,
-        whole: bool,
-    ) -> None:  # fmt: skip
-        """Count that a prefix of this class came again."""
-        for level in levels:
-            self._end((*name, sighting, gap, *level), passed, now, whole=whole)
-            if self._hours:
-                self._end((*name, sighting > 1, *level), passed, now, whole=whole)
+    def ended(
+        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, *, whole: bool
+    ) -> list[tuple[Name, float, bool]]:
+        """Return the ends of trials that the return of a prefix of this class shows."""
+        ends = [((*name, sighting, gap, *level), passed, whole) for level in levels]
+        if self._hours:
+            ends += [((*name, sighting > 1, *level), passed, whole) for level in levels]
+        return ends
 
-    def _begin(self, found: Counts, now: float) -> None:
-        found.begin(now)
-        found.untold[BEGAN] += 1
+    def observe(self, owner: str, observation: Observation, now: float) -> None:
+        """Count what a request showed at `now`, once the provider has accepted it."""
+        for key, passed, whole in observation.ends:
+            # A trial may have begun at a worker that has not published it yet.
+            found = self._classes.read(owner).get(key) if self._merge is None else self._kept(owner, key, now)
+            if found is None:
+                continue
+            found.end(now, passed, whole=whole)
+            found.untold[SOON if passed <= SHORT else LATE if passed <= LONG else OVER] += 1
+            found.untold[WHOLE] += whole
+        for key in observation.begins:
+            found = self._kept(owner, key, now)
+            found.age(now)
+            found.begin(now)
+            found.untold[BEGAN] += 1
+        self._classes.close(owner)
 
-    def _end(self, key: Name, passed: float, now: float, *, whole: bool) -> None:
-        if self._merge is None:
-            if (found := self._classes.get(key)) is not None:
-                found.end(now, passed, whole=whole)
-            return
-        # It may have begun at a worker that has not told of it yet.
-        found = self._kept(key, now)
-        found.end(now, passed, whole=whole)
-        found.untold[SOON if passed <= SHORT else LATE if passed <= LONG else OVER] += 1
-        found.untold[WHOLE] += whole
-
-    def _class(self, key: Name, now: float, *, start: bool) -> Counts | None:
-        found = self._classes.get(key)
+    def _kept(self, owner: str, key: Name, now: float) -> Counts:
+        """Return the counts of a class as the newest of its owner, new ones where there are none."""
+        table = self._classes.open(owner)
+        found = table.get(key)
         if found is None:
-            if not start and self._merge is None:
-                return None
-            found = self._kept(key, now)
-        found.age(now)
+            name = "" if self._merge is None else self._merge.name(owner, key)
+            found = self._named.read(name[:TAG]).get(name) or Counts(now, name)
+            table[key] = found
+        else:
+            table.move_to_end(key)
+        if found.name:
+            self._named.put(found.name[:TAG], [(found.name, found)])
         return found
-
-    def _kept(self, key: Name, now: float) -> Counts:
-        """Return the counts of a class, new ones where there are none: without counts it changes no chance."""
-        if (found := self._classes.get(key)) is not None:
-            return found
-        if len(self._classes) >= _CLASSES:
-            self._evict()
-        if self._merge is None:
-            found = self._classes[key] = Counts(now)
-            return found
-        name = self._merge.name(key)
-        found = self._named.get(name) or Counts(now, name)
-        self._classes[key] = self._named[name] = found
-        return found
-
-    def _evict(self) -> None:
-        """Drop the half that was used longest ago."""
-        by_age = sorted(self._classes, key=lambda key: self._classes[key].time)
-        for key in by_age[: len(by_age) // 2]:
-            del self._classes[key]
-        self._named = {found.name: found for found in self._classes.values() if found.name}
 
     # -- what workers tell each other ---------------------------------------------------------
 
@@ -226,7 +276,7 @@ class Classes:
         """Return a table, and what to add to it for the others; nothing without a secret."""
         if self._merge is None:
             return "", {}
-        return self._merge.news(now, {name: found.untold for name, found in self._named.items()})
+        return self._merge.news(now, {found.name: found.untold for found in self._named.values()})
 
     def tables(self, now: float) -> list[str]:
         """Return the tables in which others tell, each to be read by itself; none without a secret."""
@@ -235,12 +285,9 @@ class Classes:
     def absorb(self, table: str, sums: Mapping[str, int], now: float) -> None:
         """Count what others told in a table."""
         for name, told in self._merge.absorb(table, sums, now) if self._merge is not None else ():
-            found = self._named.get(name)
-            if found is None:
-                if len(self._named) >= _CLASSES:
-                    continue
-                found = self._named[name] = Counts(now, name)
+            found = self._named.read(name[:TAG]).get(name) or Counts(now, name)
             found.add(told, now)
+            self._named.put(name[:TAG], [(name, found)])
 
 
 def _past_five(longest: float) -> float:

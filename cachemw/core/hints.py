@@ -14,13 +14,13 @@ up to OpenAI's own is written anyway.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cachemw.core import markers
 from cachemw.core.blocks import Parsed
+from cachemw.core.fair_table import FairTable
 from cachemw.core.providers import Word
 from cachemw.core.wire import Json
 
@@ -53,36 +53,45 @@ class Keys:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = hashlib.blake2b(secret, digest_size=32).digest()
-        self._paces: OrderedDict[bytes, _Pace] = OrderedDict()
+        self._paces: FairTable[bytes, _Pace] = FairTable(_REMEMBERED)
 
-    def key(self, head: bytes, trunk: bytes, seen: int, now: float) -> str | None:
+    def key(self, namespace: str, head: bytes, trunk: bytes, seen: int, now: float) -> str | None:
         """Return the key of a request, None where its head is not familiar yet.
 
         `head` and `trunk` are digests: of tools and system, and of these through the first message. `seen` is
         how often the head came, over all workers, before `now` (seconds).
         """
-        pace = self._pace(head, seen, now)
-        if seen < _FAMILIAR or (now - pace.first < _FOR and seen < _ANYHOW):
+        pace = self._paces.read(namespace).get(head)
+        known_for = 0.0 if pace is None else now - pace.first
+        if seen < _FAMILIAR or (known_for < _FOR and seen < _ANYHOW):
             return None
-        share = int.from_bytes(trunk[:4]) % pace.ways
+        ways = 1 if pace is None else _ways(pace, seen, now)
+        share = int.from_bytes(trunk[:4]) % ways
         named = hashlib.blake2b(head + share.to_bytes(2), key=self._secret, digest_size=16)
         return f"cachemw-{named.hexdigest()}"
 
-    def _pace(self, head: bytes, seen: int, now: float) -> _Pace:
-        """Return how a head comes by now. Its keys are a power of two: doubling them moves but half of it."""
-        pace = self._paces.setdefault(head, _Pace(now, now, seen))
-        self._paces.move_to_end(head)
-        if len(self._paces) > _REMEMBERED:
-            self._paces.popitem(last=False)
-        minutes = (now - pace.since) / 60
-        if minutes >= 1:
-            rate = max(0, seen - pace.seen) / minutes
-            while pace.ways < _MOST and rate > _BUSY * pace.ways:
-                pace.ways *= 2
-            while pace.ways > 1 and rate < _BUSY * pace.ways / 4:
-                pace.ways //= 2
-            pace.since, pace.seen = now, seen
-        return pace
+    def learn(self, namespace: str, head: bytes, seen: int, now: float) -> None:
+        """Learn how often a head comes from a request that the provider has accepted."""
+        pace = self._paces.read(namespace).get(head) or _Pace(now, now, seen)
+        ways = _ways(pace, seen, now)
+        if now - pace.since >= 60:
+            pace.since, pace.seen, pace.ways = now, seen, ways
+        self._paces.put(namespace, [(head, pace)])
+
+
+def _ways(pace: _Pace, seen: int, now: float) -> int:
+    """Return among how many keys a head is spread by now.
+
+    The number is a power of two: doubling it moves only half of the conversations.
+    """
+    ways, minutes = pace.ways, (now - pace.since) / 60
+    if minutes >= 1:
+        rate = max(0, seen - pace.seen) / minutes
+        while ways < _MOST and rate > _BUSY * ways:
+            ways *= 2
+        while ways > 1 and rate < _BUSY * ways / 4:
+            ways //= 2
+    return ways
 
 
 def read(parsed: Parsed, body: Json, most: int) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 
 from cachemw.core.providers import Ttl, Word
 from cachemw.core.wire import Json, Path
+from cachemw.errors import BodyError
 
 _INNER = ("content", "tool_calls", "function")
+# The fields in which a plain string is the same as a list of one text part.
+_TEXT_HOLDERS = ("content", "system")
 
 
 def marker(ttl: Ttl) -> dict[str, str]:
@@ -25,6 +28,9 @@ def apply(body: Json, places: Iterable[tuple[Path, Ttl]], word: Word = "cache_co
 
     Only the dictionaries and lists on the way to a marker are copied, everything else is shared
     with the caller's body. A string at the end of a path becomes a list of one text part.
+
+    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must not
+    be written into another.
     """
     root: dict[str, Any] | None = None
     fresh: dict[Path, Any] = {}
@@ -35,19 +41,36 @@ def apply(body: Json, places: Iterable[tuple[Path, Ttl]], word: Word = "cache_co
         for depth in range(1, len(path)):
             here = path[:depth]
             if here not in fresh:
-                fresh[here] = node[path[depth - 1]] = _copy(node[path[depth - 1]])
+                fresh[here] = node[path[depth - 1]] = _copy(_at(node, path[depth - 1]))
             node = fresh[here]
         last, control = path[-1], marker(ttl) if word == "cache_control" else {"mode": "explicit"}
-        target = node[last]
-        if isinstance(target, str):
+        target = _at(node, last)
+        if isinstance(target, str) and last in _TEXT_HOLDERS:
             node[last] = [{"type": "text", "text": target, word: control}]
-        else:
+        elif isinstance(target, Mapping):
             node[last] = {**target, word: control}
+        else:
+            raise BodyError("bad_path")
     return body if root is None else root
 
 
+def _at(node: Any, key: str | int) -> Any:
+    """Return the value under a key or index. Raises `BodyError` where there is none."""
+    fits = isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key >= 0
+    try:
+        if fits:
+            return node[key]
+    except LookupError:
+        pass
+    raise BodyError("bad_path")
+
+
 def _copy(node: Any) -> Any:
-    return dict(node) if isinstance(node, Mapping) else list(node)
+    if isinstance(node, Mapping):
+        return dict(node)
+    if isinstance(node, (list, tuple)):
+        return list(node)
+    raise BodyError("bad_path")
 
 
 def strip(body: Json, word: Word = "cache_control") -> Json:

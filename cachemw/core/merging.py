@@ -10,6 +10,7 @@ one else what it counts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import NamedTuple
@@ -27,9 +28,11 @@ _TOLD = 256
 _CLASSES = 512
 
 _LETTERS = "bslow"
+TAG = 8
+"""Hexadecimal digits at the start of a class's name that say whose it is: of a namespace or group, keyed."""
 BEGAN, SOON, LATE, OVER, WHOLE = range(len(_LETTERS))
 """Where in a class's list of counts each kind is."""
-_HEX = 16
+_HEX = TAG + 16
 
 
 class Told(NamedTuple):
@@ -52,9 +55,12 @@ class Merge:
         self._seen: dict[str, dict[str, list[int]]] = {}
         self._read_at: float | None = None
 
-    def name(self, key: tuple[object, ...]) -> str:
-        """Return a class's name in the store, from its key here."""
-        return blake2b(repr(key).encode(), digest_size=_HEX // 2, key=self._secret).hexdigest()
+    def name(self, owner: str, key: tuple[object, ...]) -> str:
+        """Return a class's name in the store, from its owner and its key here."""
+        return self._hash(repr(owner), TAG) + self._hash(repr((owner, key)), _HEX - TAG)
+
+    def _hash(self, text: str, digits: int) -> str:
+        return blake2b(text.encode(), digest_size=digits // 2, key=self._secret).hexdigest()
 
     def news(self, now: float, counted: Mapping[str, list[int]]) -> tuple[str, dict[str, int]]:
         """Return a table, and what is to be added to it of what was counted, by class; set that to 0."""
@@ -62,10 +68,10 @@ class Merge:
         # Also where no table can be read for long.
         self._forget(now)
         seen = self._seen.setdefault(table, {})
-        busiest = sorted((item for item in counted.items() if any(item[1])), key=lambda item: -sum(item[1]))
         amounts: dict[str, int] = {}
-        for name, counts in busiest[:_TOLD]:
-            if name in seen or len(seen) < _CLASSES:
+        room = _Room(seen, _CLASSES)
+        for name, counts in _busiest(counted)[:_TOLD]:
+            if room.has(name):
                 before = seen.get(name, [0] * len(_LETTERS))
                 seen[name] = [*map(sum, zip(before, counts, strict=True))]
                 amounts |= {
@@ -92,9 +98,10 @@ class Merge:
         end = min(start + _SLOT, now)
         at = (min(max(start, self._read_at or start), end) + end) / 2.0
         found: dict[str, list[int]] = {}
+        room = _Room(seen, 4 * _CLASSES)
         for field, total in sums.items():
             name, kind = field[:_HEX], _LETTERS.find(field[_HEX:])
-            if len(field) != _HEX + 1 or kind < 0 or (name not in seen and len(seen) >= 4 * _CLASSES):
+            if len(field) != _HEX + 1 or kind < 0 or not room.has(name):
                 continue
             counts = seen.setdefault(name, [0] * len(_LETTERS))
             if total > counts[kind]:
@@ -108,6 +115,37 @@ class Merge:
     def _forget(self, now: float) -> None:
         """Remember only what was heard in tables that may still be read."""
         self._seen = {name: self._seen[name] for name in self.tables(now) if name in self._seen}
+
+
+class _Room:
+    """The names that a table may still take in: each owner has its share, the busiest can't crowd out the rest."""
+
+    def __init__(self, seen: dict[str, list[int]], most: int) -> None:
+        self._seen, self._most = seen, most
+        self._owners = Counter(name[:TAG] for name in seen)
+
+    def has(self, name: str) -> bool:
+        """Return True if a name is in the table, or is counted in now because there is room for it."""
+        if name in self._seen:
+            return True
+        share = self._most // (len(self._owners) + 1)
+        if self._owners.total() >= self._most and self._owners[name[:TAG]] >= share:
+            return False
+        if self._owners.total() >= 2 * self._most:
+            return False
+        self._owners[name[:TAG]] += 1
+        return True
+
+
+def _busiest(counted: Mapping[str, list[int]]) -> list[tuple[str, list[int]]]:
+    """Return the classes with counts to publish, the busiest of each owner first, owner by owner in turn."""
+    busiest = sorted((item for item in counted.items() if any(item[1])), key=lambda item: -sum(item[1]))
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for name, counts in busiest:
+        ranked.append((ranks[name[:TAG]], name, counts))
+        ranks[name[:TAG]] += 1
+    return [(name, counts) for _, name, counts in sorted(ranked, key=lambda item: item[0])]
 
 
 def _table(slot: int) -> str:

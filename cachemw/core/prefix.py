@@ -4,7 +4,8 @@ Lives here: what a digest covers and which prefixes of a request are worth a rec
 wire shapes, stores, plans.
 
 Digest k covers the namespace, the model, the parameters that key an entry, and blocks 0..k. Equal
-digests mean equal prefixes of one tenant on one model; two tenants or models share none.
+digests mean equal prefixes of one tenant on one model; two tenants or models share none. The seed of the
+namespace keys every digest, see `blocks.Keys`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ def chain(parsed: Parsed, namespace: str) -> list[bytes]:
     """Return the digest of each prefix of the request, 16 bytes each, shallow to deep."""
     blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
     digests: list[bytes] = []
-    digest_of = xxh3_128_digest
-    digest = digest_of(dump((namespace, model_key(parsed.model), parsed.wire)) + parsed.root)
+    digest_of, seed = xxh3_128_digest, parsed.seed
+    digest = digest_of(dump((namespace, model_key(parsed.model), parsed.wire)) + parsed.root, seed)
     for section, params in (
         (blocks[:tools], b""),
         (blocks[tools:system], parsed.system_params),
         (blocks[system:], parsed.params),
     ):
         # A section that is empty passes on what it would have been keyed by.
-        digest = digest_of(digest + b"section" + params)
-        digests += [digest := digest_of(digest + block.digest) for block in section]
+        digest = digest_of(digest + b"section" + params, seed)
+        digests += [digest := digest_of(digest + block.digest, seed) for block in section]
     return digests
 
 

@@ -24,7 +24,8 @@ class Prefix(NamedTuple):
     minutes. `late_trials` / `late_hits`: the same for those not followed within five minutes, and
     an hour. `whole`: 1 where the last request ended here, 0 where it went on. `expires`, `ttl`:
     the provider's entry, seconds; 0 where none was ever written. `pending`: until when a request that
-    writes it may still be waiting for its answer to begin; 0 where none is.
+    writes it may still be waiting for its answer to begin; 0 where none is. A record of 0 arrivals says
+    nothing else: no request with this prefix has been accepted yet.
     """
 
     seen: int
@@ -58,6 +59,11 @@ _made = tuple.__new__  # what the class's own constructor does, a third faster
 def first(whole: int, now: float) -> Prefix:
     """Return the record of a prefix seen for the first time."""
     return Prefix(1, now, 0.0, 0.0, 0.0, 0.0, 0.0, whole, 0.0, 0, 0.0)
+
+
+def announced(until: float) -> Prefix:
+    """Return the record of a prefix without arrivals that a request is about to write."""
+    return Prefix(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0, until)
 
 
 def arrive(record: Prefix, whole: int, now: float) -> Prefix:

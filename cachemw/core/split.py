@@ -12,14 +12,16 @@ may live.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from hashlib import blake2b
+from typing import Any, NamedTuple, TypeAlias
 
-from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from cachemw.core.blocks import Wire
+from cachemw.core.fair_table import FairTable
 from cachemw.core.markers import canonical
 from cachemw.core.wire import Json
 
@@ -34,109 +36,152 @@ _WINDOW, _FEW, _OFTEN = 32, 2, 0.2
 
 Border: TypeAlias = tuple[int, bytes]  # where a piece ends, in bytes, and the hash of all up to there
 Cuts: TypeAlias = tuple[int, ...]
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 @dataclass(slots=True)
 class _Text:
-    """What is known of a text: where it is cut, and when it was seen last."""
+    """One text: where it is cut, and when it was seen last."""
 
     cuts: Cuts
     seen: float
 
 
+class Found(NamedTuple):
+    """One long text of a request, to be learned once the provider has accepted the request.
+
+    `name` is the hash of the text and `cuts` are its offsets in bytes. `borders` and `tail` (bytes after the part
+    that an earlier text shares, 0 if none does) are empty for a text that was known already.
+    """
+
+    seed: int
+    name: bytes
+    cuts: Cuts
+    borders: tuple[Border, ...] = ()
+    tail: int = 0
+
+
 class Splitter:
     """Cut the long texts of bodies, and learn where from each. Not thread-safe.
 
-    `lately`: how many seconds may lie between two texts of which one could read what the other wrote.
+    `lately`: how many seconds may lie between two texts of which one could read what the other wrote. `key` keys
+    the hashes of texts and pieces. Every namespace learns for itself, and none can evict another's texts.
     """
 
-    def __init__(self, lately: float) -> None:
+    def __init__(self, lately: float, key: bytes = b"") -> None:
         self._lately = lately
-        self._texts: OrderedDict[bytes, _Text] = OrderedDict()
-        self._pieces: OrderedDict[bytes, _Text] = OrderedDict()  # the latest text through each
-        self._cuts: OrderedDict[bytes, Cuts] = OrderedDict()  # by the piece after which is cut
-        self._tails: OrderedDict[int, deque[int]] = OrderedDict()
+        self._key = blake2b(key).digest()
+        self._texts: FairTable[bytes, _Text] = FairTable(_TEXTS)
+        self._pieces: FairTable[bytes, _Text] = FairTable(_PIECES)  # the latest text through each
+        self._cuts: FairTable[bytes, Cuts] = FairTable(_TEXTS)  # by the piece after which is cut
+        self._tails: FairTable[int, deque[int]] = FairTable(_OWNERS)
 
-    def split(self, body: Json, wire: Wire, owner: str, now: float) -> Json:
-        """Return the body with its long system and user texts in parts; the body itself where none is cut.
+    def split(
+        self, body: Json, wire: Wire, namespace: str, now: float, model: str = ""
+    ) -> tuple[Json, list[Found]]:
+        """Return the body with its long system and user texts in parts, and the texts to learn from.
 
-        Texts of different owners have nothing to do with each other. What is no text, or has fields of its
-        own beside it, is left alone; a marker of the client's stays at the end of its text.
+        The body itself is returned if no text is cut. Texts of different namespaces or models have nothing to do
+        with each other. A part that is no text, or has fields of its own beside it, is left alone; a marker of the
+        client's stays at the end of its text.
         """
         messages = body.get("messages")
         if not isinstance(messages, (list, tuple)):
-            return body
-        system, user = _seed(owner, "system"), _seed(owner, "user")
+            return body, []
+        reader = _Reader(self, namespace, now)
+        system, user = self._seed(namespace, model, "system"), self._seed(namespace, model, "user")
         fresh: dict[str, Any] = {}
-        if wire == "messages" and (content := self._content(body.get("system"), system, now)):
+        if wire == "messages" and (content := reader.content(body.get("system"), system)):
             fresh["system"] = content
         changed: dict[int, Json] = {}
         for index, message in enumerate(messages):
             role = message.get("role") if isinstance(message, Mapping) else None
             if role == "user" or role == "system" or role == "developer":
-                content = self._content(message.get("content"), user if role == "user" else system, now)
+                content = reader.content(message.get("content"), user if role == "user" else system)
                 if content:
                     changed[index] = {**message, "content": content}
         if changed:
             fresh["messages"] = [changed.get(index, message) for index, message in enumerate(messages)]
-        return {**body, **fresh} if fresh else body
+        return ({**body, **fresh} if fresh else body), reader.found
 
-    def _content(self, content: Any, seed: int, now: float) -> list[Any]:
-        """Return a content with its texts in parts, nothing where none is cut."""
+    def learn(self, namespace: str, found: Iterable[Found], now: float) -> None:
+        """Learn from the texts of a request that the provider has accepted."""
+        for seed, name, cuts, borders, tail in found:
+            text = self._texts.read(namespace).get(name)
+            if text is not None:
+                text.seen = now
+                self._texts.put(namespace, [(name, text)])
+                continue
+            text = _Text(cuts, now)
+            self._texts.put(namespace, [(name, text)])
+            tails = self._tails.read(namespace).get(seed) or deque(maxlen=_WINDOW)
+            tails.append(tail)
+            self._tails.put(namespace, [(seed, tails)])
+            self._pieces.put(namespace, [(piece, text) for _, piece in borders])
+            self._cuts.put(
+                namespace,
+                [(piece, cuts[: cuts.index(offset) + 1]) for offset, piece in borders if offset in cuts],
+            )
+
+    def read(self, raw: bytes, seed: int, namespace: str, now: float) -> Found:
+        """Find where a text is cut; nothing is learned from it yet."""
+        name = xxh3_128_digest(raw, seed)
+        if (known := self._texts.read(namespace).get(name)) is not None:
+            return Found(seed, name, known.cuts)
+        pieces, known_cuts = self._pieces.read(namespace), self._cuts.read(namespace)
+        borders, length = tuple(_borders(raw, seed)), len(raw)
+        count = len(borders)
+        while count and not self._came_lately(pieces.get(borders[count - 1][1]), now):
+            count -= 1
+        shared = borders[count - 1][0] if count else 0
+        cuts = next((known_cuts[piece] for _, piece in reversed(borders) if piece in known_cuts), ())
+        tails = self._tails.read(namespace).get(seed, ())
+        for at in (shared, _ahead(borders, shared, length, tails)):
+            if at > max(cuts, default=_LEAST - 1) and len(cuts) < _CUTS:
+                cuts = (*cuts, at)
+        cuts = tuple([cut for cut in cuts if cut < length])
+        while cuts and any(part.isspace() for part in divided(raw, cuts)):
+            cuts = cuts[:-1]
+        return Found(seed, name, cuts, borders, length - shared if shared else 0)
+
+    def _came_lately(self, text: _Text | None, now: float) -> bool:
+        return text is not None and now - text.seen <= self._lately
+
+    def _seed(self, namespace: str, model: str, role: str) -> int:
+        owner = f"{namespace}\0{model}\0{role}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(blake2b(owner, key=self._key, digest_size=8).digest())
+
+
+class _Reader:
+    """Cut the texts of one body, and note them."""
+
+    def __init__(self, splitter: Splitter, namespace: str, now: float) -> None:
+        self._splitter, self._namespace, self._now = splitter, namespace, now
+        self.found: list[Found] = []
+
+    def content(self, content: Any, seed: int) -> list[Any]:
+        """Return a content with its texts in parts; an empty list if none is cut."""
         if isinstance(content, str):
-            parts = self._parts(content, seed, now)
+            parts = self._parts(content, seed)
             return [{"type": "text", "text": part} for part in parts] if len(parts) > 1 else []
         if not isinstance(content, (list, tuple)):
             return []
-        found: list[Any] = []
+        fresh: list[Any] = []
         for part in content:
-            *heads, last = self._parts(part["text"], seed, now) if _is_text(part) else [""]
-            found += [{"type": "text", "text": head} for head in heads]
-            found.append({**part, "text": last} if heads else part)
-        return found if len(found) > len(content) else []
+            *heads, last = self._parts(part["text"], seed) if _is_text(part) else [""]
+            fresh += [{"type": "text", "text": head} for head in heads]
+            fresh.append({**part, "text": last} if heads else part)
+        return fresh if len(fresh) > len(content) else []
 
-    def _parts(self, text: str, seed: int, now: float) -> list[str]:
+    def _parts(self, text: str, seed: int) -> list[str]:
         if len(text) < _LEAST:
             return [text]
         try:
             raw = text.encode()
         except UnicodeEncodeError:
             return [text]
-        name = xxh3_128_digest(raw, seed)
-        known = self._texts.get(name) or self._learn(raw, seed, now)
-        known.seen = now
-        _keep(self._texts, name, known, _TEXTS)
-        return _divided(raw, known.cuts) if known.cuts else [text]
-
-    def _learn(self, raw: bytes, seed: int, now: float) -> _Text:
-        """Find where a text that was never seen is cut, and learn from it."""
-        borders, length = list(_borders(raw, seed)), len(raw)
-        known = len(borders)
-        while known and not self._came_lately(borders[known - 1][1], now):
-            known -= 1
-        shared = borders[known - 1][0] if known else 0
-        cuts = next((self._cuts[piece] for _, piece in reversed(borders) if piece in self._cuts), ())
-        tails = self._tails.get(seed) or deque(maxlen=_WINDOW)
-        for at in (shared, _ahead(borders, shared, length, tails)):
-            if at > max(cuts, default=_LEAST - 1) and len(cuts) < _CUTS:
-                cuts = (*cuts, at)
-        cuts = tuple([cut for cut in cuts if cut < length])
-        while cuts and any(part.isspace() for part in _divided(raw, cuts)):
-            cuts = cuts[:-1]
-        tails.append(length - shared if shared else 0)
-        _keep(self._tails, seed, tails, _OWNERS)
-        text = _Text(cuts, now)
-        for offset, piece in borders:
-            _keep(self._pieces, piece, text, _PIECES)
-            if offset in cuts:
-                _keep(self._cuts, piece, cuts[: cuts.index(offset) + 1], _TEXTS)
-        return text
-
-    def _came_lately(self, piece: bytes, now: float) -> bool:
-        text = self._pieces.get(piece)
-        return text is not None and now - text.seen <= self._lately
+        found = self._splitter.read(raw, seed, self._namespace, self._now)
+        self.found.append(found)
+        return divided(raw, found.cuts) if found.cuts else [text]
 
 
 def _ahead(borders: Sequence[Border], shared: int, length: int, tails: Sequence[int]) -> int:
@@ -174,12 +219,9 @@ def _borders(raw: bytes, seed: int) -> Iterator[Border]:
         start = end
 
 
-def _divided(raw: bytes, cuts: Cuts) -> list[str]:
+def divided(raw: bytes, cuts: Cuts) -> list[str]:
+    """Return a text cut at these offsets."""
     return [raw[start:end].decode() for start, end in zip((0, *cuts), (*cuts, len(raw)), strict=True)]
-
-
-def _seed(owner: str, role: str) -> int:
-    return xxh3_64_intdigest(f"{owner}\0{role}".encode("utf-8", "surrogatepass"))
 
 
 def _is_text(part: Any) -> bool:
@@ -189,14 +231,6 @@ def _is_text(part: Any) -> bool:
         and isinstance(part.get("text"), str)
         and part.keys() <= {"type", "text", "cache_control"}
     )
-
-
-def _keep(table: OrderedDict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
-    """Put a value in a table, and drop what was put there longest ago if that is too much."""
-    table[key] = value
-    table.move_to_end(key)
-    if len(table) > most:
-        table.popitem(last=False)
 
 
 def joined(body: Json) -> Json:

@@ -28,14 +28,23 @@ _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
 _EMPTY = {"text": "", "type": "text"}
 _FEW = 24
+# Parts of one message, or of one tool result in it, that are read; a longer one costs too much at once.
+MOST_PARTS = 2_000
 _NO_JSON = (TypeError, ValueError, RecursionError)
+
+
+class Reading(NamedTuple):
+    """How values are read: the `seed` keys the digests of blocks, `counter` counts tokens exactly if it is set."""
+
+    seed: int = 0
+    counter: Counter | None = None
 
 
 class Block(NamedTuple):
     """One block, without its place: the same message read again gives the very same objects.
 
     `sub` is the path from the tool or message that holds it to where a marker would go; `digest`
-    covers the content without markers (16 bytes); `size` is an estimate, see `core.tokens`;
+    covers the content without markers (16 bytes, keyed by the seed of the namespace); `size` is an estimate, see `core.tokens`;
     `markable` says that the block's own shape allows a marker (no blank text, no image URL).
     """
 
@@ -79,14 +88,13 @@ def dump(value: Any, *, ordered: bool = True) -> bytes:
     return raw
 
 
-def keys(values: Sequence[Any], shape: int) -> list[bytes]:
-    """Return a hash of each value's JSON (16 bytes), keyed by the shape that it is read in.
+def raws(values: Sequence[Any]) -> list[bytes]:
+    """Return the JSON of each value.
 
-    A NaN counts as null: nobody sends it as JSON. Raises `BodyError` for what else JSON can't carry.
+    A NaN becomes null. Raises `BodyError("not_json")` for values that JSON can't carry.
     """
-    dumps, digest = orjson.dumps, xxh3_128_digest
     try:
-        return [digest(dumps(value), shape) for value in values]
+        return list(map(orjson.dumps, values))
     except _NO_JSON:
         raise BodyError("not_json") from None
 
@@ -137,34 +145,41 @@ def envelope(value: Json, *drop: str) -> dict[str, Any]:
 
 
 def _block(
-    role: str, kind: Kind, sub: Path, content: bytes, size: float, markable: bool, marker: Ttl | None
+    role: str,
+    kind: Kind,
+    sub: Path,
+    content: bytes,
+    size: float,
+    markable: bool,
+    marker: Ttl | None,
+    seed: int,
 ) -> Block:
-    digest = xxh3_128_digest(b"%b\x00%b\x00%b" % (role.encode(), kind.encode(), content))
+    digest = xxh3_128_digest(b"%b\x00%b\x00%b" % (role.encode(), kind.encode(), content), seed)
     return Block(role, kind, sub, digest, size, markable, marker)
 
 
-def _text(role: str, sub: Path, text: str, rest: Json, counter: Counter | None, marker: Ttl | None) -> Block:
+def _text(role: str, sub: Path, text: str, rest: Json, reading: Reading, marker: Ttl | None) -> Block:
     raw = text.encode()
-    size = float(counter(text)) if counter else estimate(Kind.TEXT, len(raw))
-    block = _block(role, Kind.TEXT, sub, raw, size, bool(text.strip()), marker)
-    return _with(block, b"part", rest) if rest else block
+    size = float(reading.counter(text)) if reading.counter else estimate(Kind.TEXT, len(raw))
+    block = _block(role, Kind.TEXT, sub, raw, size, bool(text.strip()), marker, reading.seed)
+    return _with(block, b"part", rest, reading.seed) if rest else block
 
 
-def _with(block: Block, what: bytes, rest: Json) -> Block:
-    """Return a block whose digest covers what else its part or message says."""
-    return block._replace(digest=xxh3_128_digest(block.digest + what + dump(rest, ordered=False)))
+def _with(block: Block, place: bytes, rest: Json, seed: int) -> Block:
+    """Return the block with a digest that also covers the other fields of its part or message."""
+    return block._replace(digest=xxh3_128_digest(block.digest + place + dump(rest, ordered=False), seed))
 
 
 def _json(
-    role: str, kind: Kind, sub: Path, value: Any, counter: Counter | None, marker: Ttl | None,
+    role: str, kind: Kind, sub: Path, value: Any, reading: Reading, marker: Ttl | None,
     markable: bool = True,
 ) -> Block:  # fmt: skip
     raw = dump(value, ordered=kind in (Kind.TOOL, Kind.TOOL_CALL))
-    size = float(counter(raw.decode())) if counter else estimate(kind, len(raw))
-    return _block(role, kind, sub, raw, size, markable, marker)
+    size = float(reading.counter(raw.decode())) if reading.counter else estimate(kind, len(raw))
+    return _block(role, kind, sub, raw, size, markable, marker, reading.seed)
 
 
-def tool(tool: Any, counter: Counter | None) -> Item:
+def tool(tool: Any, reading: Reading) -> Item:
     """Read one tool definition of either wire shape."""
     if not isinstance(tool, Mapping):
         raise BodyError("bad_tools")
@@ -174,32 +189,32 @@ def tool(tool: Any, counter: Counter | None) -> Item:
     if isinstance(function, Mapping):
         value["function"] = envelope(function)
         inner = marker_ttl(function)
-    block = _json("tool", Kind.TOOL, (), value, counter, marker or inner)
+    block = _json("tool", Kind.TOOL, (), value, reading, marker or inner)
     return _item("tool", [block], loose=int(marker is not None and inner is not None))
 
 
-def system_block(value: Any, counter: Counter | None) -> Item:
+def system_block(value: Any, reading: Reading) -> Item:
     """Read one entry of the Messages API's `system`; a plain string is the whole field."""
     if isinstance(value, str):
-        return _item("system", [_text("system", (), value, {}, counter, None)])
-    return _item("system", [_part("system", (), value, counter)])
+        return _item("system", [_text("system", (), value, {}, reading, None)])
+    return _item("system", [_part("system", (), value, reading)])
 
 
-def chat_message(message: Any, counter: Counter | None) -> Item:
+def chat_message(message: Any, reading: Reading) -> Item:
     """Read one message of an OpenAI chat body."""
     role, content = _role(message)
     provider_role = {"developer": "system", "tool": "user", "function": "user"}.get(role, role)
     blocks: list[Block] = []
     if role == "tool":
-        blocks.append(_chat_result(message, content, counter))
+        blocks.append(_chat_result(message, content, reading))
     elif isinstance(content, str):
         if content or not message.get("tool_calls"):
-            blocks.append(_text(provider_role, ("content",), content, {}, counter, None))
+            blocks.append(_text(provider_role, ("content",), content, {}, reading, None))
     elif isinstance(content, (list, tuple)):
         # Beside tool calls an empty text is no block, in either spelling.
         calling = bool(message.get("tool_calls"))
         blocks += [
-            _part(provider_role, ("content", index), part, counter)
+            _part(provider_role, ("content", index), part, reading)
             for index, part in enumerate(content)
             if not (calling and isinstance(part, Mapping) and envelope(part) == _EMPTY)
         ]
@@ -209,6 +224,7 @@ def chat_message(message: Any, counter: Counter | None) -> Item:
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, (list, tuple)):
         raise BodyError("bad_message")
+    _bounded(calls)
     for index, call in enumerate(calls):
         if not isinstance(call, Mapping):
             raise BodyError("bad_message")
@@ -217,12 +233,12 @@ def chat_message(message: Any, counter: Counter | None) -> Item:
             value["function"] = envelope(function)
             loose += marker_ttl(function) is not None
         sub = ("tool_calls", index)
-        blocks.append(_json(provider_role, Kind.TOOL_CALL, sub, value, counter, marker_ttl(call)))
+        blocks.append(_json(provider_role, Kind.TOOL_CALL, sub, value, reading, marker_ttl(call)))
     extra = envelope(message, "role", "content", "tool_calls", "tool_call_id")
-    return _finish(provider_role, blocks, extra, message, loose)
+    return _finish(provider_role, blocks, extra, message, loose, reading)
 
 
-def _chat_result(message: Json, content: Any, counter: Counter | None) -> Block:
+def _chat_result(message: Json, content: Any, reading: Reading) -> Block:
     """Read a `role: tool` message as the one tool_result block that it becomes."""
     sub: Path = ("content",)
     markable = isinstance(content, str) and bool(content.strip())
@@ -235,7 +251,7 @@ def _chat_result(message: Json, content: Any, counter: Counter | None) -> Block:
     elif content is not None and not isinstance(content, str):
         raise BodyError("bad_message")
     value = [message.get("tool_call_id"), _held(content) or []]
-    return _json("user", Kind.TOOL_RESULT, sub, value, counter, _lifted(content), markable)
+    return _json("user", Kind.TOOL_RESULT, sub, value, reading, _lifted(content), markable)
 
 
 def _held(content: Any) -> Any:
@@ -270,30 +286,40 @@ def _inside(part: Any) -> int:
     return _loose(inner, [], whole=True)
 
 
-def native_message(message: Any, counter: Counter | None) -> Item:
+def native_message(message: Any, reading: Reading) -> Item:
     """Read one message of an Anthropic Messages body."""
     role, content = _role(message)
     if isinstance(content, str):
-        blocks = [_text(role, ("content",), content, {}, counter, None)]
+        blocks = [_text(role, ("content",), content, {}, reading, None)]
     elif isinstance(content, (list, tuple)):
-        blocks = [_part(role, ("content", index), part, counter) for index, part in enumerate(content)]
+        blocks = [_part(role, ("content", index), part, reading) for index, part in enumerate(content)]
     else:
         raise BodyError("bad_message")
-    return _finish(role, blocks, envelope(message, "role", "content"), message, _loose(content, blocks))
+    return _finish(
+        role, blocks, envelope(message, "role", "content"), message, _loose(content, blocks), reading
+    )
 
 
 def _role(message: Any) -> tuple[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise BodyError("bad_message")
-    return message["role"], message.get("content")
+    content = message.get("content")
+    _bounded(content)
+    return message["role"], content
 
 
-def _finish(role: str, blocks: list[Block], extra: Json, message: Json, loose: int) -> Item:
+def _bounded(parts: Any) -> None:
+    """Raise `BodyError("too_many_parts")` for a list of more parts than are read."""
+    if isinstance(parts, (list, tuple)) and len(parts) > MOST_PARTS:
+        raise BodyError("too_many_parts")
+
+
+def _finish(role: str, blocks: list[Block], extra: Json, message: Json, loose: int, reading: Reading) -> Item:
     """Fold what a message says beside its blocks into the first of them."""
     if blocks and extra:
-        blocks[0] = _with(blocks[0], b"message", extra)
+        blocks[0] = _with(blocks[0], b"message", extra, reading.seed)
     elif extra or (not blocks and role != "system"):  # an empty system message leaves nothing in a prompt
-        blocks = [_json(role, Kind.OPAQUE, (), extra, None, None, markable=False)]
+        blocks = [_json(role, Kind.OPAQUE, (), extra, reading._replace(counter=None), None, markable=False)]
     own = marker_ttl(message)
     if own and blocks and blocks[-1].marker is None:
         blocks[-1] = blocks[-1]._replace(marker=own)
@@ -326,31 +352,32 @@ def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
     return image, cited
 
 
-def _part(role: str, sub: Path, part: Any, counter: Counter | None) -> Block:
+def _part(role: str, sub: Path, part: Any, reading: Reading) -> Block:
     """Read one content part of either wire shape."""
     if not isinstance(part, Mapping):
         raise BodyError("bad_message")
     kind, marker = part.get("type"), marker_ttl(part)
     if kind == "text" and isinstance(part.get("text"), str):
-        return _text(role, sub, part["text"], envelope(part, "type", "text"), counter, marker)
+        return _text(role, sub, part["text"], envelope(part, "type", "text"), reading, marker)
     value = envelope(part)
     if kind in _IMAGES:
         data = _image_data(part)
         content = dump(value, ordered=False)
         size = image_size(data) if data else image_size("")
-        return _block(role, Kind.IMAGE, sub, content, size, data is not None, marker)
+        return _block(role, Kind.IMAGE, sub, content, size, data is not None, marker, reading.seed)
     if kind in ("tool_use", "server_tool_use"):
-        return _json(role, Kind.TOOL_CALL, sub, value, counter, marker)
+        return _json(role, Kind.TOOL_CALL, sub, value, reading, marker)
     if kind == "tool_result":
         inner = part.get("content")
+        _bounded(inner)
         if inner is not None:
             value["content"] = _held(inner)
-        return _json(role, Kind.TOOL_RESULT, sub, value, counter, marker or _lifted(inner))
+        return _json(role, Kind.TOOL_RESULT, sub, value, reading, marker or _lifted(inner))
     if kind in _REASONING:
-        return _json(role, Kind.REASONING, sub, value, counter, marker)
+        return _json(role, Kind.REASONING, sub, value, reading, marker)
     if kind in _DOCUMENTS:
-        return _json(role, Kind.DOCUMENT, sub, value, counter, marker)
-    return _json(role, Kind.OPAQUE, sub, value, counter, marker, markable=False)
+        return _json(role, Kind.DOCUMENT, sub, value, reading, marker)
+    return _json(role, Kind.OPAQUE, sub, value, reading, marker, markable=False)
 
 
 def _part_markable(part: Json) -> bool:

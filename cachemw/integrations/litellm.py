@@ -172,7 +172,7 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
         with Guard(self.middleware, "litellm.answer"):
             if attempt := self._over(request_data):
                 if getattr(exception, "status_code", None) == 400:
-                    await self.middleware.refused(attempt.call, 400, str(exception))
+                    await self.middleware.refused(attempt.call, 400, str(exception), resent=False)
                 await self.middleware.fail(attempt.call)
 
     async def async_log_failure_event(

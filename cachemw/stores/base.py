@@ -63,8 +63,8 @@ class Store(Protocol):
     """Keep records of prefixes and sums, for all workers that share it.
 
     Every call may raise `StoreError` and nothing else: the engine then goes on without, so a
-    failure costs a saving, never a request. A shared store that is away answers `observe`, `write`, `peek`
-    and `claim` by what this process knows, and gives that back to the others when it returns. Updates
+    failure costs a saving, never a request. A shared store that is away answers `lookup`, `observe`, `write`,
+    `peek` and `claim` by what this process knows, and gives that back to the others when it returns. Updates
     commute: any order of the same calls leaves the same sums and, but for what each call returned, the
     same records. Times are seconds by the caller's clock.
     """
@@ -72,29 +72,36 @@ class Store(Protocol):
     local: bool
     """True where no call leaves the process: writes then need no queue."""
 
-    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
-        """Count one arrival of each key and return the records from before it, None where unknown.
+    def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        """Return the record of each key, None where unknown; count nothing.
 
-        One round trip at most. What other workers did to tools and system prompts that arrive all the
-        time may be missing for as long as a tenth of a second.
+        A request waits for this call: one round trip at most. What other workers did to tools and system prompts
+        that arrive all the time may be missing for as long as a tenth of a second. A key that no arrival
+        counted, but which a request is about to write, has a record of 0 arrivals.
+        """
+
+    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        """Count one arrival of each key, at `now`, and return the records from before it, None where unknown.
+
+        The engine calls it once an answer has begun: a request that the provider refuses is no arrival.
         """
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """Set what the provider holds for each key.
 
         The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins. The
-        last `pending` wins.
-        A key that no arrival counted (evicted, or never seen) is left out.
+        last `pending` wins. A key that no arrival counted (evicted, or never seen) keeps only its `pending`, for a
+        minute at most.
         """
 
     def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
-        """Return what `observe` would, and count nothing. One round trip."""
+        """Return what `lookup` would, as the store has it now. One round trip; raises `StoreError`."""
 
     def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
         """Set the `pending` of each entry; where another was first, say False and change nothing.
 
         That is so where the provider holds one of them at `now`, or a request is just writing one. Of
-        several claims to one key at once a single one gets it. A key without a record is left out. One
+        several claims to one key at once a single one gets it. One
         round trip; in a clustered store one each for heads and others, heads first, and one more to
         give heads back where the others are taken: meanwhile another may have been refused for them.
         """
@@ -119,6 +126,9 @@ class AsyncStore(Protocol):
     """`Store`, awaited."""
 
     local: bool
+
+    async def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        """See `Store.lookup`."""
 
     async def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         """See `Store.observe`."""

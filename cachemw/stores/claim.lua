@@ -1,5 +1,5 @@
 -- Sets the `pending` of each prefix and says 1; where the provider holds one of them, or a request is just
--- writing one, changes nothing and says 0. A prefix without a record is left out.
+-- writing one, changes nothing and says 0. A prefix without a record keeps only its `pending`.
 -- KEYS: the prefixes. ARGV[1]: the time. ARGV[2...]: for each, its packed `pending`.
 local now = tonumber(ARGV[1])
 local records = redis.call("MGET", unpack(KEYS))
@@ -16,6 +16,8 @@ end
 for i, key in ipairs(KEYS) do
   if records[i] then
     redis.call("SETRANGE", key, PENDING, ARGV[i + 1])
+  else
+    redis.call("PSETEX", key, WAIT, announced(ARGV[i + 1]))
   end
 end
 return 1

@@ -18,10 +18,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, TypeAlias
 
-from cachemw.core.reuse import Prefix
+from cachemw.core.reuse import Prefix, announced
 from cachemw.errors import StoreError
 from cachemw.stores.base import FORGET, Arrival, Entry
 
@@ -36,6 +36,7 @@ _PENDING = struct.Struct("<d")
 _REMEMBERED = 32_768
 # Up to the closing brace all names of prefixes are equally long.
 _TAG = len("cachemw:{}") + 16 + 1 + 16
+_TENANT = slice(len("cachemw:{"), len("cachemw:{") + 16)
 # Keys of one command at most, where there are more than one request's.
 _MOST = 500
 _SECRET_KEEP = 7 * 24 * 3600 * 1000
@@ -56,8 +57,8 @@ _TEXTS = {
     for text in (OBSERVE, WRITE, CLAIM, RESTORE, ADD)
 }
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
-WROTE: Command = ("EVALSHA", _SHAS[WRITE])
-"""How a command of `Commands.write` begins."""
+OBSERVED: Command = ("EVALSHA", _SHAS[OBSERVE])
+"""How a command of `Commands.observe` begins."""
 
 
 def run(script: str, keys: Sequence[bytes], *arguments: bytes | str | int) -> Command:
@@ -105,7 +106,8 @@ class Commands:
     ) -> list[Command]:
         """Return the commands that count arrivals: one of each, of a request that ends with the last key.
 
-        With `counts` so many of each, of requests that went on. A `now` of None is the server's own time.
+        With `counts` so many of each, of requests that went on. A `now` of None is the server's own time, one below
+        0 the age of the arrival by the server's clock.
         """
         stamp = "" if now is None else repr(now)
         return [
@@ -201,9 +203,15 @@ class _Names(dict[bytes, bytes]):
 
     def __missing__(self, digest: bytes) -> bytes:
         if len(self) >= _REMEMBERED:
-            self.clear()
+            for oldest in list(islice(self, _REMEMBERED // 64)):
+                self.pop(oldest, None)
         name = self[digest] = _named(digest, self._secret)
         return name
+
+
+def tenant(name: bytes) -> str:
+    """Return the keyed namespace that the key of a prefix belongs to."""
+    return name[_TENANT].decode()
 
 
 def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
@@ -215,11 +223,13 @@ def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
-    """Return the records from the replies to `Commands.peek`, as `records` would have them."""
+    """Return the records from the replies to `Commands.peek`; see `Store.lookup` for those of 0 arrivals."""
     found: list[Prefix | None] = []
     for packed in [packed for reply in checked(replies) for packed in reply]:
         record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
-        found.append(record if record is not None and now - record.last <= FORGET else None)
+        if record is not None and (not record.seen or now - record.last > FORGET):
+            record = announced(record.pending) if record.pending > now else None
+        found.append(record)
     return found
 
 

@@ -19,7 +19,7 @@ DEFAULT_MAX_PREFIXES = 200_000
 
 
 class MemoryStore:
-    """Keep at most `max_prefixes` records, the longest unused dropped first."""
+    """Keep at most `max_prefixes` records of all namespaces; the largest namespace loses its longest unused first."""
 
     local = True
 
@@ -33,29 +33,29 @@ class MemoryStore:
     def _forked(self) -> None:
         self._lock = Lock()
 
+    def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.lookup`."""
+        return self.peek(arrival, now)
+
     def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.observe`."""
-        keys = _keys(arrival.namespace, arrival.keys)
         with self._lock:
-            return self._records.observe(keys, now)
+            return self._records.observe(arrival.namespace, arrival.keys, now)
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
-        keys = _keys(namespace, [entry.key for entry in entries])
         with self._lock:
-            self._records.write(keys, entries)
+            self._records.write(namespace, [entry.key for entry in entries], entries)
 
     def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.peek`."""
-        keys = _keys(arrival.namespace, arrival.keys)
         with self._lock:
-            return self._records.peek(keys, now)
+            return self._records.peek(arrival.namespace, arrival.keys, now)
 
     def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
         """See `Store.claim`."""
-        keys = _keys(namespace, [entry.key for entry in entries])
         with self._lock:
-            return self._records.claim(keys, entries, now)
+            return self._records.claim(namespace, [entry.key for entry in entries], entries, now)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`; as on a server, how long a table is kept is real time, whatever the caller's clock."""
@@ -87,11 +87,6 @@ class MemoryStore:
         """See `Store.close`."""
 
 
-def _keys(namespace: str, digests: Sequence[bytes]) -> list[bytes]:
-    tenant = namespace.encode("utf-8", "surrogatepass")
-    return [tenant + digest for digest in digests]
-
-
 class AsyncMemoryStore:
     """`MemoryStore` for the async engine; nothing in it waits."""
 
@@ -99,6 +94,10 @@ class AsyncMemoryStore:
 
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._store = MemoryStore(max_prefixes)
+
+    async def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.lookup`."""
+        return self._store.lookup(arrival, now)
 
     async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.observe`."""

@@ -10,7 +10,7 @@ sends the arrivals that it counted meanwhile as one number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
@@ -49,9 +49,13 @@ class Held(NamedTuple):
 
 
 class Near:
-    """Keep what one worker knows, by the server's names for it. Any thread may ask."""
+    """Keep what one worker knows, by the server's names for it. Any thread may ask.
 
-    def __init__(self) -> None:
+    `tenant` returns the namespace that a name belongs to: each has its fair share of the records that are kept.
+    """
+
+    def __init__(self, tenant: Callable[[bytes], str] = lambda _: "") -> None:
+        self._tenant = tenant
         self._records = Records(_RECORDS)
         self._heads: dict[bytes, _Head] = {}
         # What the server is to be given; and what it is being given, or was just now (True): answers from
@@ -69,27 +73,60 @@ class Near:
             head.count, head.entry = 0, None
 
     def hot(self, names: Sequence[bytes], now: float) -> list[Prefix | None] | None:
-        """Count an arrival of these heads and return the records from before it, if none need be asked for."""
-        known, heads = self._heads, []
+        """Return the records of these heads if all of them are known here well enough, and lately."""
         with self._lock:
-            for name in names:
-                head = known.get(name)
-                if head is None or not 0.0 <= now - head.heard < FRESH or head.record.seen < _HOT:
-                    return None
-                if head.record.pending > now:
-                    return None
-                heads.append(head)
+            heads = self._hot(names, now)
+            if heads is None or not all(0.0 <= now - head.heard < FRESH for head in heads):
+                return None
+            return [head.record for head in heads]
+
+    def count(self, names: Sequence[bytes], now: float) -> list[Prefix | None] | None:
+        """Count an arrival of these heads here, to be published later, and return the records from before it.
+
+        Return None, and count nothing, if one of them is not hot.
+        """
+        with self._lock:
+            heads = self._hot(names, now)
+            if heads is None:
+                return None
             found: list[Prefix | None] = [head.record for head in heads]
             for head in heads:
                 head.record = arrive_often(head.record, 1, now)
+                head.last = max(head.last, now) if head.count else now
                 head.count += 1
-                head.last = now
-        return found
+            return found
+
+    def _hot(self, names: Sequence[bytes], now: float) -> list[_Head] | None:
+        heads = [head for name in names if (head := self._heads.get(name)) is not None]
+        if len(heads) < len(names) or any(
+            head.record.seen < _HOT or head.record.pending > now for head in heads
+        ):
+            return None
+        return heads
+
+    def looked(
+        self, names: Sequence[bytes], heads: int, records: list[Prefix | None], now: float
+    ) -> list[Prefix | None]:
+        """Return the server's records, completed by those that it has lost or was not given yet.
+
+        The first `heads` names are heads.
+        """
+        with self._lock:
+            for name, record in zip(names[:heads], records, strict=False):
+                if record is not None and record.seen and name in self._heads and not self._ours(name):
+                    self._stand(name, record, now)
+            for index, (name, theirs) in enumerate(zip(names, records, strict=True)):
+                if theirs is not None and theirs.seen and not self._ours(name):
+                    continue
+                ours = self._record(name, now)
+                if ours is not None:
+                    records[index] = ours if theirs is None else _merged(ours, theirs)
+        return records
 
     def known(self, names: Sequence[bytes]) -> list[bool]:
         """Say of each whether there is a record of it here: to be told to `heard`, from before the call."""
         with self._lock:
-            return [name in self._records for name in names]
+            return [self._records.has(self._tenant(name), name) for name in names]
 
     def heard(
         self,
@@ -108,16 +145,20 @@ class Near:
             told = self._owed.isdisjoint(names) and self._given.keys().isdisjoint(names)
             if None in records or not told:
                 overtaken = self._put_ours(names, records, now, known)
-            self._records.heard(names, records, now)
+            self._records.heard(self._space(names), names, records, now)
             for name, record in zip(names[:heads], records, strict=False):
                 if name not in overtaken:
                     self._stand(name, arrive_often(record, 1, now), now)
             for name, ours in overtaken.items():
-                if name in self._records:
-                    self._records.put(name, ours)
+                if self._records.has(self._tenant(name), name):
+                    self._records.put(self._tenant(name), name, ours)
 
     def _put_ours(
-        self, names: Sequence[bytes], records: list[Prefix | None], now: float, known: Sequence[bool]
+        self,
+        names: Sequence[bytes],
+        records: list[Prefix | None],
+        now: float,
+        known: Sequence[bool],
     ) -> dict[bytes, Prefix]:
         """Put what is known here in the place of what the server has lost, or was not told of.
 
@@ -128,7 +169,7 @@ class Near:
         for index, (name, theirs) in enumerate(zip(names, records, strict=True)):
             if theirs is not None and not self._ours(name):
                 continue
-            (ours,) = self._records.peek([name], now)
+            ours = self._record(name, now)
             if ours is None:
                 continue
             if theirs is None and not self._ours(name) and not known[index]:
@@ -174,7 +215,7 @@ class Near:
         """
         urgent = []
         with self._lock:
-            self._records.write(names, entries)
+            self._records.write(self._space(names), names, entries)
             for index, (name, entry) in enumerate(zip(names, entries, strict=True)):
                 head = self._heads.get(name) if entry.head else None
                 if head is None:
@@ -216,17 +257,17 @@ class Near:
             self._owe(names)
             for name in names:
                 self._heads.pop(name, None)
-            return self._records.observe(names, now)
+            return self._records.observe(self._space(names), names, now)
 
     def peek(self, names: Sequence[bytes], now: float) -> list[Prefix | None]:
         """Return what is known here."""
         with self._lock:
-            return self._records.peek(names, now)
+            return self._records.peek(self._space(names), names, now)
 
     def claim(self, names: Sequence[bytes], entries: Sequence[Entry], now: float) -> bool:
         """Claim entries among the requests of this worker."""
         with self._lock:
-            return self._records.claim(names, entries, now)
+            return self._records.claim(self._space(names), names, entries, now)
 
     def lost(self, names: Sequence[bytes]) -> None:
         """Note that the server was not told of these."""
@@ -237,7 +278,8 @@ class Near:
         for name in names:
             self._given.pop(name, None)
             if (head := self._heads.get(name)) is not None:
-                self._records.put(name, head.record)  # what is counted of a hot one is known there alone
+                # Arrivals of a hot head are counted there alone.
+                self._records.put(self._tenant(name), name, head.record)
         if len(self._owed) < _RECORDS:
             self._owed.update(names)
 
@@ -247,8 +289,15 @@ class Near:
             names, self._owed = list(self._owed), set()
             self._given = {name: False for name, answered in self._given.items() if not answered}
             self._given.update(dict.fromkeys(names, False))
-            found = self._records.peek(names, float("-inf"))
-        return {name: record for name, record in zip(names, found, strict=True) if record is not None}
+            found = {name: self._record(name, float("-inf")) for name in names}
+        return {name: record for name, record in found.items() if record is not None}
+
+    def _record(self, name: bytes, now: float) -> Prefix | None:
+        return self._records.find(self._tenant(name), [name], now)[0]
+
+    def _space(self, names: Sequence[bytes]) -> str:
+        """Return the namespace of a call's names: a call has names of one namespace only."""
+        return self._tenant(names[0]) if names else ""
 
     def given(self, names: Iterable[bytes]) -> None:
         """Note that the server has what it was given."""

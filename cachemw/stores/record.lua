@@ -16,17 +16,29 @@ local LIFE = "7800000"
 -- What was seen once is most of all there is, and seldom comes back after an hour: the second arrival sets it anew.
 local BRIEF = "4200000"
 
+-- A prefix that no arrival counted keeps only its `pending`, for as long as an answer may take to begin.
+local WAIT = "60000"
+
+-- Returns the time of an event, and the time now: both are the given one, or the server's own. A given time below
+-- zero is the age of the event by the server's clock.
 local function clock(given)
   local now = tonumber(given)
-  if not now then
-    local time = redis.call("TIME")
-    now = time[1] + time[2] / 1000000
+  if now and now >= 0 then
+    return now, now
   end
-  return now
+  local time = redis.call("TIME")
+  local server = time[1] + time[2] / 1000000
+  return server + (now or 0), server
 end
 
--- Returns the record after so many arrivals at once, and whether its key's time to live still lasts.
-local function arrive(record, whole, now, count)
+-- Returns the record of a prefix without arrivals that a request is about to write: its last field.
+local function announced(pending)
+  return string.rep("\0", PENDING) .. pending
+end
+
+-- Returns the record after so many arrivals at once, and whether its key's time to live still lasts. `held` is the
+-- `pending` of a prefix whose record is unknown.
+local function arrive(record, whole, now, count, held)
   local seen, last, gap, trials, hits, late_trials, late_hits, _, expires, ttl, pending
   local lasts = false
   if record then
@@ -43,7 +55,7 @@ local function arrive(record, whole, now, count)
     last = last + gap
   else
     seen, last, gap, trials, hits, late_trials, late_hits = 1, now, 0, 0, 0, 0, 0
-    expires, ttl, pending = 0, 0, 0
+    expires, ttl, pending = 0, 0, held
   end
   if count > 1 then
     local keep = KEEP ^ (count - 1)

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
-from cachemw.stores.base import Arrival, Entry
+from cachemw.stores.base import FORGET, Arrival, Entry
 from cachemw.stores.breaker import Breaker
-from cachemw.stores.commands import WROTE, Command, Commands, checked, peeked, records, sums
+from cachemw.stores.commands import OBSERVED, Command, Commands, checked, peeked, records, sums, tenant
 from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.near import Near
 from cachemw.stores.tally import Tally
@@ -27,6 +27,8 @@ from cachemw.stores.tally import Tally
 _PATIENCE = 1.0
 # Seconds by which a worker's clock may be off before its times are translated; a round trip is within it.
 _SKEWED = 1.0
+# Seconds from which the age of an arrival matters.
+_NOTICEABLE = 0.05
 
 _log = logging.getLogger("cachemw")
 _Steps: TypeAlias = Generator[list[Command], Sequence[Any], Any]
@@ -56,7 +58,7 @@ class _Shared:
         self._namespace = namespace
         self._seconds, self._patience = timeout_ms / 1000, max(timeout_ms / 1000, _PATIENCE)
         self._server_time, self._clock, self._count = server_time, clock, count
-        self._near, self._tally, self._breaker = Near(), Tally(), Breaker()
+        self._near, self._tally, self._breaker = Near(tenant), Tally(), Breaker()
         self._secret = secret
         self._skew = 0.0
         self._met = False
@@ -64,7 +66,11 @@ class _Shared:
     # -- times ----------------------------------------------------------------------------------
 
     def _stamp(self, now: float) -> float | None:
-        return None if self._server_time else now
+        """Return the time of an arrival as the server takes it: its age where the server's clock counts."""
+        if not self._server_time:
+            return now
+        age = self._clock() - now
+        return -age if _NOTICEABLE < age < FORGET else None
 
     def _ours(self, theirs: float, sent: float, found: list[Prefix | None]) -> list[Prefix | None]:
         """Return records by this worker's clock, and note how far it is off: beyond the times around the call."""
@@ -87,9 +93,10 @@ class _Shared:
     def _taken(self, commands: list[Command], replies: Sequence[Any]) -> Sequence[Any]:
         """Return replies, none of which is an error."""
         checked(replies)
-        # What a write finds no record of it leaves alone: a server that takes no writes lets it pass.
-        wrote = bool(commands) and commands[0][:2] == WROTE
-        if not wrote and self._breaker.succeeded():
+        # Only a command that surely writes proves that the server takes writes: one that is full, or a replica,
+        # answers reads, and writes that change nothing.
+        proof = bool(commands) and (commands[0][:2] == OBSERVED or commands[0][0] == "SET")
+        if proof and self._breaker.succeeded():
             self._count("store.back")
             _log.warning("The store answers again.")
         return replies
@@ -172,21 +179,36 @@ class RedisStore(_Shared):
         self._link = Link(url)
         self._commands = Commands(self._secret, clustered=self._link.clustered)
 
+    def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.lookup`."""
+        names, heads = self._commands.names(arrival), arrival.heads
+        if not self._breaker.closed or not names:
+            return self._near.peek(names, now)
+        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        try:
+            replies = self._call(self._commands.peek(asked))
+            found = self._by_ours(peeked(replies, now + self._skew))
+        except StoreError:
+            return self._near.peek(names, now)
+        return (hot or []) + self._near.looked(asked, heads, found, now)
+
     def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
-        """See `Store.observe`."""
+        """See `Store.observe`; no request waits for it."""
         names, heads = self._commands.names(arrival), arrival.heads
         if not self._breaker.closed or not names:
             return self._near.observe(names, now)
-        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
-        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
-        known, sent = self._near.known(asked), self._clock()
+        counted: list[Prefix | None] = []
+        if 0 < heads < len(names) and (hot := self._near.count(names[:heads], now)) is not None:
+            counted, names, heads = hot, names[heads:], 0
+        known, sent = self._near.known(names), self._clock()
         try:
-            theirs, found = records(self._call(self._commands.observe(asked, self._stamp(now))))
+            theirs, found = records(self._later(self._commands.observe(names, self._stamp(now))))
         except StoreError:
-            return (hot or []) + self._near.observe(asked, now)
+            return counted + self._near.observe(names, now)
         found = self._ours(theirs, sent, found)
-        self._near.heard(asked, heads, found, now, known)
-        return found if hot is None else hot + found
+        self._near.heard(names, heads, found, now, known)
+        return counted + found
 
     def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""
@@ -272,21 +294,36 @@ class AsyncRedisStore(_Shared):
         self._link = AsyncLink(url)
         self._commands = Commands(self._secret, clustered=self._link.clustered)
 
+    async def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+        """See `Store.lookup`."""
+        names, heads = self._commands.names(arrival), arrival.heads
+        if not self._breaker.closed or not names:
+            return self._near.peek(names, now)
+        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
+        try:
+            replies = await self._call(self._commands.peek(asked))
+            found = self._by_ours(peeked(replies, now + self._skew))
+        except StoreError:
+            return self._near.peek(names, now)
+        return (hot or []) + self._near.looked(asked, heads, found, now)
+
     async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
-        """See `Store.observe`."""
+        """See `Store.observe`; no request waits for it."""
         names, heads = self._commands.names(arrival), arrival.heads
         if not self._breaker.closed or not names:
             return self._near.observe(names, now)
-        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
-        asked, heads = (names, heads) if hot is None else (names[heads:], 0)
-        known, sent = self._near.known(asked), self._clock()
+        counted: list[Prefix | None] = []
+        if 0 < heads < len(names) and (hot := self._near.count(names[:heads], now)) is not None:
+            counted, names, heads = hot, names[heads:], 0
+        known, sent = self._near.known(names), self._clock()
         try:
-            theirs, found = records(await self._call(self._commands.observe(asked, self._stamp(now))))
+            theirs, found = records(await self._later(self._commands.observe(names, self._stamp(now))))
         except StoreError:
-            return (hot or []) + self._near.observe(asked, now)
+            return counted + self._near.observe(names, now)
         found = self._ours(theirs, sent, found)
-        self._near.heard(asked, heads, found, now, known)
-        return found if hot is None else hot + found
+        self._near.heard(names, heads, found, now, known)
+        return counted + found
 
     async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
         """See `Store.write`."""

@@ -1,5 +1,5 @@
 -- Sets what the provider holds for each prefix: a later `expires` wins, 0 always wins, the last `pending`
--- wins, and a prefix without a record is left out. SETRANGE keeps the key's time to live.
+-- wins. A prefix without a record keeps only its `pending`. SETRANGE keeps the key's time to live.
 -- KEYS: the prefixes. ARGV: for each, its `expires`, `ttl`, `pending` packed as the record ends with them.
 for i, key in ipairs(KEYS) do
   local record = redis.pcall("GET", key)
@@ -9,6 +9,11 @@ for i, key in ipairs(KEYS) do
       redis.call("SETRANGE", key, ENTRY, ARGV[i])
     else
       redis.call("SETRANGE", key, PENDING, string.sub(ARGV[i], PENDING - ENTRY + 1))
+    end
+  else
+    local pending = string.sub(ARGV[i], PENDING - ENTRY + 1)
+    if take("<d", pending) > 0 then
+      redis.call("PSETEX", key, WAIT, announced(pending))
     end
   end
 end

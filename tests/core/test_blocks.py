@@ -269,6 +269,7 @@ def test_a_message_is_read_once() -> None:
     """Read again, in another body or place, a message gives the very same blocks."""
     parser = Parser()
     one = parser.parse(chat("u", "a"), KEPT)
+    parser.learn("", one)
     two = parser.parse(copy.deepcopy(chat("s", "u", "a", "u2")), KEPT)
     assert two.blocks[1] is one.blocks[0]
     assert two.blocks[2] is one.blocks[1]
@@ -284,21 +285,80 @@ def test_wires_do_not_share_readings() -> None:
     ]
 
 
-def test_the_memo_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much is read, the memo keeps its limit, and what was read stays right."""
+def test_memo_of_a_request_that_was_not_accepted_stays_empty() -> None:
+    """Reading alone leaves nothing behind: a request without a valid credential can't fill the memo."""
+    parser = Parser()
+    parser.parse(chat("u", "a"), KEPT, namespace="evil")
+    assert len(parser._memo) == 0
+
+
+def test_memo_of_two_namespaces_shares_no_item() -> None:
+    """A message that one tenant sent is read anew for another tenant."""
+    parser = Parser()
+    one = parser.parse(chat("u"), KEPT, namespace="one")
+    parser.learn("one", one)
+    other = parser.parse(chat("u"), KEPT, namespace="other")
+    assert other.blocks[0] is not one.blocks[0]
+    assert other.blocks[0].digest != one.blocks[0].digest
+
+
+def test_memo_hashes_of_two_processes_differ() -> None:
+    """The hashes of the memo follow from a random key, so that no collision can be prepared."""
+    one, other = (Parser(keys=module.Keys(memo=key)) for key in (b"one", b"other"))
+    hashes = [parser.parse(chat("u"), KEPT).unknown[0][0] for parser in (one, other)]
+    assert hashes[0] != hashes[1]
+
+
+def test_memo_of_a_flooding_namespace_evicts_only_its_own_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memo keeps its limit, and a tenant below its fair share loses nothing to another."""
     monkeypatch.setattr(module, "_MEMO_LIMIT", 10)
     parser = Parser()
+    parser.learn("victim", parser.parse(chat("u", "a"), KEPT, namespace="victim"))
     for number in range(50):
         body = chat(*(f"u{number}.{turn}" for turn in range(3)))
-        assert parser.parse(body, KEPT).blocks == parse(body).blocks
-        assert len(parser._memo) <= 12
+        parsed = parser.parse(body, KEPT, namespace="flood")
+        parser.learn("flood", parsed)
+        assert len(parser._memo) <= 10
+    assert not parser.parse(chat("u", "a"), KEPT, namespace="victim").unknown
 
 
 def test_the_memo_holds_no_text() -> None:
     """What is remembered of a message has no piece of its text."""
     parser = Parser()
-    parser.parse(chat("u secret words", tools=[{"function": {"name": "secret"}}]), KEPT)
-    assert "secret" not in repr(parser._memo)
+    parser.learn("", parser.parse(chat("u secret words", tools=[{"function": {"name": "secret"}}]), KEPT))
+    assert len(parser._memo) == 2
+    assert "secret" not in repr(parser._memo.read(""))
+
+
+# -- bounds ---------------------------------------------------------------------------------------
+
+_MANY = [{"role": "user", "content": f"{number}"} for number in range(module.MOST_ITEMS + 1)]
+_PARTS = [{"type": "text", "text": f"{number}"} for number in range(2_001)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "messages"),
+    [
+        ("too_many_items", _MANY),
+        ("too_many_parts", [{"role": "user", "content": _PARTS}]),
+        ("too_many_parts", [{"role": "user", "content": [{"type": "tool_result", "content": _PARTS}]}]),
+        ("too_many_parts", [{"role": "assistant", "tool_calls": [{"id": "1"}] * 2_001}]),
+        ("too_many_blocks", [{"role": "user", "content": _PARTS[:2_000]}] * 11),
+    ],
+)
+def test_body_above_a_bound_is_refused_with_its_reason(reason: str, messages: list[Any]) -> None:
+    """A body that is too large to read is no chat request for cachemw."""
+    with pytest.raises(BodyError, match=reason):
+        Parser().parse({"model": "m", "messages": messages}, KEPT)
+
+
+def test_steps_of_a_long_body_pause_between_slices() -> None:
+    """Reading pauses often enough for an event loop: after every 128 new items, and after every MiB."""
+    parser = Parser()
+    for messages, least in ((_MANY[:2_000], 15), ([{"role": "user", "content": "a" * 4_096}] * 2_000, 7)):
+        steps = parser.steps({"model": "m", "messages": messages}, KEPT, "chat", "")
+        assert sum(1 for _ in steps) >= least
+    assert sum(1 for _ in parser.steps(chat("u", "a"), KEPT, "chat", "")) == 0
 
 
 @settings(max_examples=150, deadline=None)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachemw.core.providers import Kind
-from cachemw.core.wire import Block, Item, chat_message, dump, native_message, system_block, tool
+from cachemw.core.wire import Block, Item, Reading, chat_message, dump, native_message, system_block, tool
 from cachemw.errors import BodyError
 from tests.bodies import PNG
 
@@ -33,12 +33,12 @@ CALL = {
 
 def chat(message: Any) -> Item:
     """Read a chat message."""
-    return chat_message(message, None)
+    return chat_message(message, Reading())
 
 
 def native(message: Any) -> Item:
     """Read an Anthropic message."""
-    return native_message(message, None)
+    return native_message(message, Reading())
 
 
 def part(value: Any) -> Block:
@@ -165,15 +165,15 @@ def test_native_shapes(message: Any, expected: Any) -> None:
 )
 def test_tools(definition: Any, marker: str | None) -> None:
     """A tool of either wire shape is one block; its marker may stand beside or inside `function`."""
-    assert shapes(tool(definition, None)) == [("tool", "tool_definition", (), True, marker)]
+    assert shapes(tool(definition, Reading())) == [("tool", "tool_definition", (), True, marker)]
 
 
 def test_system_blocks() -> None:
     """The Messages API's system is a string or text blocks."""
-    assert shapes(system_block("Be kind.", None)) == [("system", "text", (), True, None)]
+    assert shapes(system_block("Be kind.", Reading())) == [("system", "text", (), True, None)]
     marked = {"type": "text", "text": "Be kind.", "cache_control": MARK}
-    assert shapes(system_block(marked, None)) == [("system", "text", (), True, "5m")]
-    assert system_block(marked, None).blocks[0].digest == system_block("Be kind.", None).blocks[0].digest
+    assert shapes(system_block(marked, Reading())) == [("system", "text", (), True, "5m")]
+    assert system_block(marked, Reading()).blocks[0].digest == system_block("Be kind.", Reading()).blocks[0].digest
 
 
 BAD: list[tuple[Callable[[Any], Item], Any, str]] = [
@@ -191,8 +191,8 @@ BAD: list[tuple[Callable[[Any], Item], Any, str]] = [
     (native, {"role": "user", "content": None}, "bad_message"),
     (native, {"role": "user"}, "bad_message"),
     (native, {"role": "user", "content": [3]}, "bad_message"),
-    (lambda value: tool(value, None), "f", "bad_tools"),
-    (lambda value: system_block(value, None), 7, "bad_message"),
+    (lambda value: tool(value, Reading()), "f", "bad_tools"),
+    (lambda value: system_block(value, Reading()), 7, "bad_message"),
 ]
 
 
@@ -227,7 +227,7 @@ EQUAL: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
      {"role": "user", "content": [{"image_url": {"detail": "low", "url": "u"}, "type": "image_url"}]}),
     ("order in reasoning", chat, {"role": "assistant", "content": [SAID]},
      {"role": "assistant", "content": [{"summary": [{"signature": "s", "text": "Thinking...", "type": "summary_text"}], "type": "reasoning"}]}),
-    ("order in a tool's envelope", lambda value: tool(value, None), {"type": "function", "function": {"name": "f", "description": "d"}},
+    ("order in a tool's envelope", lambda value: tool(value, Reading()), {"type": "function", "function": {"name": "f", "description": "d"}},
      {"function": {"description": "d", "name": "f", "strict": None}, "type": "function", "cache_control": MARK}),
 ]  # fmt: skip
 
@@ -240,10 +240,10 @@ DIFFERENT: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
     ("a field of the message", chat, {"role": "user", "content": "a"}, {"role": "user", "content": "a", "name": "Ann"}),
     ("a field's place", chat, {"role": "user", "content": "a", "x": 1}, {"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}),
     ("text like a field", chat, {"role": "user", "content": 'a\x00{"x":1}'}, {"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}),
-    ("order in a schema", lambda value: tool(value, None), {"function": {"parameters": {"a": 1, "b": 2}}}, {"function": {"parameters": {"b": 2, "a": 1}}}),
-    ("a schema's property", lambda value: tool(value, None), {"function": {"parameters": {"cache_control": {}}}}, {"function": {"parameters": {}}}),
-    ("an empty field of a schema", lambda value: tool(value, None), {"function": {"parameters": {"default": None}}}, {"function": {"parameters": {}}}),
-    ("order in a native schema", lambda value: tool(value, None), {"name": "f", "input_schema": {"a": 1, "b": 2}}, {"name": "f", "input_schema": {"b": 2, "a": 1}}),
+    ("order in a schema", lambda value: tool(value, Reading()), {"function": {"parameters": {"a": 1, "b": 2}}}, {"function": {"parameters": {"b": 2, "a": 1}}}),
+    ("a schema's property", lambda value: tool(value, Reading()), {"function": {"parameters": {"cache_control": {}}}}, {"function": {"parameters": {}}}),
+    ("an empty field of a schema", lambda value: tool(value, Reading()), {"function": {"parameters": {"default": None}}}, {"function": {"parameters": {}}}),
+    ("order in a native schema", lambda value: tool(value, Reading()), {"name": "f", "input_schema": {"a": 1, "b": 2}}, {"name": "f", "input_schema": {"b": 2, "a": 1}}),
     ("order in a native call's input", native, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"a": 1, "b": 2}}]},
      {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"b": 2, "a": 1}}]}),
     ("a call's input", native, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"cache_control": 1}}]},
@@ -255,7 +255,7 @@ DIFFERENT: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
     ("a result and a text", chat, {"role": "tool", "tool_call_id": "1", "content": "a"}, {"role": "user", "content": "a"}),
     ("an image's detail", chat, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "low"}}]},
      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "high"}}]}),
-    ("a number's type", lambda value: tool(value, None), {"function": {"parameters": {"a": 1}}}, {"function": {"parameters": {"a": 1.0}}}),
+    ("a number's type", lambda value: tool(value, Reading()), {"function": {"parameters": {"a": 1}}}, {"function": {"parameters": {"a": 1.0}}}),
 ]  # fmt: skip
 
 
@@ -310,8 +310,8 @@ OWNED: list[tuple[str, Item, int]] = [
     ("result as a chat part", chat({"role": "user", "content": [{"type": "tool_result", "content": [M, T]}]}), 1),
     ("arguments", chat({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"cache_control": 1}'}}]}), 0),
     ("native input", native({"role": "assistant", "content": [{"type": "tool_use", "input": {"cache_control": MARK}}]}), 0),
-    ("tool and its function", tool({"function": {"name": "f", "cache_control": MARK}, "cache_control": MARK}, None), 2),
-    ("schema", tool({"function": {"parameters": {"cache_control": MARK}}}, None), 0),
+    ("tool and its function", tool({"function": {"name": "f", "cache_control": MARK}, "cache_control": MARK}, Reading()), 2),
+    ("schema", tool({"function": {"parameters": {"cache_control": MARK}}}, Reading()), 0),
     ("an image's own", chat({"role": "user", "content": [{**DATA, "cache_control": MARK}, {"type": "x", "cache_control": MARK}]}), 2),
 ]  # fmt: skip
 

@@ -1,0 +1,109 @@
+"""The last check of a changed request: it must have the structure of the request that came.
+
+Contains: the comparison. Must not depend on: how breakpoints are chosen or written, so that a fault there can't hide
+itself.
+
+The comparison looks at the parts that were copied only: a value that both requests share is equal to itself. It
+compares keys, lengths and types, and texts by their length where an opt-in may split them, so its cost is small
+beside that of parsing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+
+_MAY_BE_ADDED = frozenset({"cache_control", "prompt_cache_breakpoint", "prompt_cache_key"})
+_TEXT_FIELDS = frozenset({"type", "text"}) | _MAY_BE_ADDED
+
+
+def same_structure(came: Json, leaves: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
+    """Return True if `leaves` has the structure of `came` but for added markers.
+
+    A string content may have become a list of its one text part. With `split_text` a text may have become several
+    text parts of the same length in total; with `sort_tools` the tools may stand in another order.
+    """
+    if came is leaves:
+        return True
+    before, after = dict(came), dict(leaves)
+    if sort_tools and _named(before.get("tools")) == _named(after.get("tools")):
+        before.pop("tools", None)
+        after.pop("tools", None)
+    return _same(before, after, split_text)
+
+
+def _named(tools: Any) -> list[str] | None:
+    if not isinstance(tools, (list, tuple)):
+        return None
+    return sorted(_name(tool) for tool in tools)
+
+
+def _name(tool: Any) -> str:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    holder = function if isinstance(function, Mapping) else tool
+    return repr(holder.get("name")) if isinstance(holder, Mapping) else ""
+
+
+def _same(came: Any, leaves: Any, split_text: bool) -> bool:
+    if came is leaves:
+        return True
+    if isinstance(came, Mapping):
+        if not isinstance(leaves, Mapping) or not came.keys() <= leaves.keys():
+            return False
+        if len(leaves) > len(came) and not leaves.keys() - came.keys() <= _MAY_BE_ADDED:
+            return False
+        return all(
+            _same_content(value, leaves[key], split_text)
+            if key in ("content", "system")
+            else _same(value, leaves[key], split_text)
+            for key, value in came.items()
+            if value is not leaves[key]
+        )
+    if isinstance(came, (list, tuple)):
+        return _is_list_of(leaves, len(came)) and all(
+            one is other or _same(one, other, split_text) for one, other in zip(came, leaves, strict=True)
+        )
+    return type(came) is type(leaves) and bool(came == leaves)
+
+
+def _same_content(came: Any, leaves: Any, split_text: bool) -> bool:
+    if isinstance(came, str) and isinstance(leaves, (list, tuple)):
+        return (split_text or len(leaves) == 1) and _joins(leaves, came)
+    if not split_text or not isinstance(came, (list, tuple)) or not isinstance(leaves, (list, tuple)):
+        return _same(came, leaves, split_text)
+    at = 0
+    for part in came:
+        if at < len(leaves) and _same(part, leaves[at], split_text):
+            at += 1
+            continue
+        start, size = at, len(part["text"]) if _is_text(part) else -1
+        while at < len(leaves) and _is_text(leaves[at]) and size > 0:
+            size -= len(leaves[at]["text"])
+            at += 1
+        if size != 0 or at == start:
+            return False
+    return at == len(leaves)
+
+
+def _joins(parts: Sequence[Any], text: str) -> bool:
+    """Return True if text parts, without fields of their own, add up to the length of a text."""
+    if not all(_is_text(part) for part in parts):
+        return False
+    return (
+        parts[0]["text"] is text if len(parts) == 1 else sum(len(part["text"]) for part in parts) == len(text)
+    )
+
+
+def _is_text(part: Any) -> bool:
+    return (
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        and part.keys() <= _TEXT_FIELDS
+    )
+
+
+def _is_list_of(value: Any, length: int) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == length
