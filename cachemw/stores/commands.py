@@ -57,8 +57,7 @@ _TEXTS = {
     for text in (OBSERVE, WRITE, CLAIM, RESTORE, ADD)
 }
 _SHAS = {text: sha for sha, text in _TEXTS.items()}
-OBSERVED: Command = ("EVALSHA", _SHAS[OBSERVE])
-"""How a command of `Commands.observe` begins."""
+_MAY_WRITE_NOTHING = (("MGET",), ("EVALSHA", _SHAS[WRITE]))
 
 
 def run(script: str, keys: Sequence[bytes], *arguments: bytes | str | int) -> Command:
@@ -203,10 +202,18 @@ class _Names(dict[bytes, bytes]):
 
     def __missing__(self, digest: bytes) -> bytes:
         if len(self) >= _REMEMBERED:
-            for oldest in list(islice(self, _REMEMBERED // 64)):
+            for oldest in list(islice(self, _REMEMBERED // 64 + 1)):
                 self.pop(oldest, None)
         name = self[digest] = _named(digest, self._secret)
         return name
+
+
+def proves_writing(commands: Sequence[Command]) -> bool:
+    """Return True if an answer to these commands proves that the server takes writes.
+
+    A server that is full, or only a replica, answers reads, and writes that change nothing.
+    """
+    return bool(commands) and not any(commands[0][: len(begin)] == begin for begin in _MAY_WRITE_NOTHING)
 
 
 def tenant(name: bytes) -> str:
@@ -227,7 +234,7 @@ def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
     found: list[Prefix | None] = []
     for packed in [packed for reply in checked(replies) for packed in reply]:
         record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
-        if record is not None and (not record.seen or now - record.last > FORGET):
+        if record is not None and not (record.seen and now - record.last <= FORGET):
             record = announced(record.pending) if record.pending > now else None
         found.append(record)
     return found

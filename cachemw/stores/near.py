@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
 
-from cachemw.core.reuse import Prefix, arrive_often
+from cachemw.core.reuse import Prefix, arrive, arrive_often, first
 from cachemw.forks import in_child
 from cachemw.stores.base import Entry
 from cachemw.stores.records import Records
@@ -22,6 +22,8 @@ from cachemw.stores.records import Records
 # Seconds for which a head is answered from here; and from how many arrivals on, since what a young one
 # learns from another worker changes the plan.
 FRESH = 0.1
+# Seconds after the server's last word on a head in which arrivals of it are still counted here.
+_COUNTED = 60.0
 _HOT = 4
 _HEADS = 1_024
 _RECORDS = 32_768
@@ -87,7 +89,7 @@ class Near:
         """
         with self._lock:
             heads = self._hot(names, now)
-            if heads is None:
+            if heads is None or any(now - head.heard > _COUNTED for head in heads):
                 return None
             found: list[Prefix | None] = [head.record for head in heads]
             for head in heads:
@@ -146,9 +148,11 @@ class Near:
             if None in records or not told:
                 overtaken = self._put_ours(names, records, now, known)
             self._records.heard(self._space(names), names, records, now)
-            for name, record in zip(names[:heads], records, strict=False):
+            for index, (name, record) in enumerate(zip(names[:heads], records, strict=False)):
                 if name not in overtaken:
-                    self._stand(name, arrive_often(record, 1, now), now)
+                    whole = int(index == len(names) - 1)
+                    after = first(whole, now) if record is None else arrive(record, whole, now)
+                    self._stand(name, after, now)
             for name, ours in overtaken.items():
                 if self._records.has(self._tenant(name), name):
                     self._records.put(self._tenant(name), name, ours)

@@ -18,7 +18,16 @@ from cachemw.core.reuse import Prefix
 from cachemw.errors import StoreError
 from cachemw.stores.base import FORGET, Arrival, Entry
 from cachemw.stores.breaker import Breaker
-from cachemw.stores.commands import OBSERVED, Command, Commands, checked, peeked, records, sums, tenant
+from cachemw.stores.commands import (
+    Command,
+    Commands,
+    checked,
+    peeked,
+    proves_writing,
+    records,
+    sums,
+    tenant,
+)
 from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.near import Near
 from cachemw.stores.tally import Tally
@@ -93,10 +102,7 @@ class _Shared:
     def _taken(self, commands: list[Command], replies: Sequence[Any]) -> Sequence[Any]:
         """Return replies, none of which is an error."""
         checked(replies)
-        # Only a command that surely writes proves that the server takes writes: one that is full, or a replica,
-        # answers reads, and writes that change nothing.
-        proof = bool(commands) and (commands[0][:2] == OBSERVED or commands[0][0] == "SET")
-        if proof and self._breaker.succeeded():
+        if proves_writing(commands) and self._breaker.succeeded():
             self._count("store.back")
             _log.warning("The store answers again.")
         return replies

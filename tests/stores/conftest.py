@@ -41,6 +41,9 @@ class Awaited:
         self.store, self._runner = store, asyncio.Runner()
         self.local = store.local
 
+    def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+        return self._runner.run(self.store.lookup(arrival, now))
+
     def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
         return self._runner.run(self.store.observe(arrival, now))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.reuse import Prefix, arrive, first
+from cachemw.core.reuse import Prefix, announced, arrive, first
 from cachemw.stores.base import Arrival, Entry, Store
 from cachemw.stores.memory import MemoryStore
 
@@ -260,15 +260,39 @@ def test_a_claim_can_be_given_back_and_taken_by_the_next(store: Store, fresh: Na
     assert not store.claim(namespace, ROOT, TRUNK, [claimed], 3.0)
 
 
-def test_what_has_no_record_is_left_out_of_a_claim(store: Store, fresh: Namespaces) -> None:
-    """An evicted prefix gets no record, and stands in nobody's way."""
-    namespace = fresh()
-    known(store, namespace, OTHERS[0], now=1.0)
-    wanted = [entry(key, -1.0, pending=61.0) for key in (HEADS[0], OTHERS[1])]
-    for _ in range(2):
-        assert store.claim(namespace, ROOT, TRUNK, wanted, 1.0)
-    assert store.claim(namespace, ROOT, TRUNK, [entry(OTHERS[0], -1.0, pending=61.0), wanted[0]], 1.0)
-    assert known(store, namespace, HEADS[0], OTHERS[1], now=1.0) == [None, None]
+def test_claim_of_a_prefix_without_arrivals_keeps_its_pending(store: Store, fresh: Namespaces) -> None:
+    """A first request can claim its prefix: others see the claim, and no arrival is counted by it."""
+    namespace, keys = fresh(), (HEADS[0], OTHERS[1])
+    wanted = [entry(key, -1.0, pending=61.0) for key in keys]
+    assert store.claim(namespace, ROOT, TRUNK, wanted, 1.0)
+    assert not store.claim(namespace, ROOT, TRUNK, wanted[1:], 2.0)
+    claimed = announced(61.0)
+    assert list(store.peek(arrival(namespace, *keys), 2.0)) == [claimed, claimed]
+    assert list(store.lookup(arrival(namespace, *keys), 2.0)) == [claimed, claimed]
+    assert list(store.peek(arrival(namespace, *keys), 62.0)) == [None, None]
+    assert known(store, namespace, *keys, now=3.0) == [None, None]
+    held = list(store.peek(arrival(namespace, *keys), 4.0))
+    assert [(record and record.seen, record and record.pending) for record in held] == [(1, 61.0)] * 2
+
+
+def test_pending_of_a_prefix_without_arrivals_can_be_released(store: Store, fresh: Namespaces) -> None:
+    """A request that gets no answer takes its announcement back, and leaves nothing behind."""
+    namespace, announcement = fresh(), entry(OTHERS[0], 300.0).announced(61.0)
+    store.write(namespace, ROOT, TRUNK, [announcement])
+    assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [announced(61.0)]
+    store.write(namespace, ROOT, TRUNK, [announcement.announced(0.0)])
+    assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [None]
+
+
+def test_lookup_counts_no_arrival(store: Store, fresh: Namespaces) -> None:
+    """Any number of lookups leave every record as it was."""
+    namespace, keys = fresh(), (HEADS[0], OTHERS[0])
+    assert list(store.lookup(arrival(namespace, *keys), 1.0)) == [None, None]
+    known(store, namespace, *keys, now=1.0)
+    before = list(store.peek(arrival(namespace, *keys), 2.0))
+    for now in (2.0, 3.0, 4.0):
+        assert list(store.lookup(arrival(namespace, *keys), now)) == before
+    assert list(store.peek(arrival(namespace, *keys), 4.0)) == before
 
 
 def test_of_many_claims_at_once_one_gets_it(opened: Callable[[], Any], fresh: Namespaces) -> None:

@@ -203,12 +203,12 @@ def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]
             one.flush()
         fault.spoil(server)
         assert all(call.plan.read > 0 for call in one.send(talks()))
+        assert not one.flush()
         errors = set(one.noted) - {"store.away", "store.back"}
         assert errors
         assert errors <= fault.counted
         assert one.noted.index("store.away") <= 5
         assert "store.back" not in one.noted
-        assert not one.flush()
 
         fault.mend(server)
         until(lambda: one.flush() and other.flush(), "the workers do not come back", seconds=2)

@@ -181,6 +181,8 @@ def say(word):
 if kind == "sync":
     mw = cachemw.Middleware(**fields)
     calls = [mw.prepare(body) for _ in range(5)]
+    for call in calls:
+        mw.begun(call)
     for call in calls[:2]:
         mw.settle(call, usage)
     say("sent")
@@ -191,6 +193,8 @@ if kind == "sync":
 async def main():
     mw = cachemw.AsyncMiddleware(**fields)
     calls = [await mw.prepare(body) for _ in range(5)]
+    for call in calls:
+        await mw.begun(call)
     for call in calls[:2]:
         await mw.settle(call, usage)
     say("sent")

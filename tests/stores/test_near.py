@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachemw.core.reuse import Prefix, arrive, arrive_often, first
+from cachemw.core.reuse import Prefix, announced, arrive, arrive_often, first
 from cachemw.stores import near as module
 from cachemw.stores.base import Entry
 from cachemw.stores.near import FRESH, Held, Near
@@ -23,12 +23,45 @@ def tell(near: Near, names: list[bytes], heads: int, records: list[Prefix | None
     near.heard(names, heads, records, now, near.known(names))
 
 
+def hot(near: Near, names: list[bytes], now: float) -> list[Prefix | None] | None:
+    """Look heads up and count their arrival, as a request does that is answered at once."""
+    found = near.hot(names, now)
+    if found is not None:
+        assert near.count(names, now) == found
+    return found
+
+
 def warm(now: float = 10.0, seen: int = 9, **fields: float) -> Near:
     """Return what a worker knows after one answer of the server."""
     near = Near()
     records: list[Prefix | None] = [hot_record(seen)._replace(**fields)] * 2
     tell(near, NAMES, 2, [*records, None, None], now)
     return near
+
+
+def test_hot_heads_are_counted_when_the_answer_begins() -> None:
+    """A lookup counts nothing; an arrival is counted here though it began before the server's last word."""
+    near = warm()
+    assert near.hot(HEADS, 10.01) == near.hot(HEADS, 10.02)
+    assert near.due() == []
+    assert near.count(HEADS, 9.5) is not None
+    assert near.count(HEADS, 10.0 + 59.0) is not None
+    assert near.count(HEADS, 10.0 + 61.0) is None
+    assert [(held.arrivals, held.last) for held in near.due()] == [(2, 69.0)] * 2
+
+
+def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
+    """The server's word counts, except of records that it lost or was not given yet."""
+    near = warm(expires=400.0, ttl=300)
+    records: list[Prefix | None] = [None, hot_record(30), None, None]
+    found = near.looked([*NAMES[:3], b"new"], 2, records, 12.0)
+    assert [record and record.seen for record in found] == [10, 30, 1, None]
+    assert near.owed() == {}
+    being_written = announced(70.0)
+    (first_seen, *_), (unknown,) = (near.looked([name], 0, [being_written], 12.0) for name in (b"head 1", b"new"))
+    assert first_seen is not None
+    assert (first_seen.seen, first_seen.pending) == (10, 70.0)
+    assert unknown == being_written
 
 
 def test_many_arrivals_at_once_are_as_one_after_another() -> None:
@@ -48,10 +81,10 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
     near = warm()
     later = arrive(hot_record(), 0, 10.0)
     for number in range(5):
-        assert near.hot(HEADS, 10.0 + number / 100) == [later] * 2
+        assert hot(near, HEADS, 10.0 + number / 100) == [later] * 2
         later = arrive(later, 0, 10.0 + number / 100)
-    assert near.hot(HEADS, 10.0 + 1.01 * FRESH) is None
-    assert near.hot(HEADS, 9.9) is None
+    assert hot(near, HEADS, 10.0 + 1.01 * FRESH) is None
+    assert hot(near, HEADS, 9.9) is None
     assert [(held.name, held.arrivals, held.last) for held in near.due()] == [
         (b"head 1", 5, 10.04), (b"head 2", 5, 10.04),
     ]  # fmt: skip
@@ -63,14 +96,14 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
 )
 def test_other_heads_are_asked_for(near: Near) -> None:
     """What another worker may be changing is the server's to tell."""
-    assert near.hot(HEADS, 10.01) is None
+    assert hot(near, HEADS, 10.01) is None
     assert near.due() == []
 
 
 def test_one_cold_head_is_enough_to_ask() -> None:
     """Heads are asked for together, and none of them is counted before that."""
     near = warm()
-    assert near.hot([*HEADS, b"another"], 10.01) is None
+    assert hot(near, [*HEADS, b"another"], 10.01) is None
     assert near.due() == []
 
 
@@ -78,12 +111,12 @@ def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
     """The server's records from before are taken over, less nothing that came since."""
     near = warm()
     for _ in range(3):
-        near.hot(HEADS, 10.02)
+        hot(near, HEADS, 10.02)
     held = near.due()
-    near.hot(HEADS, 10.03)
+    hot(near, HEADS, 10.03)
     theirs = arrive_often(hot_record(), 40, 10.0)
     near.sent(held, [theirs] * 2)
-    found = near.hot(HEADS, 10.05)
+    found = hot(near, HEADS, 10.05)
     assert found is not None
     assert [record and record.seen for record in found] == [9 + 40 + 3 + 1] * 2
 
@@ -92,7 +125,7 @@ def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
     """Of two answers the one with more arrivals is the later."""
     near = warm(seen=50)
     tell(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
-    found = near.hot(HEADS, 10.02)
+    found = hot(near, HEADS, 10.02)
     assert found is not None
     assert [record and record.seen for record in found] == [51, 51]
 
@@ -147,11 +180,11 @@ def test_a_head_that_died_is_not_brought_back() -> None:
 def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
     """Arrivals, entries and claims are kept here, and owed to the server."""
     near = warm()
-    near.hot(HEADS, 10.01)
+    hot(near, HEADS, 10.01)
     found = near.observe(NAMES, 11.0)
     assert [record and record.seen for record in found] == [11, 11, 1, 1]
     assert [record and record.whole for record in found] == [0, 0, 0, 1]
-    assert near.hot(HEADS, 11.01) is None
+    assert hot(near, HEADS, 11.01) is None
     near.wrote([NAMES[2]], [Entry(b"m", False, 311.0, 300)])
     assert not near.claim([NAMES[2]], [Entry(b"m", False, -1.0, 300, 71.0)], 11.0)
     assert near.claim([NAMES[3]], [Entry(b"m", False, -1.0, 300, 71.0)], 11.0)
@@ -188,7 +221,7 @@ def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> No
     assert records == [None] * 4
     assert near.owed() == {}
     assert [record and record.seen for record in near.peek(NAMES, 10.03)] == [6, 6, 2, 2]
-    found = near.hot(HEADS, 10.03)
+    found = hot(near, HEADS, 10.03)
     assert found is not None
     assert [record and record.seen for record in found] == [6, 6]
 
@@ -244,7 +277,7 @@ def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
     """Its arrivals are known here alone: where sending them failed the record as it stands is given back."""
     near = warm(seen=9)
     for _ in range(50):
-        assert near.hot(HEADS, 10.05) is not None
+        assert hot(near, HEADS, 10.05) is not None
     near.due()
     near.lost(HEADS)
     assert [record.seen for record in near.owed().values()] == [60, 60]
@@ -253,7 +286,7 @@ def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
 def test_a_hot_head_that_the_server_has_lost_is_owed() -> None:
     """It answers the numbers with no record from before them."""
     near = warm(seen=9, expires=400.0, ttl=300)
-    assert near.hot(HEADS, 10.05) is not None
+    assert hot(near, HEADS, 10.05) is not None
     near.sent(near.due(), [None, None])
     assert [(record.seen, record.expires) for record in near.owed().values()] == [(11, 400.0)] * 2
 
@@ -285,7 +318,7 @@ def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
     for number in range(20):
         names = [b"%d %d" % (number, index) for index in range(2)]
         tell(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
-        near.hot(names, 1.0)
+        hot(near, names, 1.0)
         assert len(near._heads) <= 4
     assert [held.name for held in near.due()] == [b"0 0", b"0 1", b"1 0", b"1 1"]
     tell(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)

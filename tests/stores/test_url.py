@@ -26,7 +26,7 @@ def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
     """The bound comes from the URL."""
     sync, asynced = both(url)
     assert (type(sync), type(asynced)) == (MemoryStore, AsyncMemoryStore)
-    assert sync._records._limit == asynced._store._records._limit == limit
+    assert sync._records._records._limit == asynced._store._records._records._limit == limit
     assert sync.local
     assert asynced.local
 
