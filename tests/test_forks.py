@@ -51,11 +51,11 @@ def test_a_lock_that_was_held_is_free() -> None:
 def test_what_is_unsent_is_the_parents_to_send() -> None:
     """It is sent once; what is known is known in both."""
     near = warm(seen=9)
-    assert near.hot(HEADS, 10.05) is not None
+    assert near.count(HEADS, 10.05) is not None
     near.lost([b"message 1"])
 
     def look() -> object:
-        records = near.hot(HEADS, 10.06)
+        records = near.count(HEADS, 10.06)
         return (
             near.owed(),
             [(held.name, held.arrivals) for held in near.due()],

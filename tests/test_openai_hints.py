@@ -52,7 +52,7 @@ def breakpoints(body: Body) -> list[tuple[Any, ...]]:
 def familiar(mw: Any, body: Body) -> None:
     """Let the head of a body come for ten minutes."""
     for _ in range(20):
-        mw.fail(mw.prepare(body))
+        mw.settle(mw.prepare(body), None)
         mw.clock.now += 31
 
 
@@ -167,7 +167,10 @@ def test_async_is_the_same() -> None:
         mw, sync = middleware(cachemw.AsyncMiddleware, secret="s"), middleware(secret="s")
         for at in range(25):
             body = turn(at % 3)
-            assert (await mw.prepare(body)).body == (call := sync.prepare(body)).body
+            twin, call = await mw.prepare(body), sync.prepare(body)
+            assert twin.body == call.body
+            await mw.settle(twin, None)
+            sync.settle(call, None)
             mw.clock.now += 40
             sync.clock.now += 40
         assert call.body[KEY]
@@ -239,10 +242,10 @@ def test_other_workers_learn_of_a_refused_key() -> None:
     teller, other = Knowledge(cachemw.Settings()), Knowledge(cachemw.Settings())
     rules = resolve("openai", "gpt-5.2")
     assert rules is not None
-    teller.refuse_key(rules)
-    assert other.takes_key(rules)
+    teller.of("default").refuse_key(rules)
+    assert other.of("default").takes_key(rules)
     other.absorb(teller.news())
-    assert not other.takes_key(rules)
+    assert not other.of("default").takes_key(rules)
 
 
 def cost(model: str, hints: bool, turns: int) -> float:

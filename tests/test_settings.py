@@ -56,6 +56,8 @@ def test_defaults() -> None:
         ("mode", "optimise", ["'optimise'", "'optimize'", "'observe'", "'off'"]),
         ("namespace", "", ["''", "1 character"]),
         ("namespace", "x" * 257, ["256"]),
+        ("cohort_groups", {"team-*": 3}, ["team-*", "3", "string"]),
+        ("cohort_groups", "team-*", ["'team-*'", "dictionary"]),
         ("secret", "", ["at least 1"]),
         ("secret", 5, ["string"]),
         ("models", 3, ["3", "dictionary"]),
@@ -156,7 +158,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     """Plain values as they are, tables as JSON."""
     given = {
         "provider": "databricks", "store": "redis://localhost:6379/0", "mode": "observe", "namespace": "n", "secret": "s",
-        "models": '{"ours-*": "claude-opus-4-6"}', "mark_kinds": '{"text": "off"}', "min_tokens": "7",
+        "cohort_groups": '{"team-*": "product"}', "models": '{"ours-*": "claude-opus-4-6"}', "mark_kinds": '{"text": "off"}', "min_tokens": "7",
         "prices": '{"m": {"input": 1, "write_5m": 1.25, "write_1h": 2, "read": 0.1, "output": 5}}', "ttl": "auto",
         "tokens": "tiktoken", "store_timeout_ms": "5", "max_labels": "3", "max_label_length": "9", "coalesce": "true",
         "coalesce_wait_ms": "7", "split_text": "1", "openai_hints": "1", "sort_tools": "no",
@@ -166,6 +168,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     settings = Settings()
     assert settings.model_fields_set == set(given) == set(Settings.model_fields)
     assert settings.models == {"ours-*": "claude-opus-4-6"}
+    assert settings.cohort_groups == {"team-*": "product"}
     assert settings.prices == {"m": PRICE}
     assert settings.secret is not None
     assert settings.secret.get_secret_value() == "s"
@@ -247,6 +250,40 @@ def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "prices" in text
     assert "JSON" in text
     assert "hunter2" not in text
+
+
+# -- groups of namespaces -------------------------------------------------------------------------
+
+GROUPS = {"team-a": "special", "team-*": "product", "batch[12]": "product"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("team-b", "team-c", True),
+        ("team-b", "batch1", True),
+        ("team-a", "team-b", False),  # the first pattern that fits decides
+        ("team-b", "batch3", False),
+        ("batch3", "batch4", False),
+        ("batch3", "batch3", True),
+        ("Team-b", "team-b", False),  # letters count as they are
+    ],
+)
+def test_cohort_group_of_two_namespaces_is_one_only_if_declared(one: str, other: str, shared: bool) -> None:
+    """Namespaces share statistics if the operator put them into one group; any other has its own."""
+    settings = Settings(cohort_groups=GROUPS)
+    assert (settings.cohort_group(one) == settings.cohort_group(other)) is shared
+    assert Settings().cohort_group(one) != Settings().cohort_group(other) or one == other
+
+
+@pytest.mark.parametrize("name", ["product", "group\x00product", "namespace\x00team-b"])
+def test_cohort_group_of_a_namespace_with_its_name_stays_apart(name: str) -> None:
+    """A namespace that is called like a group, or like the name of its statistics, does not enter it."""
+    settings = Settings(cohort_groups=GROUPS)
+    assert settings.cohort_group(name) not in {
+        settings.cohort_group("team-b"),
+        Settings().cohort_group("team-b"),
+    }
 
 
 # -- secrets --------------------------------------------------------------------------------------

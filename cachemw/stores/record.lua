@@ -66,7 +66,11 @@ local function arrive(record, whole, now, count, held)
     lasts
 end
 
--- Says whether a value is a record that is not as good as unknown, as one is whose `last` is no number.
+-- Returns true if a value is a record of arrivals that are not forgotten; false where its `last` is no number.
 local function known(record, now)
-  return record and #record == SIZE and now - take("<d", record, 5) <= FORGET
+  if not record or #record ~= SIZE then
+    return false
+  end
+  local seen, last = take("<I4d", record)
+  return seen > 0 and now - last <= FORGET
 end

@@ -7,12 +7,70 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.core import classes as module
-from cachemw.core.classes import Classes, Name
+from cachemw.core.classes import Classes, Name, Observation
 
 SECRET = b"a secret"
 NAME: Name = ("messages", 0, "user", "text", "inner")
 LEVELS: list[Name] = [(), (0,), (0, b"tools")]
 START = 6_000_000.0
+OWNER = "me"
+
+
+def begin(
+    classes: Classes,
+    now: float,
+    *,
+    owner: str = OWNER,
+    name: Name = NAME,
+    levels: list[Name] = LEVELS,
+    sighting: int = 1,
+) -> float:
+    """Let a prefix arrive in a request that the provider accepts, and return the chance that was forecast."""
+    shown = Observation()
+    view = classes.view(owner, shown, now)
+    soon = classes.soon(view, name, sighting, -1, levels, 0.5, now, shown.begins)
+    classes.late(view, name, sighting, levels, now, shown.begins)
+    classes.observe(owner, shown, now)
+    return soon
+
+
+def end(
+    classes: Classes,
+    now: float,
+    passed: float = 10.0,
+    *,
+    owner: str = OWNER,
+    name: Name = NAME,
+    levels: list[Name] = LEVELS,
+    whole: bool = False,
+) -> None:
+    """Let one come again."""
+    ends = classes.ended(name, 1, -1, levels, passed, whole=whole)
+    classes.observe(owner, Observation(ends=ends), now)
+
+
+def chance(
+    classes: Classes, now: float, *, owner: str = OWNER, name: Name = NAME, prior: float = 0.5
+) -> float:
+    """Return how likely such a prefix is to come again within five minutes; nothing is counted."""
+    return classes.soon(classes.view(owner, Observation(), now), name, 1, -1, LEVELS, prior, now)
+
+
+def late_chance(classes: Classes, now: float, *, owner: str = OWNER) -> float:
+    """Return how likely it is to come again within the hour if it does not within five minutes."""
+    return classes.late(classes.view(owner, Observation(), now), NAME, 1, LEVELS, now)
+
+
+def whole_share(classes: Classes, now: float) -> float:
+    """Return the share of returns that came as a whole prompt."""
+    return classes.whole(classes.view(OWNER, Observation(), now), NAME, 1, -1)
+
+
+def counted(classes: Classes, owner: str = OWNER, name: Name = NAME) -> list[tuple[float, ...]]:
+    """Return the counts in each level, 0 where there are none."""
+    found = [classes._kept(owner, (*name, 1, -1, *level), START) for level in LEVELS]
+    classes._classes.close(owner)
+    return [(c.soon, c.late, c.over, c.whole, c.open) for c in found]
 
 
 class Fleet:
@@ -24,12 +82,11 @@ class Fleet:
 
     def begin(self, worker: int, now: float) -> None:
         """Let a prefix arrive for the first time."""
-        self.workers[worker].soon(NAME, 1, -1, LEVELS, 0.5, now, start=True)
-        self.workers[worker].late(NAME, 1, LEVELS, now, start=True)
+        begin(self.workers[worker], now)
 
     def end(self, worker: int, now: float, passed: float = 10.0, *, whole: bool = False) -> None:
         """Let one come again."""
-        self.workers[worker].resolve(NAME, 1, -1, LEVELS, passed, now, whole=whole)
+        end(self.workers[worker], now, passed, whole=whole)
 
     def exchange(self, worker: int, now: float) -> None:
         """Let a worker tell and hear."""
@@ -43,12 +100,11 @@ class Fleet:
 
     def chance(self, worker: int, now: float) -> float:
         """Return what a worker thinks of such prefixes."""
-        return self.workers[worker].soon(NAME, 1, -1, LEVELS, 0.5, now, start=False)
+        return chance(self.workers[worker], now)
 
     def sums(self, worker: int) -> list[tuple[float, ...]]:
         """Return a worker's counts in each level, 0 where it has none."""
-        found = [self.workers[worker]._kept((*NAME, 1, -1, *level), START) for level in LEVELS]
-        return [(c.soon, c.late, c.over, c.whole, c.open) for c in found]
+        return counted(self.workers[worker])
 
 
 @pytest.mark.parametrize(
@@ -130,10 +186,10 @@ def test_a_worker_that_joins_knows_what_the_others_do() -> None:
         fleet.exchange(who, now)
     assert fleet.chance(2, now) == pytest.approx(fleet.chance(0, now), abs=0.02)
     assert abs(fleet.chance(2, now) - 0.5) > 0.15
-    late = [worker.late(NAME, 1, LEVELS, now, start=False) for worker in fleet.workers]
+    late = [late_chance(worker, now) for worker in fleet.workers]
     assert late[2] == pytest.approx(late[0], abs=0.1)
     assert late[2] > 0.3
-    whole = [worker.whole(NAME, 1, -1) for worker in fleet.workers]
+    whole = [whole_share(worker, now) for worker in fleet.workers]
     assert whole[2] == pytest.approx(whole[0], abs=0.05)
     assert whole[2] > 0.8
 
@@ -167,7 +223,7 @@ def test_garbage_changes_no_chance() -> None:
     fleet = Fleet(1)
     fleet.begin(0, START)
     before = fleet.chance(0, START + 60)
-    garbage = {"": 5, "x" * 17: 9, "f" * 16 + "b": 10**15, "f" * 16 + "s": -3}
+    garbage = {"": 5, "x" * 25: 9, "f" * 24 + "b": 10**15, "f" * 24 + "s": -3}
     fleet.tables["chances:10000"] = garbage
     fleet.exchange(0, START + 1)
     assert fleet.chance(0, START + 60) == before
@@ -178,24 +234,24 @@ def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_CLASSES", 10)
     one = Classes(hours=False, secret=SECRET)
     for number in range(50):
-        one.soon(("messages", number), 1, -1, [()], 0.5, START + number, start=True)
+        begin(one, START + number, name=("messages", number), levels=[()])
         assert len(one._classes) <= 10
         assert len(one._named) <= 10
     table, amounts = one.news(START + 60)
     assert len(amounts) == len(one._named)
     other = Classes(hours=False, secret=SECRET)
     for number in range(50):
-        other.absorb(table, {f"{number:016}b": 1}, START + 61)
+        other.absorb(table, {f"{number:024}b": 1}, START + 61)
     assert len(other._named) == 10
 
 
 def test_a_worker_by_itself_tells_nothing() -> None:
     """Without a secret there are no others: nothing is told, nothing read, nothing taken in."""
     alone = Classes(hours=True)
-    alone.soon(NAME, 1, -1, LEVELS, 0.5, START, start=True)
+    begin(alone, START)
     assert alone.news(START) == ("", {})
     assert alone.tables(START) == []
-    alone.absorb("chances:10000", {"f" * 16 + "b": 1}, START)
-    assert alone._named == {}
-    alone.resolve(("tools",), 1, -1, LEVELS, 5.0, START, whole=False)
-    assert alone.soon(("tools",), 1, -1, LEVELS, 0.3, START, start=False) == pytest.approx(0.3)
+    alone.absorb("chances:10000", {"f" * 24 + "b": 1}, START)
+    assert len(alone._named) == 0
+    end(alone, START, 5.0, name=("tools",))
+    assert chance(alone, START, name=("tools",), prior=0.3) == pytest.approx(0.3)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachemw.core import hints
 from cachemw.core.blocks import Parsed, Parser
 from cachemw.core.hints import KEY, Keys, canonical, read
 from cachemw.core.models import MODELS
@@ -16,16 +17,39 @@ HEAD = b"h" * 16
 TRUNKS = [(n * 2_654_435_761 % 2**32).to_bytes(4) + bytes(12) for n in range(1000)]
 
 
-def familiar(keys: Keys, rate: float, *, minutes: int = 12, seen: int = 100, start: float = 0.0) -> float:
-    """Let a head come at a rate a minute, and return the time and sightings at the end."""
+def come(
+    keys: Keys,
+    seen: int,
+    now: float,
+    *,
+    head: bytes = HEAD,
+    trunk: bytes = TRUNKS[0],
+    namespace: str = "n",
+) -> str | None:
+    """Return the key of a request that the provider accepts."""
+    key = keys.key(namespace, head, trunk, seen, now)
+    keys.learn(namespace, head, seen, now)
+    return key
+
+
+def familiar(
+    keys: Keys,
+    rate: float,
+    *,
+    minutes: int = 12,
+    seen: int = 100,
+    start: float = 0.0,
+    namespace: str = "n",
+) -> float:
+    """Let a head come at a rate a minute, and return the time at the end."""
     for minute in range(minutes + 1):
-        keys.key(HEAD, TRUNKS[0], seen + int(rate * minute), start + 60.0 * minute)
+        come(keys, seen + int(rate * minute), start + 60.0 * minute, namespace=namespace)
     return start + 60.0 * minutes
 
 
-def spread(keys: Keys, seen: int, now: float) -> set[str | None]:
+def spread(keys: Keys, seen: int, now: float, namespace: str = "n") -> set[str | None]:
     """Return the keys that many conversations get."""
-    return {keys.key(HEAD, trunk, seen, now) for trunk in TRUNKS}
+    return {come(keys, seen, now, trunk=trunk, namespace=namespace) for trunk in TRUNKS}
 
 
 def test_one_key_for_a_head_that_is_not_busy() -> None:
@@ -41,7 +65,7 @@ def test_one_key_for_a_head_that_is_not_busy() -> None:
     familiar(stranger, 10)
     assert spread(other, 220, now) != {key}
     assert spread(stranger, 220, now) == {key}
-    assert stranger.key(b"g" * 16, TRUNKS[0], 5000, now) != key
+    assert come(stranger, 5000, now, head=b"g" * 16) != key
 
 
 @pytest.mark.parametrize(("rate", "ways"), [(4, 1), (12, 1), (13, 2), (24, 2), (25, 4), (90, 8), (5000, 64)])
@@ -56,10 +80,10 @@ def test_conversations_keep_their_key() -> None:
     """A conversation has one key from turn to turn; when keys double, half of them keep theirs."""
     keys = Keys(b"secret")
     now = familiar(keys, 20)
-    before = {trunk: keys.key(HEAD, trunk, 340, now) for trunk in TRUNKS}
-    assert before == {trunk: keys.key(HEAD, trunk, 341, now + 1) for trunk in TRUNKS}
+    before = {trunk: come(keys, 340, now, trunk=trunk) for trunk in TRUNKS}
+    assert before == {trunk: come(keys, 341, now + 1, trunk=trunk) for trunk in TRUNKS}
     now = familiar(keys, 40, minutes=2, seen=340, start=now)
-    after = {trunk: keys.key(HEAD, trunk, 420, now) for trunk in TRUNKS}
+    after = {trunk: come(keys, 420, now, trunk=trunk) for trunk in TRUNKS}
     kept = sum(before[trunk] == after[trunk] for trunk in TRUNKS)
     assert 400 < kept < 600
 
@@ -78,7 +102,7 @@ def test_records_that_were_forgotten() -> None:
     """Sightings that begin anew are no negative rate."""
     keys = Keys(b"secret")
     now = familiar(keys, 90)
-    assert keys.key(HEAD, TRUNKS[0], 20, now + 60) is not None
+    assert come(keys, 20, now + 60) is not None
     assert len(spread(keys, 20, now + 60)) <= 8
 
 
@@ -89,24 +113,76 @@ def test_records_that_were_forgotten() -> None:
 def test_what_is_new_gets_no_key(seen: int, after: float, given: bool) -> None:
     """A head must have come for ten minutes, or very often: one with the time in it never does."""
     keys = Keys(b"secret")
-    keys.key(HEAD, TRUNKS[0], 0, 0.0)
-    assert (keys.key(HEAD, TRUNKS[0], seen, after) is not None) == given
+    come(keys, 0, 0.0)
+    assert (come(keys, seen, after) is not None) == given
 
 
-def test_heads_are_forgotten_oldest_first() -> None:
+def test_heads_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many heads come, what is kept of them is bounded."""
+    monkeypatch.setattr(hints, "_REMEMBERED", 100)
     keys = Keys(b"secret")
-    for number in range(10_500):
-        keys.key(number.to_bytes(16), TRUNKS[0], 0, 0.0)
-    assert len(keys._paces) == 10_000
-    assert keys.key((10_499).to_bytes(16), TRUNKS[0], 16, 600.0) is not None
-    assert keys.key((0).to_bytes(16), TRUNKS[0], 16, 600.0) is None
+    for number in range(1050):
+        come(keys, 0, 0.0, head=number.to_bytes(16))
+    assert len(keys._paces) == 100
+    assert come(keys, 16, 600.0, head=(1049).to_bytes(16)) is not None
+    assert come(keys, 16, 600.0, head=(0).to_bytes(16)) is None
+
+
+def test_keys_of_a_namespace_with_few_heads_are_kept_however_many_another_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A namespace within its fair share loses no head to one that sends new ones without end."""
+    monkeypatch.setattr(hints, "_REMEMBERED", 100)
+    keys = Keys(b"secret")
+    mine = [number.to_bytes(16) for number in range(40)]
+    for head in mine:
+        come(keys, 0, 0.0, head=head)
+    for number in range(1000):
+        come(keys, 0, 1.0, head=number.to_bytes(16), namespace="flood")
+    assert len(keys._paces) <= 100
+    assert None not in {come(keys, 16, 600.0, head=head) for head in mine}
+
+
+@pytest.mark.parametrize("count", [100, 101, 500])
+def test_keys_of_more_namespaces_than_are_remembered_are_those_of_the_latest(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """The table stays full: only as much is forgotten as is needed for the newest."""
+    monkeypatch.setattr(hints, "_REMEMBERED", 100)
+    keys = Keys(b"secret")
+    for number in range(count):
+        come(keys, 0, 0.0, namespace=str(number))
+    assert len(keys._paces) == 100
+    assert come(keys, 16, 600.0, namespace=str(count - 1)) is not None
+
+
+def test_keys_of_a_namespace_follow_its_own_heads() -> None:
+    """One namespace's busy head is new in another, and spreads no key there."""
+    keys = Keys(b"secret")
+    now = familiar(keys, 90, namespace="busy")
+    assert come(keys, 99, now, namespace="new") is None
+    start = now
+    now = familiar(keys, 4, start=start, namespace="calm")
+    assert len(spread(keys, 148, now, "calm")) == 1
+    assert len(spread(keys, 1180, start, "busy")) == 8
+
+
+def test_keys_learn_nothing_from_a_request_that_was_not_accepted() -> None:
+    """A key is asked for as often as anyone likes: the head is as new as before, and as calm."""
+    keys = Keys(b"secret")
+    for minute in range(60):
+        assert keys.key("n", HEAD, TRUNKS[0], 900, 60.0 * minute) is None
+    assert len(keys._paces) == 0
+    now = familiar(keys, 10)
+    for second in range(60, 600):
+        keys.key("n", HEAD, TRUNKS[0], 50 * second, now + second)
+    assert len(spread(keys, 230, now + 60)) == 1
 
 
 def test_any_secret_does() -> None:
     """The hash takes secrets of any length."""
     for secret in (b"", b"x" * 1000):
-        assert Keys(secret).key(HEAD, TRUNKS[0], 5000, 0.0)
+        assert come(Keys(secret), 5000, 0.0)
 
 
 def parsed(body: dict[str, Any]) -> Parsed:
@@ -188,6 +264,6 @@ def test_any_course_gives_keys_or_none(secret: bytes, steps: list[tuple[int, flo
     found = set()
     for seen, pause in steps:
         now += pause
-        found.add(keys.key(HEAD, TRUNKS[seen % 1000], seen, now))
+        found.add(come(keys, seen, now, trunk=TRUNKS[seen % 1000]))
     assert all(key is None or key.startswith("cachemw-") for key in found)
     assert all(pace.ways in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from cachemw.core import markers
 from cachemw.core.blocks import Parser
 from cachemw.core.models import MODELS
+from cachemw.core.providers import Word
 from cachemw.core.split import Splitter
 from cachemw.core.structure import same_structure
 from cachemw.core.tools import sort_tools
@@ -24,10 +25,12 @@ CAME = {
 
 
 def changed(**fields: Any) -> dict[str, Any]:
+    """Return the request that came with these fields changed."""
     return {**CAME, **fields}
 
 
 def message(content: Any, **fields: Any) -> dict[str, Any]:
+    """Return the request that came with this user message in the place of its own."""
     return changed(messages=[CAME["messages"][0], {"role": "user", "content": content, **fields}])
 
 
@@ -62,7 +65,9 @@ def test_structure_of_a_string_may_be_its_own_one_part_list_only() -> None:
     part = {"type": "text", "text": system["content"], "cache_control": MARK}
     assert same_structure(CAME, changed(messages=[{**system, "content": [part]}, user]))
     assert not same_structure(CAME, changed(messages=[{**system, "content": list("Be kind.")}, user]))
-    assert not same_structure(CAME, changed(messages=[{**system, "content": [{**part, "text": "Be evil."}]}, user]))
+    assert not same_structure(
+        CAME, changed(messages=[{**system, "content": [{**part, "text": "Be evil."}]}, user])
+    )
 
 
 def test_structure_of_opt_ins_allows_their_own_change_only() -> None:
@@ -76,14 +81,39 @@ def test_structure_of_opt_ins_allows_their_own_change_only() -> None:
     assert not same_structure(CAME, changed(tools=[CAME["tools"][0]] * 2), sort_tools=True)
 
 
+@pytest.mark.parametrize("field", ["cache_control", "prompt_cache_breakpoint"])
+def test_structure_with_a_marker_in_the_place_of_none_is_accepted(field: Word) -> None:
+    """A marker's field that is None is no marker, so one may be put in its place."""
+    unmarked = message([{**TEXT, field: None}])
+    place = ("messages", 1, "content", 0)
+    assert same_structure(unmarked, markers.apply(unmarked, [(place, "5m")], field))
+
+
+def test_structure_with_a_key_in_the_place_of_none_is_accepted() -> None:
+    """A field `prompt_cache_key` that is None is no key."""
+    assert same_structure(changed(prompt_cache_key=None), changed(prompt_cache_key="k"))
+
+
+def test_structure_with_a_changed_marker_of_the_client_is_refused() -> None:
+    """A marker that the client set stays as it is."""
+    marked = message([{**TEXT, "cache_control": {**MARK, "ttl": "1h"}}])
+    place = ("messages", 1, "content", 0)
+    assert not same_structure(marked, markers.apply(marked, [(place, "5m")]))
+    assert not same_structure(marked, message([TEXT]))
+
+
 @settings(max_examples=150, deadline=None)
 @given(bodies())
 def test_structure_of_every_marked_body_is_accepted(drawn) -> None:
-    """A body with markers at any markable block, after the opt-ins, passes the check."""
+    """A body with markers at all blocks that may get one, after the opt-ins, passes the check."""
     wire, body = drawn
     sent = Splitter(300.0).split(sort_tools(body), wire, "n", 0.0)[0]
     parsed = Parser().parse(sent, MODELS["claude-sonnet-4-6"], wire)
-    places = [(parsed.path(index), "5m") for index, block in enumerate(parsed.blocks) if block.markable]
+    places = [
+        (parsed.path(index), "5m")
+        for index, block in enumerate(parsed.blocks)
+        if block.markable and block.marker is None
+    ]
     assert same_structure(body, markers.apply(sent, places), split_text=True, sort_tools=True)
 
 

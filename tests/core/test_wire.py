@@ -173,7 +173,10 @@ def test_system_blocks() -> None:
     assert shapes(system_block("Be kind.", Reading())) == [("system", "text", (), True, None)]
     marked = {"type": "text", "text": "Be kind.", "cache_control": MARK}
     assert shapes(system_block(marked, Reading())) == [("system", "text", (), True, "5m")]
-    assert system_block(marked, Reading()).blocks[0].digest == system_block("Be kind.", Reading()).blocks[0].digest
+    assert (
+        system_block(marked, Reading()).blocks[0].digest
+        == system_block("Be kind.", Reading()).blocks[0].digest
+    )
 
 
 BAD: list[tuple[Callable[[Any], Item], Any, str]] = [
@@ -384,9 +387,9 @@ def test_an_images_size_is_by_its_pixels() -> None:
 
 def test_a_counter_counts() -> None:
     """Where a counter is given, sizes are its counts."""
-    counter = len
-    assert chat_message({"role": "user", "content": "four"}, counter).blocks[0].size == 4
-    call = chat_message({"role": "assistant", "tool_calls": [{"id": "1"}]}, counter).blocks[0]
+    reading = Reading(counter=len)
+    assert chat_message({"role": "user", "content": "four"}, reading).blocks[0].size == 4
+    call = chat_message({"role": "assistant", "tool_calls": [{"id": "1"}]}, reading).blocks[0]
     assert call.size == len('{"id":"1"}')
 
 
