@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from cachemw.apps.problems import ProxyError, end
-from cachemw.apps.serving import CONNECTION, Drain, config, keep_memory, listen, serve
+from cachemw.apps.serving import CONNECTION, Drain, config, freeze_loaded, keep_memory, listen, serve
 from cachemw.apps.upstream import Limits, Upstream
 from cachemw.errors import ConfigError
 from cachemw.integrations.asgi import MAX_BODY, CacheMiddleware, own_namespace
@@ -91,6 +91,7 @@ class Proxy:
         """Serve a request, or the lifespan of the app."""
         if scope["type"] == "lifespan":
             keep_memory()
+            freeze_loaded()
             self._drain.listen()
             await self._app(scope, receive, send)
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import signal
 import socket
 import struct
@@ -205,6 +206,15 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, most in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 64 << 20)):
             mallopt(parameter, most)
+
+
+def freeze_loaded() -> None:
+    """Take modules and all else that is loaded by now out of the garbage collector's passes.
+
+    A request with 80,000 values makes it pass over everything there is: 20 ms, of which modules take nearly all.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def listen(host: str, port: int) -> socket.socket:
