@@ -47,3 +47,5 @@ async def run_in_loop(work: Slices[_T]) -> _T:
     except StopIteration as end:
         result: _T = end.value
         return result
+    finally:
+        work.close()
