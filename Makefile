@@ -7,7 +7,7 @@ PEERS := .venv-peers/.ready
 LITELLM := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy lock clean
+.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,9 @@ bench-litellm: $(READY) $(LITELLM) ## the same savings through the real LiteLLM 
 
 bench-proxy: $(READY) $(LITELLM) ## what the proxy adds, against a bare one and against LiteLLM's; 1,000 streams
 	@$(BIN)/python -m benchmarks.proxy_load
+
+bench-bodies: $(READY) ## how long one large request keeps the proxy from others; fails above 100 ms
+	@$(BIN)/python -m benchmarks.large_bodies
 
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv

@@ -22,9 +22,9 @@ from cachemw.stores.base import Arrival, Entry
 _NO_PLAN = Plan()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class State:
-    """What the engine knows of one call beyond what the caller sees.
+    """What the engine knows of one call beyond what the caller sees. Its `repr` shows no field: many hold prompts.
 
     `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
     `refreshed`: what it keeps alive. `key`: OpenAI's `prompt_cache_key`, where ours is sent.
@@ -75,11 +75,11 @@ class Refusal:
 class Call:
     """One request under way: send `body`, then tell the middleware how it ended.
 
-    `body` is the caller's own object where nothing was added.
+    `body` is the caller's own object where nothing was added. It is no part of the `repr`, which ends up in logs.
     """
 
     id: str
-    body: Json
+    body: Json = field(repr=False)
     plan: Plan
     labels: Mapping[str, str]
     _state: State = field(repr=False, compare=False)

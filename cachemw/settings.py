@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_serializer, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +25,7 @@ from pydantic_settings import (
 
 from cachemw.core import providers
 from cachemw.errors import ConfigError
+from cachemw.stores.url import masked
 
 _MAY_HOLD_PASSWORDS = {"store", "secret"}
 
@@ -123,6 +124,10 @@ class Settings(BaseSettings):
         if "://" not in value:
             raise ValueError("a URL such as memory:// or redis://localhost:6379/0 is needed")
         return value
+
+    @field_serializer("store")
+    def _without_password(self, value: str) -> str:
+        return masked(value)
 
     @model_validator(mode="after")
     def _against_rows(self) -> Self:

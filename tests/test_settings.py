@@ -324,6 +324,34 @@ def test_no_secret_is_shown() -> None:
     assert "hunter2" not in repr(settings) + str(settings)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://u:hunter2@localhost:6379/0",
+        "redis://:hun@hunter2@localhost",
+        "rediss://localhost?ssl_password=hunter2",
+        "redis+sentinel://h:26379/main?sentinel_password=hunter2&ssl_certfile=x",
+    ],
+)
+def test_settings_with_a_password_in_the_store_dump_without_it(url: str) -> None:
+    """Everything that settings are written as leaves the password out; the attribute itself stays usable."""
+    settings = Settings(store=url, secret="hunter2")
+    shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())]
+    shown += [
+        repr(settings.model_dump(mode="json")),
+        repr(settings.model_copy(update={"mode": "off"}).model_dump()),
+    ]
+    assert [text for text in shown if "hunter2" in text] == []
+    assert settings.model_dump()["store"].startswith(url.partition("://")[0] + "://")
+    assert settings.store == url
+    assert Settings.model_validate(settings.__dict__).store == url
+
+
+def test_settings_with_a_store_without_a_password_dump_its_url() -> None:
+    """A URL without a secret is written as it is."""
+    assert Settings(store="redis://localhost:6379/1").model_dump()["store"] == "redis://localhost:6379/1"
+
+
 def test_settings_are_fixed() -> None:
     """Nothing changes once made."""
     settings = Settings()

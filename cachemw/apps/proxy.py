@@ -3,7 +3,8 @@
 Lives here: what it is started with, its own two paths, and the limits of a request. Must not know: how a request
 is marked (`integrations.asgi`), passed on (`upstream`) or served (`serving`).
 
-Its own are GET and HEAD of exactly /healthz and /readyz, of no provider's API: all else belongs to the upstream.
+Its own are GET and HEAD of exactly /healthz and /readyz, without a query, of no provider's API: all else belongs
+to the upstream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from cachemw.apps.problems import ProxyError, end
-from cachemw.apps.serving import CONNECTION, Drain, config, keep_memory, listen, serve
+from cachemw.apps.serving import CONNECTION, Drain, config, freeze_loaded, keep_memory, listen, serve
 from cachemw.apps.upstream import Limits, Upstream
 from cachemw.errors import ConfigError
 from cachemw.integrations.asgi import MAX_BODY, CacheMiddleware, own_namespace
@@ -47,7 +48,7 @@ class Options:
     drain_delay: float = 0.0
     env_proxy: bool = False
     config: Path | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -91,6 +92,7 @@ class Proxy:
         """Serve a request, or the lifespan of the app."""
         if scope["type"] == "lifespan":
             keep_memory()
+            freeze_loaded()
             self._drain.listen()
             await self._app(scope, receive, send)
         else:
@@ -118,7 +120,8 @@ class Proxy:
             return
         if body is None:
             return
-        if scope["method"] in ("GET", "HEAD") and scope["raw_path"] in (b"/healthz", b"/readyz"):
+        own = scope["raw_path"] in (b"/healthz", b"/readyz") and not scope["query_string"]
+        if own and scope["method"] in ("GET", "HEAD"):
             await self._health(scope, send)
             return
         try:

@@ -21,6 +21,7 @@ from cachemw.integrations.http import LABEL, HttpExchange, take_labels
 from cachemw.integrations.principals import principals
 from cachemw.integrations.routes import find_route
 from cachemw.settings import Settings
+from cachemw.slices import run_in_loop
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -92,7 +93,9 @@ class CacheMiddleware:
     ) -> HttpExchange | None:
         """Return the exchange with its call; None where the request can't be read, or whose it is."""
         mw = self._cachemw
-        chat = HttpExchange.of(mw, method=scope["method"], url=url, headers=headers, body=body)
+        chat = await run_in_loop(
+            HttpExchange.reading(mw, method=scope["method"], url=url, headers=headers, body=body)
+        )
         if chat is None:
             return None
         with Guard(mw, "asgi.namespace"):
@@ -108,7 +111,7 @@ class CacheMiddleware:
         while again:
             answer = _Answer(self._cachemw, chat, send, self._tasks)
             try:
-                asked, messages = _asked(chat, scope, received)
+                asked, messages = await _asked(chat, scope, received)
                 await self.app(asked, _replay(messages, receive), answer.send)
                 again = answer.refused
                 if not again:
@@ -226,11 +229,11 @@ def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | 
     return lambda scope: named(scope["headers"], scope.get("query_string", b""))
 
 
-def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> tuple[Scope, list[Message]]:
+async def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> tuple[Scope, list[Message]]:
     """Return a scope of the app's own, and the messages that bring it the body."""
     if not chat.changed:
         return dict(scope), received
-    body = chat.outgoing()
+    body = await run_in_loop(chat.sending())
     headers = [pair for pair in scope["headers"] if pair[0] not in _LENGTHS]
     headers.append((b"content-length", b"%d" % len(body)))
     return {**scope, "headers": headers}, [{"type": "http.request", "body": body, "more_body": False}]

@@ -14,6 +14,9 @@ A shell does, in this order::
         "begun":     mw.begun; show `see` each chunk; at the end mw.settle(call, exchange.usage(), partial=...)
         "refusable": read the error; where mw.refused(call, *exchange.refusal(...)) gives a body, send again
         "failed":    mw.fail(call)
+
+`of` and `outgoing` take up to 50 ms each for a body of 32 MiB. A shell on an event loop runs `reading` and `sending`,
+the same work in slices, with `slices.run_in_loop`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import jiter
 import orjson
 
 from cachemw.calls import Call
+from cachemw.core import json_budget
 from cachemw.core.blocks import Wire
 from cachemw.core.wire import dump
 from cachemw.errors import BodyError
@@ -33,6 +37,7 @@ from cachemw.integrations.guard import Engine, Guard
 from cachemw.integrations.routes import find_route, provider_at
 from cachemw.integrations.sse import UsageReader
 from cachemw.labelling import current
+from cachemw.slices import Slices, run
 
 LABEL = "x-cachemw-label-"
 """What the name of a header begins with that labels its request."""
@@ -79,7 +84,12 @@ class HttpExchange:
         self._reader = UsageReader()
 
     @classmethod
-    def of(
+    def of(cls, mw: Engine, **request: Any) -> HttpExchange | None:
+        """Run `reading` straight through."""
+        return run(cls.reading(mw, **request))
+
+    @classmethod
+    def reading(
         cls,
         mw: Engine,
         *,
@@ -88,11 +98,12 @@ class HttpExchange:
         headers: Headers,
         body: bytes,
         provider: str | None = None,
-    ) -> HttpExchange | None:
+    ) -> Slices[HttpExchange | None]:
         """Read a request; None where it is no chat request or can't be read, and passes byte for byte.
 
         `url` may be a path only, `provider` says then whose it is. A body that would not come out as the same
-        JSON values (a key twice, a lone surrogate) can't be read, nor can one that is compressed or signed.
+        JSON values (a key twice, a lone surrogate) can't be read, nor can one that is compressed or signed, or
+        that takes too long to read (see `json_budget`).
         """
         with Guard(mw, "http.body"):
             route = find_route(method, url)
@@ -103,9 +114,9 @@ class HttpExchange:
                 mw.count("pass.sealed")
                 return None
             try:
-                found = _parsed(body)
-            except (ValueError, BodyError):
-                mw.count("pass.not_json")
+                found = yield from _parsed(body)
+            except BodyError as error:
+                mw.count(f"pass.{error.reason}")
                 return None
             if found is None:
                 return None
@@ -130,11 +141,20 @@ class HttpExchange:
         return self.call.body is not self.body and not self._refused
 
     def outgoing(self) -> bytes:
+        """Run `sending` straight through."""
+        return run(self.sending())
+
+    def sending(self) -> Slices[bytes]:
         """Return the bytes to send: the annotated body, or the very original where nothing was added."""
         if self.changed:
             with Guard(self._mw, "http.body"):
                 body: Mapping[str, Any] = self.call.body
-                return orjson.dumps({k: v for k, v in body.items() if k != "model"} if self._named else body)
+                if self._named:
+                    body = {key: value for key, value in body.items() if key != "model"}
+                yield from _pause(self.original)
+                raw = orjson.dumps(body)
+                yield from _pause(self.original)
+                return raw
         return self.original
 
     def answered(self, status: int, headers: Headers) -> Verdict:
@@ -190,16 +210,28 @@ class HttpExchange:
         return self._reader.done
 
 
-def _parsed(body: bytes) -> dict[str, Any] | None:
+def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:
     """Return a chat request that comes out of the serialiser as it went in, None for any other JSON.
 
-    `ValueError` or `BodyError` where that can't be had. Of what is in the prompt the engine finds out itself.
+    Raises `BodyError` where that can't be had. The engine examines the prompt itself.
     """
-    found = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
+    yield from json_budget.check(body)
+    try:
+        found = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
+    except ValueError:
+        raise BodyError("not_json") from None
     if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
         return None
+    yield from _pause(body)
     dump({key: value for key, value in found.items() if key not in _PROMPT})
+    yield from _pause(body)
     return found
+
+
+def _pause(body: bytes) -> Slices[None]:
+    """Yield once where the steps of this body may be long."""
+    if len(body) > json_budget.SMALL:
+        yield
 
 
 def texts(headers: Headers) -> Iterable[tuple[str, str]]:

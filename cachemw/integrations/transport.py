@@ -25,6 +25,7 @@ from cachemw.integrations.doors import middleware_for
 from cachemw.integrations.guard import Engine, Guard
 from cachemw.integrations.http import HttpExchange, take_labels
 from cachemw.settings import Settings
+from cachemw.slices import Slices, run, run_in_loop
 
 if TYPE_CHECKING:
     _Transport: TypeAlias = Any  # to a type checker it fits wherever either library takes a transport
@@ -64,13 +65,13 @@ class CacheTransport(_Transport):  # type: ignore[misc]  # see above
         if self._inner is None:
             self._inner = library.HTTPTransport()
         send = self._inner.handle_request
-        chat = _read(library, mw, request)
+        chat = run(_reading(library, mw, request))
         if chat is None:
-            return send(_outgoing(library, mw, request, None))
+            return send(run(_outgoing(library, mw, request, None)))
         chat.call = call = mw.prepare(chat.body, **chat.asked)
         while True:
             try:
-                response = send(_outgoing(library, mw, request, chat))
+                response = send(run(_outgoing(library, mw, request, chat)))
                 verdict = chat.answered(response.status_code, response.headers)
                 if verdict == "refusable":
                     error = self._error(library, response)
@@ -157,13 +158,13 @@ class AsyncCacheTransport(_Transport):  # type: ignore[misc]  # see above
         if self._inner is None:
             self._inner = library.AsyncHTTPTransport()
         send = self._inner.handle_async_request
-        chat = _read(library, mw, request)
+        chat = await run_in_loop(_reading(library, mw, request))
         if chat is None:
-            return await send(_outgoing(library, mw, request, None))
+            return await send(run(_outgoing(library, mw, request, None)))
         chat.call = call = await mw.prepare(chat.body, **chat.asked)
         while True:
             try:
-                response = await send(_outgoing(library, mw, request, chat))
+                response = await send(await run_in_loop(_outgoing(library, mw, request, chat)))
                 verdict = chat.answered(response.status_code, response.headers)
                 if verdict == "refusable":
                     error = await self._error(library, response)
@@ -245,14 +246,15 @@ def _library(request: Any) -> Any:
     return sys.modules[next(root for root in roots if root in ("httpx", "httpx2"))]
 
 
-def _read(library: Any, mw: Engine, request: Any) -> HttpExchange | None:
+def _reading(library: Any, mw: Engine, request: Any) -> Slices[HttpExchange | None]:
     """Read a request; None where it is no chat request or its body is not at hand."""
     if not isinstance(request.stream, library.ByteStream):
         return None
     body = b"".join(request.stream)
-    return HttpExchange.of(
+    reading = HttpExchange.reading(
         mw, method=request.method, url=str(request.url), headers=request.headers.raw, body=body
     )
+    return (yield from reading)
 
 
 def _at_hand(library: Any, chat: HttpExchange, response: Any) -> bool:
@@ -264,13 +266,13 @@ def _at_hand(library: Any, chat: HttpExchange, response: Any) -> bool:
     return True
 
 
-def _outgoing(library: Any, mw: Engine, request: Any, chat: HttpExchange | None) -> Any:
+def _outgoing(library: Any, mw: Engine, request: Any, chat: HttpExchange | None) -> Slices[Any]:
     """Return what goes to the inner transport: the request itself where nothing in it changes."""
     with Guard(mw, "http.request"):
         labels, headers = take_labels(request.headers.raw)
         stream = request.stream
         if chat is not None and chat.changed:
-            body = chat.outgoing()
+            body = yield from chat.sending()
             headers = [pair for pair in headers if pair[0].lower() not in _LENGTHS]
             headers.append((b"Content-Length", str(len(body)).encode()))
             stream = library.ByteStream(body)

@@ -555,8 +555,7 @@ def test_a_client_that_leaves_while_we_decide_asks_nothing(monkeypatch: pytest.M
 
         async def slow(*arguments: Any, **named: Any) -> Any:
             made.close()
-            await asyncio.sleep(0.2)
-            assert not running.connections
+            await asyncio.to_thread(until, lambda: not running.connections, "the connection is gone")
             return await prepare(*arguments, **named)
 
         monkeypatch.setattr(running.mw, "prepare", slow)
@@ -641,10 +640,12 @@ def test_its_own_paths_are_these_two(http: httpx2.Client) -> None:
         assert http.get(f"{running.url}/healthz").text == "ok"
         assert http.head(f"{running.url}/readyz").status_code == 200
         assert upstream.arrived == []
-        for path in ("/healthz/", "/v1/healthz", "//healthz"):
+        for path in ("/healthz/", "/v1/healthz", "//healthz", "/healthz?x", "/readyz?x=1"):
             assert http.get(running.url + path).text == "ok"
-        http.post(f"{running.url}/healthz")
-    assert len(upstream.arrived) == 4
+        for method in ("POST", "OPTIONS", "DELETE", "PURGE"):
+            http.request(method, f"{running.url}/healthz")
+        assert running.ask(b"FOO /healthz HTTP/1.1\r\nhost: proxy\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert len(upstream.arrived) == 9
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,42 @@ def test_tiktoken() -> None:
     assert counter(text) == pytest.approx(estimate(Kind.TEXT, len(text)), rel=0.4)
 
 
+@pytest.mark.usefixtures("encodings")
+def test_counter_with_a_text_up_to_the_limit_counts_every_character() -> None:
+    """A text of up to 65,536 characters is counted whole: its parts neither overlap nor leave a gap."""
+    counter = load_counter()
+    for length in (8_192, 8_193, 40_000, 65_535, 65_536):
+        words = ("word " * length)[:length]
+        assert counter(words) == pytest.approx(1.2 * length / 5, rel=0.01)
+        marked = "1" * (length // 2) + words[: length - length // 2]
+        assert counter(marked) > counter(words)
+
+
+@pytest.mark.usefixtures("encodings")
+@pytest.mark.parametrize("size", [70_000, 1_000_000, 20_000_000])
+def test_counter_with_a_long_text_encodes_eight_parts_of_it(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work does not grow with the text, the estimate does, and all places of the text count."""
+    import tiktoken
+
+    encoded: list[str] = []
+    encoding = tiktoken.get_encoding("o200k_base")
+
+    class Watched:
+        def encode_ordinary(self, text: str) -> list[int]:
+            encoded.append(text)
+            return encoding.encode_ordinary(text)
+
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: Watched())
+    text = ("The quick brown fox jumps over the lazy dog. " * (size // 45 + 1))[:size]
+    assert load_counter()(text) == pytest.approx(1.2 * size / 4.5, rel=0.02)
+    assert sum(map(len, encoded)) == 65_536
+    encoded.clear()
+    load_counter()("a" * (size // 2) + "b" * (size // 2))
+    assert sum("a" in part for part in encoded) == sum("b" in part for part in encoded) == 4
+
+
 def test_an_encoding_that_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """What tiktoken raises where it can't load passes on: the caller decides, off the request path."""
     import tiktoken

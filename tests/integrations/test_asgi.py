@@ -351,10 +351,12 @@ async def test_whoever_is_cancelled_is_accounted_for(
             if message is told[1]:
                 cancel(times, turn + 1)
 
-    asked = Left(CacheMiddleware(App(told), middleware=mw), json.dumps(conversation()).encode())
+    wrapped = CacheMiddleware(App(told), middleware=mw)
+    asked = Left(wrapped, json.dumps(conversation()).encode())
     task = asyncio.create_task(asked.run())
     await asyncio.gather(task, return_exceptions=True)
-    await asyncio.sleep(0.05)
+    while wrapped._tasks:
+        await asyncio.wait(set(wrapped._tasks))
     assert kinds(mw) == ["prepare", *after]
 
 
