@@ -59,7 +59,7 @@ class Call:
     """
 
     id: str
-    body: Json
+    body: Json = field(repr=False)
     plan: Plan
     labels: Mapping[str, str]
     _state: State = field(repr=False, compare=False)
