@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import jinja2
-from markupsafe import Markup
 
 from cachemw.apps.outcome import KINDS, Comparison, Outcome, percent, usd
 from cachemw.printable import printable
@@ -79,7 +78,7 @@ def page(comparison: Comparison) -> str:
 
 def _shown(value: object) -> object:
     """Return a value of the page; text from outside is made printable, HTML that a macro made stays."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def bars(comparison: Comparison) -> list[Bar]:
