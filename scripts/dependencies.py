@@ -76,7 +76,7 @@ def licence(metadata: Mapping[str, Any]) -> str:
 
 
 def licences(found: Iterable[Dependency]) -> dict[str, str]:
-    """Return the licence of each package at its pinned version, by pip's report of what it would install."""
+    """Return the licence of each package at its pinned version, by pip's report of a dry run."""
     with TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
         command = [

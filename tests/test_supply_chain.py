@@ -25,7 +25,7 @@ HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def unpinned(text: str) -> list[str]:
-    """Return what a lock file holds beside versions with hashes: options, addresses, ranges, pins without a hash."""
+    """Return the lines of a lock file that are no version with hashes: options, addresses, ranges, pins without a hash."""
     wrong = []
     for statement in text.replace("\\\n", " ").splitlines():
         if statement.strip() and not statement.startswith("#"):
