@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.errors import ConfigError
@@ -13,6 +13,7 @@ from tests import hostile
 ANY = st.text(st.characters())
 
 
+@settings(deadline=None)
 @given(ANY, st.integers(3, 50))
 def test_printable_any_text_is_one_visible_line(text: str, limit: int) -> None:
     """The result is printable, is no longer than the limit, can be encoded, and stays if it is shown again."""
