@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers/.ready
 LITELLM := .venv-litellm/.ready
+SBOM := .venv-sbom/.ready
+UV := .venv-sbom/bin/uv
+COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock clean
+.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock sbom wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -63,28 +66,37 @@ bench-proxy: $(READY) $(LITELLM) ## what the proxy adds, against a bare one and 
 bench-bodies: $(READY) ## how long one large request keeps the proxy from others; fails above 100 ms
 	@$(BIN)/python -m benchmarks.large_bodies
 
-lock: $(READY) ## pin every dependency anew
-	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --extra openai --group dev pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url --no-deps --group encodings >> requirements.lock
-	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	  --no-emit-index-url pyproject.toml tests/clients/litellm/requirements.in \
-	  -o tests/clients/litellm/requirements.txt
+lock: $(SBOM) ## pin every dependency anew
+	$(COMPILE) --extra openai --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --no-deps --group encodings >> requirements.lock
+	$(COMPILE) scripts/requirements-sbom.in -o scripts/requirements-sbom.txt
+	$(COMPILE) pyproject.toml tests/clients/litellm/requirements.in -o tests/clients/litellm/requirements.txt
 	for name in openai2 openai3 mitmproxy; do \
-	  $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-	    --no-emit-index-url pyproject.toml tests/clients/requirements-$$name.in \
-	    -o tests/clients/requirements-$$name.txt; \
+	  $(COMPILE) pyproject.toml tests/clients/requirements-$$name.in -o tests/clients/requirements-$$name.txt; \
 	done
 
+sbom: $(SBOM) ## list the runtime dependencies: out/sbom.cdx.json (CycloneDX, validated), and the table in SECURITY.md
+	@mkdir -p out
+	@$(COMPILE) --extra openai --extra proxy --constraint requirements.lock pyproject.toml -o out/runtime.txt
+	@$(UV) venv -q --clear --python $(PYTHON) .venv-runtime
+	@$(UV) pip install -q --python .venv-runtime --no-deps --require-hashes -r out/runtime.txt
+	@.venv-sbom/bin/cyclonedx-py environment --validate --output-reproducible --pyproject pyproject.toml \
+	  --output-file out/sbom.cdx.json .venv-runtime
+	@.venv-sbom/bin/python -m scripts.dependencies
+	@echo "Wrote out/sbom.cdx.json and the table in SECURITY.md."
+
+wheel: $(READY) ## build a wheel and a source archive into dist/
+	@mkdir -p dist
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) $(BIN)/python -c \
+	  "from flit_core.buildapi import build_sdist, build_wheel; print('dist/' + build_wheel('dist'), 'dist/' + build_sdist('dist'))"
+
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PEERS): benchmarks/peers/requirements.txt
 	@echo "Setting up .venv-peers with the peers' packages (a minute or two, once) ..."
 	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/python -m pip install -q --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt || { \
+	@.venv-peers/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r benchmarks/peers/requirements.txt || { \
 	  echo "Installing the peers' packages failed: is a package index reachable from here?"; exit 1; }
 	@touch $(PEERS)
 
@@ -95,6 +107,13 @@ $(LITELLM): tests/clients/litellm/requirements.txt pyproject.toml
 	  echo "Installing the LiteLLM proxy failed: is a package index reachable from here?"; exit 1; }
 	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(LITELLM)
+
+$(SBOM): scripts/requirements-sbom.txt
+	@echo "Setting up .venv-sbom with uv and CycloneDX's tool (a few seconds, once) ..."
+	@$(PYTHON) -m venv .venv-sbom
+	@.venv-sbom/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r scripts/requirements-sbom.txt || { \
+	  echo "Installing the tools failed: is a package index reachable from here?"; exit 1; }
+	@touch $(SBOM)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

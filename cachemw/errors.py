@@ -13,13 +13,21 @@ send the original request.
 
 from __future__ import annotations
 
+from cachemw.printable import printable
+
 
 class CachemwError(Exception):
     """The root of the tree."""
 
 
 class ConfigError(CachemwError, ValueError):
-    """Say which setting is wrong, what it was, and what is allowed."""
+    """Say which setting is wrong, what it was, and what is allowed.
+
+    Names in the message come from settings, files and the command line, so it is made printable.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class BodyError(CachemwError):

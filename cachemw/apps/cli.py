@@ -18,6 +18,7 @@ from rich.console import Console
 
 import cachemw
 from cachemw.errors import CachemwError, ConfigError
+from cachemw.printable import printable
 from cachemw.simulation.options import Options
 
 app = typer.Typer(
@@ -132,7 +133,7 @@ def gateway(
     )
     _free(host, port)
     clock = "virtual time" if virtual_clock else "real time"
-    typer.echo(f"Simulated provider on http://{host}:{port}, {clock}; stop it with Ctrl-C.")
+    _say(f"Simulated provider on http://{host}:{port}, {clock}; stop it with Ctrl-C.")
     served.serve(built, host, port)
 
 
@@ -191,7 +192,7 @@ def proxy(
     settings = options.settings()
     if workers > 1 and settings.store.startswith("memory:"):
         typer.echo("cachemw: each worker learns for itself; --store redis://... lets them share", err=True)
-    typer.echo(f"Proxy on http://{host}:{port} to {upstream}; stop it with Ctrl-C.")
+    _say(f"Proxy on http://{host}:{port} to {upstream}; stop it with Ctrl-C.")
     served.run(options, host=host, port=port, workers=workers, drain=drain)
 
 
@@ -237,11 +238,18 @@ def doctor(
     findings = []
     for finding in examine(settings):
         findings.append(finding)
-        typer.echo(f"{finding.level:<5} {finding.about:<9} {finding.words}")
-    typer.echo("\n".join(["", "Settings:", *(f"  {setting}" for setting in effective(settings))]))
+        _say(f"{finding.level:<5} {finding.about:<9} {finding.words}")
+    typer.echo("\nSettings:")
+    for setting in effective(settings):
+        _say(f"  {setting}")
     typer.echo(f"\n{verdict(findings)}")
     if any(finding.level == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+def _say(line: str) -> None:
+    """Print one line; names in it come from the command line, from settings and from store servers."""
+    typer.echo(printable(line))
 
 
 def _free(host: str, port: int) -> None:

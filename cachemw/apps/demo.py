@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import cachemw
 from cachemw.apps import conversations, gateway
@@ -27,6 +28,7 @@ from cachemw.core.models import Model
 from cachemw.core.providers import resolve
 from cachemw.errors import ConfigError
 from cachemw.events import Event, Settled
+from cachemw.printable import printable
 from cachemw.simulation import families
 from cachemw.simulation.options import Options
 from cachemw.simulation.traffic import SPACING, Arrival, Conversation, schedule
@@ -64,7 +66,7 @@ def demo(
     comparison = Comparison(outcomes, source, _facts(arrivals, models, seed))
     _show(console, comparison)
     _write(html, page(comparison))
-    console.print(f"Report: {html.resolve()}", soft_wrap=True, highlight=False)
+    console.print(_text(f"Report: {html.resolve()}"), soft_wrap=True)
     return comparison
 
 
@@ -179,7 +181,7 @@ def _facts(arrivals: Sequence[Arrival], models: Mapping[str, Model], seed: int) 
     prices = [(name, row.prices) for name, row in models.items() if row.prices is not None]
     length = (arrivals[-1].at - arrivals[0].at) / 60
     listed = (
-        f"{name}: USD per million tokens {p.input} plain, {p.write_5m} written, {p.read} read "
+        f"{printable(name, 100)}: USD per million tokens {p.input} plain, {p.write_5m} written, {p.read} read "
         f"({p.source}{f', {p.date}' if p.date else ''})"
         for name, p in prices
     )
@@ -205,8 +207,8 @@ def _facts(arrivals: Sequence[Arrival], models: Mapping[str, Model], seed: int) 
 def _show(console: Console, comparison: Comparison) -> None:
     facts = dict(comparison.facts)
     table = Table(
-        title=f"Simulated: {comparison.source}",
-        caption=f"Input tokens, {facts['Tokens']}. {facts['Prices']}.",
+        title=_text(f"Simulated: {comparison.source}", "table.title"),
+        caption=_text(f"Input tokens, {facts['Tokens']}. {facts['Prices']}.", "table.caption"),
         title_justify="left",
         caption_justify="left",
         box=SIMPLE_HEAD,
@@ -227,6 +229,11 @@ def _show(console: Console, comparison: Comparison) -> None:
             style="bold" if outcome is comparison.outcomes[-1] else "",
         )
     console.print(table)
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Return words of which nothing is read as markup: they name files and models."""
+    return Text(printable(words), style)
 
 
 def _write(path: Path, text: str | None = None) -> None:

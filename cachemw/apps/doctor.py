@@ -85,10 +85,15 @@ def _nodes(link: Link, url: str) -> dict[str, str]:
     (slots,) = ask(link, ("CLUSTER", "SLOTS"))
     found = {}
     for _, _, (host, port, *_), *_ in slots:
-        told = host.decode() or target(url).hosts[0][0]
+        told = host.decode(errors="replace") or target(url).hosts[0][0]
         name = f"[{told}]:{port}" if ":" in told else f"{told}:{port}"
-        found[name] = re.sub(r"\+cluster://([^/?]*@)?[^/?]*", rf"://\g<1>{name}", url)
+        found[name] = _at(url, name)
     return dict(sorted(found.items()))
+
+
+def _at(url: str, node: str) -> str:
+    """Return the URL of one node of a cluster; its name comes from the server and is no pattern."""
+    return re.sub(r"\+cluster://([^/?]*@)?[^/?]*", lambda found: f"://{found[1] or ''}{node}", url)
 
 
 def _exercise(link: Link, commands: Commands, budget: int) -> Generator[Finding, None, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,6 +210,8 @@ def _proxy(options: Options) -> str | None:
 
 
 def _shown(url: str) -> str:
-    """Return a URL without a password that may be in it."""
+    """Return a URL without the password and the query, which may hold a key."""
     front, at, rest = url.rpartition("@")
-    return f"{front.partition('//')[0]}//...@{rest}" if at else url
+    bare, *hidden = re.split(r"[?#]", rest, maxsplit=1)
+    shown = f"{front.partition('//')[0]}//...@{bare}" if at else bare
+    return f"{shown}?..." if hidden else shown

@@ -14,6 +14,7 @@ from itertools import accumulate
 import jinja2
 
 from cachemw.apps.outcome import KINDS, Comparison, Outcome, percent, usd
+from cachemw.printable import printable
 
 _BARS = (100, 620)  # where bars begin, and where the longest ends; labels come before and after
 _PLOT = (48, 16, 690, 256)  # left, top, right and bottom of the line chart's area
@@ -57,6 +58,7 @@ def page(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cachemw.apps", "."),
         autoescape=True,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -72,6 +74,11 @@ def page(comparison: Comparison) -> str:
         families=[comparison.family(name) for name in families[:_MOST_FAMILIES]],
         more_families=len(families[_MOST_FAMILIES:]),
     )
+
+
+def _shown(value: object) -> object:
+    """Return a value of the page; text from outside is made printable, HTML that a macro made stays."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def bars(comparison: Comparison) -> list[Bar]:

@@ -1,0 +1,1 @@
+"""Commands for those who develop and release the project; no part of the package."""
