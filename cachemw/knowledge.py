@@ -6,6 +6,7 @@ facts, which a store can add up. Must not know: requests, prefixes, money.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from threading import Lock
@@ -23,6 +24,8 @@ _LIMIT = 4_096
 # A prefix that surely reaches the minimum must go unserved this often before another one is believed.
 _STRIKES = 3
 _HIGHEST_MINIMUM = 8_192
+_DIGITS = re.compile("[0-9]{1,9}")
+_KINDS = frozenset(Kind)
 
 Model = tuple[str, str]  # provider, model
 
@@ -153,17 +156,20 @@ class Knowledge:
         """Take over what all workers have learned: the sums of the shared table."""
         with self._lock:
             for fact, count in facts.items():
-                what, provider, model, value = [*fact.split("|"), "", "", ""][:4]
-                if what == "refused" and count > 0 and value in set(Kind):
-                    self._refused.setdefault((provider, model), set()).add(Kind(value))
-                elif what == "no_hour" and count > 0 and (provider, model) not in self._no_hour:
-                    self._forget_hour((provider, model))
-                elif what == "no_key" and count > 0:
-                    self._no_key.add((provider, model))
-                elif what == "minimum" and count > 0 and value.isdecimal():
-                    known = self._minimums.get((provider, model), 0)
-                    if int(value) > known:
-                        self._set_minimum((provider, model), min(int(value), _HIGHEST_MINIMUM))
+                what, provider, model, value, *_ = [*fact.split("|", 4), "", "", "", ""]
+                name = (provider, model)
+                if count <= 0:
+                    continue
+                if what == "refused" and value in _KINDS and _room(self._refused, name):
+                    self._refused.setdefault(name, set()).add(Kind(value))
+                elif what == "no_hour" and name not in self._no_hour and _room(self._no_hour, name):
+                    self._forget_hour(name)
+                elif what == "no_key" and _room(self._no_key, name):
+                    self._no_key.add(name)
+                elif what == "minimum" and _DIGITS.fullmatch(value) and _room(self._minimums, name):
+                    minimum = min(int(value), _HIGHEST_MINIMUM)
+                    if minimum > self._minimums.get(name, 0):
+                        self._set_minimum(name, minimum)
 
     def _forget_hour(self, name: Model) -> None:
         self._no_hour.add(name)
@@ -175,6 +181,11 @@ class Knowledge:
 
     def _tell(self, what: str, provider: str, model: str, value: str) -> None:
         self._news[f"{what}|{provider}|{model}|{value}"] = 1
+
+
+def _room(known: Collection[Model], name: Model) -> bool:
+    """Say whether a fact about a model may be kept: any worker, or another program, writes the shared table."""
+    return name in known or len(known) < _LIMIT
 
 
 def _name(rules: Rules) -> Model:

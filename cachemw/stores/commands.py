@@ -38,6 +38,8 @@ _REMEMBERED = 32_768
 _TAG = len("cachemw:{}") + 16 + 1 + 16
 # Keys of one command at most, where there are more than one request's.
 _MOST = 500
+# Redis adds in 64 bits: a longer number was written by another program.
+_SUM = 1 << 63
 _SECRET_KEEP = 7 * 24 * 3600 * 1000
 
 
@@ -209,17 +211,23 @@ class _Names(dict[bytes, bytes]):
 def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
     """Return time and records from the replies to `Commands.observe`, None for each that was unknown."""
     found: list[Prefix | None] = []
-    for reply in checked(replies):
-        found += [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(reply[8:])]
-    return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
+    try:
+        for reply in checked(replies):
+            found += [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(reply[8:])]
+        return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
+    except (struct.error, TypeError) as error:
+        raise StoreError("a reply that is no record") from error
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
     """Return the records from the replies to `Commands.peek`, as `records` would have them."""
     found: list[Prefix | None] = []
-    for packed in [packed for reply in checked(replies) for packed in reply]:
-        record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
-        found.append(record if record is not None and now - record.last <= FORGET else None)
+    try:
+        for packed in [packed for reply in checked(replies) for packed in reply]:
+            record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
+            found.append(record if record is not None and now - record.last <= FORGET else None)
+    except (struct.error, TypeError) as error:
+        raise StoreError("a reply that is no list of records") from error
     return found
 
 
@@ -230,12 +238,15 @@ def sums(replies: Sequence[Any]) -> dict[str, int]:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
             continue
         (pairs,) = checked([reply])
-        for name, amount in zip(pairs[::2], pairs[1::2], strict=True):
+        if not isinstance(pairs, (list, tuple)):
+            raise StoreError("a reply that is no table")
+        for name, amount in zip(pairs[::2], pairs[1::2], strict=False):
             try:
                 text, number = name.decode("utf-8", "surrogatepass"), int(amount)
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 continue
-            total[text] = total.get(text, 0) + number
+            if abs(number) < _SUM:
+                total[text] = total.get(text, 0) + number
     return total
 
 
