@@ -5,9 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := .venv-peers/.ready
 LITELLM := .venv-litellm/.ready
+FUZZ := .venv-fuzz/.ready
+SECONDS ?= 60
+TARGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy lock clean
+.PHONY: help demo test test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -29,6 +32,9 @@ test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages
 
 test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
 	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/test_promises.py tests/test_differential.py
+
+fuzz: $(FUZZ) ## fuzz the parsers of untrusted input: SECONDS=60 for each, or for TARGET=name alone
+	@.venv-fuzz/bin/python -m tests.fuzz.run $(SECONDS) $(TARGET)
 
 check: $(READY) ## formatting, lint, types and layers
 	$(BIN)/ruff format --check .
@@ -74,9 +80,11 @@ lock: $(READY) ## pin every dependency anew
 	    --no-emit-index-url pyproject.toml tests/clients/requirements-$$name.in \
 	    -o tests/clients/requirements-$$name.txt; \
 	done
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url pyproject.toml tests/fuzz/requirements.in -o tests/fuzz/requirements.txt
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PEERS): benchmarks/peers/requirements.txt
 	@echo "Setting up .venv-peers with the peers' packages (a minute or two, once) ..."
@@ -92,6 +100,13 @@ $(LITELLM): tests/clients/litellm/requirements.txt pyproject.toml
 	  echo "Installing the LiteLLM proxy failed: is a package index reachable from here?"; exit 1; }
 	@.venv-litellm/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(LITELLM)
+
+$(FUZZ): tests/fuzz/requirements.txt
+	@echo "Setting up .venv-fuzz with the fuzzer (half a minute, once) ..."
+	@$(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r tests/fuzz/requirements.txt || { \
+	  echo "Installing the fuzzer failed. Is a package index reachable from here? atheris has wheels for Linux on x86-64."; exit 1; }
+	@touch $(FUZZ)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -40,6 +40,7 @@ _TAG = len("cachemw:{}") + 16 + 1 + 16
 _MOST = 500
 # Redis adds in 64 bits: a longer number was written by another program.
 _SUM = 1 << 63
+_made = tuple.__new__  # what the class's own constructor does, a third faster
 _SECRET_KEEP = 7 * 24 * 3600 * 1000
 
 
@@ -213,7 +214,7 @@ def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
     found: list[Prefix | None] = []
     try:
         for reply in checked(replies):
-            found += [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(reply[8:])]
+            found += map(_record, RECORD.iter_unpack(reply[8:]))
         return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
     except (struct.error, TypeError) as error:
         raise StoreError("a reply that is no record") from error
@@ -224,11 +225,30 @@ def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
     found: list[Prefix | None] = []
     try:
         for packed in [packed for reply in checked(replies) for packed in reply]:
-            record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
+            record = _record(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
             found.append(record if record is not None and now - record.last <= FORGET else None)
     except (struct.error, TypeError) as error:
         raise StoreError("a reply that is no list of records") from error
     return found
+
+
+def _record(fields: tuple[Any, ...]) -> Prefix | None:
+    """Return a record, None where it has no arrivals, or numbers that no arrivals give: another program's.
+
+    Every time, in seconds, and every count is below 1e12, and is a number.
+    """
+    seen, last, gap, trials, hits, late_trials, late_hits, _, expires, _, pending = fields
+    if (
+        seen
+        and 0.0 <= hits <= trials <= 1e12
+        and 0.0 <= late_hits <= late_trials <= 1e12
+        and 0.0 <= gap <= 1e12
+        and -1e12 <= last <= 1e12
+        and -1e12 <= expires <= 1e12
+        and -1e12 <= pending <= 1e12
+    ):
+        return _made(Prefix, fields)
+    return None
 
 
 def sums(replies: Sequence[Any]) -> dict[str, int]:

@@ -160,3 +160,21 @@ def test_sums_leave_out_numbers_that_redis_cannot_add() -> None:
     for reply in (None, 5, b"text"):
         with pytest.raises(StoreError):
             sums([reply])
+
+
+GOOD = Prefix(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seen": 0}, {"hits": 5.0}, {"hits": -1.0}, {"trials": float("nan")}, {"trials": 1e300}, {"late_hits": 1.5},
+        {"late_trials": float("inf")}, {"gap": -1.0}, {"gap": float("nan")}, {"last": float("inf")}, {"last": float("nan")},
+        {"expires": float("nan")}, {"expires": -float("inf")}, {"pending": 1e13},
+    ],
+)  # fmt: skip
+def test_record_with_numbers_that_no_arrivals_give_is_unknown(changed: dict[str, float]) -> None:
+    """A record that another program wrote is as good as none: no chance is made of it."""
+    packed, good = RECORD.pack(*GOOD._replace(**changed)), RECORD.pack(*GOOD)
+    assert records([bytes(8) + good + packed]) == (0.0, [GOOD, None])
+    assert peeked([[good, packed]], 1e9) == [GOOD, None]
