@@ -8,9 +8,12 @@ LITELLM := .venv-litellm/.ready
 SBOM := .venv-sbom/.ready
 UV := .venv-sbom/bin/uv
 COMPILE := $(UV) pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url
+FUZZ := .venv-fuzz/.ready
+SECONDS ?= 60
+TARGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock sbom wheel clean
+.PHONY: help demo test test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock sbom wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -32,6 +35,9 @@ test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages
 
 test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
 	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/test_promises.py tests/test_differential.py
+
+fuzz: $(FUZZ) ## fuzz the parsers of untrusted input: SECONDS=60 for each, or for TARGET=name alone
+	@.venv-fuzz/bin/python -m tests.fuzz.run $(SECONDS) $(TARGET)
 
 check: $(READY) ## formatting, lint, types and layers
 	$(BIN)/ruff format --check .
@@ -74,6 +80,7 @@ lock: $(SBOM) ## pin every dependency anew
 	for name in openai2 openai3 mitmproxy; do \
 	  $(COMPILE) pyproject.toml tests/clients/requirements-$$name.in -o tests/clients/requirements-$$name.txt; \
 	done
+	$(COMPILE) pyproject.toml tests/fuzz/requirements.in -o tests/fuzz/requirements.txt
 
 sbom: $(SBOM) ## list the runtime dependencies: out/sbom.cdx.json (CycloneDX, validated), and the table in SECURITY.md
 	@mkdir -p out
@@ -91,7 +98,7 @@ wheel: $(READY) ## build a wheel and a source archive into dist/
 	  "from flit_core.buildapi import build_sdist, build_wheel; print('dist/' + build_wheel('dist'), 'dist/' + build_sdist('dist'))"
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) .venv-* dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* dist .fuzz .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PEERS): benchmarks/peers/requirements.txt
 	@echo "Setting up .venv-peers with the peers' packages (a minute or two, once) ..."
@@ -114,6 +121,13 @@ $(SBOM): scripts/requirements-sbom.txt
 	@.venv-sbom/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r scripts/requirements-sbom.txt || { \
 	  echo "Installing the tools failed: is a package index reachable from here?"; exit 1; }
 	@touch $(SBOM)
+
+$(FUZZ): tests/fuzz/requirements.txt
+	@echo "Setting up .venv-fuzz with the fuzzer (half a minute, once) ..."
+	@$(PYTHON) -m venv .venv-fuzz
+	@.venv-fuzz/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r tests/fuzz/requirements.txt || { \
+	  echo "Installing the fuzzer failed. Is a package index reachable from here? atheris has wheels for Linux on x86-64."; exit 1; }
+	@touch $(FUZZ)
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

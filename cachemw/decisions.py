@@ -20,7 +20,7 @@ from uuid import uuid4
 from cachemw import knowledge, ledger
 from cachemw.calls import Call, Refusal, State, Write, untracked
 from cachemw.core import diagnose, hints, markers, merging, planner, prefix, providers, refusal, usage
-from cachemw.core.blocks import Keys, Parser, Steps, Wire
+from cachemw.core.blocks import Keys, Parser, Wire
 from cachemw.core.chances import Depth, Reuse, refreshed
 from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
@@ -38,6 +38,7 @@ from cachemw.forks import in_child
 from cachemw.knowledge import Knowledge
 from cachemw.labelling import Limits
 from cachemw.settings import Settings
+from cachemw.slices import Slices
 from cachemw.stores.base import Arrival, Entry
 
 _MODELS, _LONGEST_MODEL = 256, 256
@@ -100,7 +101,7 @@ class Decisions:
             self.count("labels.cut")
         return State(body, self.clock(), space, limited, name, facts=self.knowledge.of(space))
 
-    def read(self, state: State, provider: str | None, wire: Wire) -> Steps[None]:
+    def read(self, state: State, provider: str | None, wire: Wire) -> Slices[None]:
         """Read a body in slices, as far as it goes without the store. Raises `BodyError`."""
         settings = self.settings
         if not isinstance(state.body, Mapping):
@@ -123,7 +124,7 @@ class Decisions:
         else:
             yield from self._read(state, rules, wire)
 
-    def _read(self, state: State, rules: Rules, wire: Wire) -> Steps[None]:
+    def _read(self, state: State, rules: Rules, wire: Wire) -> Slices[None]:
         state.sent = self._opted(state, wire)
         parsed = yield from self._parser.steps(state.sent, rules.model, wire, state.namespace)
         state.parsed = parsed

@@ -18,12 +18,12 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from cachemw import ledger
 from cachemw.calls import Call, State, Write, untracked
 from cachemw.coalesce import Turns
-from cachemw.core.blocks import Steps, Wire, run_through
+from cachemw.core.blocks import Wire
 from cachemw.core.receipt import Receipt
 from cachemw.core.tokens import load_counter
 from cachemw.core.wire import Json
@@ -33,11 +33,11 @@ from cachemw.events import Hook
 from cachemw.labelling import current
 from cachemw.ledger import Report
 from cachemw.settings import Settings
+from cachemw.slices import run, run_in_loop
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Store
 from cachemw.writer import PULSE, Writer
 
-T = TypeVar("T")
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
 _UNREAD = Receipt()
 _log = logging.getLogger("cachemw")
@@ -116,16 +116,6 @@ class _Engine:
         }
 
 
-async def in_turns(steps: Steps[T]) -> T:
-    """Do work in slices, letting the event loop serve others between them, and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast("T", end.value)
-        await asyncio.sleep(0)
-
-
 class Middleware(_Engine):
     """Place breakpoints in requests and account for what came of them.
 
@@ -165,7 +155,7 @@ class Middleware(_Engine):
         state: State | None = None
         try:
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
-            run_through(self._decisions.read(state, provider, wire))
+            run(self._decisions.read(state, provider, wire))
             records = self._store.lookup(state.arrival, state.start) if state.arrival else ()
             self._decisions.weigh(state, records)
             if self._turns is not None:
@@ -370,7 +360,7 @@ class AsyncMiddleware(_Engine):
         state: State | None = None
         try:
             state = self._decisions.start(body, current() if labels is None else labels, namespace)
-            await in_turns(self._decisions.read(state, provider, wire))
+            await run_in_loop(self._decisions.read(state, provider, wire))
             records = await self._store.lookup(state.arrival, state.start) if state.arrival else ()
             self._decisions.weigh(state, records)
             if self._turns is not None:

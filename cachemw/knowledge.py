@@ -8,6 +8,7 @@ Each namespace learns its facts from its own answers. No tenant's answers change
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -29,6 +30,8 @@ _RULES = 1_024
 # A prefix that surely reaches the minimum must go unserved this often before another one is believed.
 _STRIKES = 3
 _HIGHEST_MINIMUM = 8_192
+_DIGITS = re.compile("[0-9]{1,9}")
+_KINDS = frozenset(Kind)
 
 Model = tuple[str, str]  # provider, model
 _Fact = tuple[str, str, str]  # what kind of fact, of which provider and model
@@ -96,16 +99,16 @@ class Knowledge:
     def absorb(self, facts: Mapping[str, int]) -> None:
         """Take over what all workers have learned: the sums of the shared table."""
         for name, count in facts.items():
-            fact, provider, model, value, tag = [*name.split("|"), "", "", "", "", ""][:5]
+            fact, provider, model, value, tag = [*name.split("|", 5), "", "", "", ""][:5]
             where = (provider, model)
             if count <= 0 or not tag:
                 continue
-            if fact == "refused" and value in set(Kind):
+            if fact == "refused" and value in _KINDS:
                 known = self.get(tag, fact, where) or frozenset()
                 self.set(tag, fact, where, known | {Kind(value)})
             elif fact in ("no_hour", "no_key"):
                 self.set(tag, fact, where, True)
-            elif fact == "minimum" and value.isdecimal() and len(value) < 10:
+            elif fact == "minimum" and _DIGITS.fullmatch(value):
                 known = self.get(tag, fact, where) or 0
                 if int(value) > known:
                     self.set(tag, fact, where, min(int(value), _HIGHEST_MINIMUM))

@@ -94,13 +94,27 @@ def report(table: Mapping[str, int]) -> Report:
             found.setdefault(key, {})[name] = amount
     rows = []
     for key, sums in sorted(found.items()):
-        model, labels = json.loads(key)
-        rows.append(_row(dict(labels), model, sums))
+        named = _model_and_labels(key)
+        if named is None:
+            del found[key]
+        else:
+            rows.append(_row(named[1], named[0], sums))
     total: dict[str, int] = {}
     for sums in found.values():
         for name, amount in sums.items():
             total[name] = total.get(name, 0) + amount
     return Report(tuple(rows), _row({}, "", total))
+
+
+def _model_and_labels(key: str) -> tuple[str, dict[str, str]] | None:
+    """Return what `amounts` made a key of, None where another program wrote it."""
+    try:
+        model, pairs = json.loads(key)
+        labels = dict(pairs)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = all(isinstance(text, str) for text in (model, *labels, *labels.values()))
+    return (model, labels) if texts else None
 
 
 def _row(labels: Mapping[str, str], model: str, sums: Mapping[str, int]) -> Row:

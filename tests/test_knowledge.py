@@ -169,3 +169,28 @@ def test_an_hour_that_is_refused() -> None:
         after = knowledge.rules("databricks", "claude-opus-4-6")
         assert after is not None
         assert after.ttl == "5m"
+
+
+def test_facts_of_models_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared table may name any number of models: each kind of fact is kept for so many, also for known ones."""
+    monkeypatch.setattr(module, "_LIMIT", 10)
+    knowledge = known()
+    facts = {
+        f"{fact}|databricks|model-{number}|{value}": 1
+        for number in range(100)
+        for fact, value in (("refused", "text"), ("no_hour", "1h"), ("no_key", "key"), ("minimum", "2000"))
+    }
+    knowledge.absorb(facts)
+    kept = knowledge._refused, knowledge._no_hour, knowledge._no_key, knowledge._minimums
+    assert [len(table) for table in kept] == [10] * 4
+    knowledge.absorb({"refused|databricks|model-0|tool_definition": 1, "minimum|databricks|model-0|3000": 1})
+    assert knowledge._refused["databricks", "model-0"] == {Kind.TEXT, Kind.TOOL}
+    assert knowledge._minimums["databricks", "model-0"] == 3000
+
+
+@pytest.mark.parametrize("value", ["9" * 10, "9" * 5_000, "٣٠٠٠", "²", "-5", "+5000", "5_000", " 5000"])
+def test_minimum_that_is_no_plain_number_changes_nothing(value: str) -> None:
+    """Another program may write anything in the place of a minimum."""
+    knowledge = known()
+    knowledge.absorb({f"minimum|databricks|claude-sonnet-4-6|{value}": 1})
+    assert rules(knowledge) == rules(known())

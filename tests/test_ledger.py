@@ -94,6 +94,28 @@ def test_names_of_another_version() -> None:
     assert report({**added, 'later ["m",[]]': 5, 'novel ["n",[]]': 5, "": 3}) == report(added)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "{",
+        "[1]",
+        "[1,2]",
+        '["m"]',
+        '["m",[],0]',
+        '["m",5]',
+        '["m",[1]]',
+        '["m",["abc"]]',
+        '["m",[["a",1]]]',
+        "[" * 99_999,
+    ],
+)
+def test_report_leaves_out_a_row_that_another_program_wrote(key: str) -> None:
+    """One malformed name in the table hides neither the rows nor the totals of the others."""
+    added = amounts({"app": "x"}, "m", {"calls": 1, "read": 5})
+    assert report({**added, f"calls {key}": 7, f"read {key}": 9}) == report(added)
+
+
 @given(st.lists(st.tuples(
     st.dictionaries(st.sampled_from(["app", 'a " b', "ü\ud800"]), st.text(max_size=4), max_size=2), st.sampled_from(["m", "n x", ""]),
     st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),

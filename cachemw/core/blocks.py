@@ -16,12 +16,12 @@ work, so that an event loop can serve other requests meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from math import isfinite
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from xxhash import xxh3_128_digest
 
@@ -44,6 +44,7 @@ from cachemw.core.wire import (
     tool,
 )
 from cachemw.errors import BodyError
+from cachemw.slices import Slices, run
 
 Wire = Literal["chat", "messages"]
 
@@ -69,18 +70,6 @@ _SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 128, 1 << 20
 
 Reader = Callable[[Any, Reading], Item]
 MemoEntry: TypeAlias = tuple[bytes, Item]
-T = TypeVar("T")
-Steps: TypeAlias = Generator[None, None, T]
-"""Work in slices: each pause lets an event loop serve others; the result is the return value."""
-
-
-def run_through(steps: Steps[T]) -> T:
-    """Do all the work at once and return its result."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast("T", end.value)
 
 
 class Keys(NamedTuple):
@@ -148,9 +137,9 @@ class Parser:
 
     def parse(self, body: Json, model: Model, wire: Wire = "chat", namespace: str = "") -> Parsed:
         """Return the body's blocks in the provider's order, reading it at once; see `steps`."""
-        return run_through(self.steps(body, model, wire, namespace))
+        return run(self.steps(body, model, wire, namespace))
 
-    def steps(self, body: Json, model: Model, wire: Wire, namespace: str) -> Steps[Parsed]:
+    def steps(self, body: Json, model: Model, wire: Wire, namespace: str) -> Slices[Parsed]:
         """Read a body in slices and return its blocks in the provider's order.
 
         Raises `BodyError` with a short reason for a body that is no chat request, or too large to read.
@@ -199,7 +188,7 @@ class Parser:
 
     def _items(
         self, parsed: Parsed, memo: Mapping[bytes, Item], values: Sequence[Any], read: Reader, seed: int
-    ) -> Steps[list[Item]]:
+    ) -> Slices[list[Item]]:
         """Read values in slices; note the unknown ones in `parsed`."""
         items: list[Item] = []
         reading, digest, size = Reading(parsed.seed, self._counter), xxh3_128_digest, 0

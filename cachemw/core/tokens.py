@@ -7,15 +7,11 @@ shapes, stores, prices. A *size* is an estimate in tokens of the older Claude to
 
 from __future__ import annotations
 
-import base64
-import io
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import imagesize
-
+from cachemw.core.image_headers import pixels
 from cachemw.core.providers import Kind
 
 Counter = Callable[[str], int]
@@ -33,7 +29,6 @@ _PER_BYTE: dict[Kind, float] = {
 }
 # Anthropic's vision guide: width x height / 750, images above about 1,600 tokens are scaled down.
 _IMAGE_MAX = 1600
-_IMAGE_HEAD = 48_000
 # The newer tokenizer gives 1.0-1.35x the tokens of the older one (Anthropic, August 2026).
 _SCALE = {"old": 1.0, "new": 1.25, "openai": 0.9}
 _PER_O200K = 1.2
@@ -51,13 +46,10 @@ def estimate(kind: Kind, length: int) -> float:
 
 def image_size(data: str) -> float:
     """Return the size of a base64 image by its pixels; the largest size where they can't be read."""
-    head = data[: _IMAGE_HEAD - _IMAGE_HEAD % 4]
-    try:
-        width, height = imagesize.get(io.BytesIO(base64.b64decode(head + "=" * (-len(head) % 4))))
-    except (ValueError, struct.error, IndexError):
+    found = pixels(data)
+    if found is None:
         return _IMAGE_MAX
-    if width <= 0 or height <= 0:
-        return _IMAGE_MAX
+    width, height = found
     return float(min(width * height / 750, _IMAGE_MAX))
 
 

@@ -144,7 +144,8 @@ def _bedrock(get: _Get, given: int, ttl: Ttl | None) -> Usage:
     details = get("cacheDetails")
     for entry in details if isinstance(details, (list, tuple)) else ():
         inner = _reader(entry)
-        split[f"ephemeral_{inner('ttl')}_input_tokens"] = inner("inputTokens")
+        if (lifetime := inner("ttl")) == "5m" or lifetime == "1h":
+            split[f"ephemeral_{lifetime}_input_tokens"] = inner("inputTokens")
     write_5m, write_1h = _split(written, ttl, split)
     rule = NO_COUNTERS if read is None and written is None and not write_5m + write_1h else "bedrock"
     return Usage(read or 0, write_5m, write_1h, given, _count(get("outputTokens")) or 0, rule)

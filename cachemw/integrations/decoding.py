@@ -16,32 +16,63 @@ Feed: TypeAlias = Callable[[bytes], Iterator[bytes]]
 
 PIECE = 1 << 20
 """Bytes that are decoded at once: a small answer can hold a huge one."""
+CHUNK, RATIO = 1 << 20, 64
+"""Decoded bytes that any chunk may give, and those that each of its bytes may add: streams that repeat their usage
+in each event shrink to a 41st with gzip if they are compressed as a whole, and less if event by event."""
 MOST = 64 << 20
-"""Decoded bytes of one answer beyond which nothing more is looked at."""
+"""Decoded bytes of one answer."""
+MEMBERS = 4_096
+"""Members or frames, each compressed by itself, of one answer: each costs some microseconds, however short."""
+_STAGES = 3
+# What follows the end of a member is copied, so it is kept short. Of zstd 256 bytes can give 8 MB.
+_SLICE = 256
+# RFC 9659: no more may be needed for zstd as a content-encoding.
+_ZSTD_WINDOW_LOG = 23
+
+
+class BudgetError(Exception):
+    """An answer gives more decoded bytes or members than its size can explain, or than one answer may."""
+
+
+class _Budget:
+    """Count down what one answer may still cost, in all of its encodings together."""
+
+    def __init__(self) -> None:
+        self._bytes, self._of_chunk, self._members = MOST, 0, MEMBERS
+
+    def begin_chunk(self, size: int) -> None:
+        self._of_chunk = CHUNK + RATIO * size
+
+    def spend(self, piece: bytes) -> None:
+        self._bytes -= len(piece)
+        self._of_chunk -= len(piece)
+        if self._bytes < 0 or self._of_chunk < 0:
+            raise BudgetError
+
+    def begin_member(self) -> None:
+        self._members -= 1
+        if self._members < 0:
+            raise BudgetError
 
 
 class Decoder:
     """Decode the bytes of one answer; `content_encoding` is the header's value, "" for none.
 
-    Raises `LookupError` for an encoding that can't be undone here, and in `feed` whatever the library
-    raises on malformed input.
+    Raises `LookupError` for an encoding that can't be undone here, and in `feed` `BudgetError`, or whatever
+    the library raises on malformed input. After either nothing more can be decoded.
     """
 
     def __init__(self, content_encoding: str = "") -> None:
-        names = [name.strip().lower() for name in content_encoding.split(",")]
-        self._stages = [_OPEN[name]() for name in reversed(names) if name not in ("", "identity")]
-        self._left = MOST
+        names = [name.strip().lower() for name in content_encoding.split(",", _STAGES)]
+        if len(names) > _STAGES:
+            raise LookupError("too many content-encodings")
+        self._budget = _Budget()
+        self._stages = [_OPEN[name](self._budget) for name in reversed(names) if name not in ("", "identity")]
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield what the next bytes of the answer decode to, in pieces."""
-        if not self._stages:
-            yield chunk
-            return
-        for piece in _through(self._stages, chunk):
-            self._left -= len(piece)
-            if self._left < 0:
-                return
-            yield piece
+        self._budget.begin_chunk(len(chunk))
+        return _through(self._stages, self._budget, chunk)
 
 
 def readable() -> list[str]:
@@ -49,49 +80,66 @@ def readable() -> list[str]:
     found = []
     for name, opened in _OPEN.items():
         with suppress(LookupError):
-            opened()
+            opened(_Budget())
             found.append(name)
     return found
 
 
-def _through(stages: list[Feed], chunk: bytes) -> Iterator[bytes]:
+def _through(stages: list[Feed], budget: _Budget, chunk: bytes) -> Iterator[bytes]:
     if not stages:
         yield chunk
         return
-    for piece in stages[0](chunk):
-        yield from _through(stages[1:], piece)
+    for start in range(0, len(chunk), _SLICE):
+        for piece in stages[0](chunk[start : start + _SLICE]):
+            budget.spend(piece)
+            yield from _through(stages[1:], budget, piece)
 
 
-def _zlib(*windows: int) -> Feed:
-    """Decode by the first of these window sizes that the bytes are taken by."""
-    first, *others = windows
-    decoder = zlib.decompressobj(first)
-    head = b""  # what was read before anything came out
+def _gzip(budget: _Budget) -> Feed:
+    return _members(budget, lambda: zlib.decompressobj(zlib.MAX_WBITS | 16))
+
+
+def _deflate(budget: _Budget) -> Feed:
+    """Decode zlib's format, which "deflate" should be, or the bare one, which it often is, by the first bytes."""
+    head = b""
+    inner: Feed | None = None
 
     def feed(chunk: bytes) -> Iterator[bytes]:
-        nonlocal decoder, head
-        piece = b""
-        while chunk or len(piece) == PIECE:  # a full piece may not be all that was decoded
-            if decoder.eof:  # another member follows
-                decoder = zlib.decompressobj(first)
-            if others:
-                head += chunk
-            try:
-                piece = decoder.decompress(chunk, PIECE)
-            except zlib.error:
-                if not others:
-                    raise
-                decoder = zlib.decompressobj(others.pop())
-                piece = decoder.decompress(head, PIECE)
-            if piece:
-                others.clear()
-                yield piece
-            chunk = decoder.unused_data if decoder.eof else decoder.unconsumed_tail
+        nonlocal head, inner
+        if inner is None:
+            head += chunk
+            if len(head) < 2:
+                return
+            chunk = head
+            zlibs = head[0] & 15 == 8 and int.from_bytes(head[:2], "big") % 31 == 0
+            inner = _members(budget, lambda: zlib.decompressobj(zlib.MAX_WBITS if zlibs else -zlib.MAX_WBITS))
+        yield from inner(chunk)
 
     return feed
 
 
-def _brotli() -> Feed:
+def _members(budget: _Budget, opened: Callable[[], Any]) -> Feed:
+    """Decode members one after the other, each with a decompressor of zlib's or zstd's interface."""
+    decoder: Any = None
+
+    def feed(chunk: bytes) -> Iterator[bytes]:
+        nonlocal decoder
+        piece = b""
+        while chunk or len(piece) == PIECE:  # a full piece may not be all that was decoded
+            if decoder is None or decoder.eof:
+                if not chunk:
+                    return
+                budget.begin_member()
+                decoder = opened()
+            piece = decoder.decompress(chunk, PIECE)
+            if piece:
+                yield piece
+            chunk = decoder.unused_data if decoder.eof else getattr(decoder, "unconsumed_tail", b"")
+
+    return feed
+
+
+def _brotli(_budget: _Budget) -> Feed:
     decoder: Any = _library("brotli").Decompressor()
 
     def feed(chunk: bytes) -> Iterator[bytes]:
@@ -102,23 +150,31 @@ def _brotli() -> Feed:
     return feed
 
 
-def _zstd() -> Feed:
+def _zstd(budget: _Budget) -> Feed:
     library = _library("compression.zstd", "backports.zstd", "zstandard")
     if library.__name__ == "zstandard":
-        whole: Any = library.ZstdDecompressor().decompressobj(read_across_frames=True)
-        return lambda chunk: iter([whole.decompress(chunk)])
-    decoder: Any = library.ZstdDecompressor()
+        whole = library.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG)
+        return _members(budget, lambda: _Unbounded(whole.decompressobj()))
+    options = {library.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return _members(budget, lambda: library.ZstdDecompressor(options=options))
 
-    def feed(chunk: bytes) -> Iterator[bytes]:
-        nonlocal decoder
-        while chunk or not (decoder.eof or decoder.needs_input):
-            if decoder.eof:  # another frame follows
-                decoder = library.ZstdDecompressor()
-            if piece := decoder.decompress(chunk, PIECE):
-                yield piece
-            chunk = decoder.unused_data if decoder.eof else b""
 
-    return feed
+class _Unbounded:
+    """Give a decompressor of `zstandard`, which bounds no output, the interface of the others."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = decoder
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._decoder.eof)
+
+    @property
+    def unused_data(self) -> bytes:
+        return bytes(self._decoder.unused_data)
+
+    def decompress(self, chunk: bytes, _most: int) -> bytes:
+        return bytes(self._decoder.decompress(chunk)) if chunk else b""
 
 
 def _library(*names: str) -> Any:
@@ -128,11 +184,10 @@ def _library(*names: str) -> Any:
     raise LookupError(names[-1])
 
 
-_OPEN: dict[str, Callable[[], Feed]] = {
-    "gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
-    "x-gzip": lambda: _zlib(zlib.MAX_WBITS | 16),
-    # "deflate" should be zlib's format and often is the bare one.
-    "deflate": lambda: _zlib(zlib.MAX_WBITS, -zlib.MAX_WBITS),
+_OPEN: dict[str, Callable[[_Budget], Feed]] = {
+    "gzip": _gzip,
+    "x-gzip": _gzip,
+    "deflate": _deflate,
     "br": _brotli,
     "zstd": _zstd,
 }

@@ -112,6 +112,8 @@ class Exchange:
         """Return the usage in the bytes seen so far."""
         with Guard(self._mw, "client.usage"):
             self.reader.finish()
+        if self.reader.answer is None and self.reader.too_large:
+            self._mw.count("client.too_large")
         return self.reader.answer
 
     def ends(self, response: Any, *hooks: str) -> bool:

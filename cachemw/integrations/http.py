@@ -32,7 +32,7 @@ from cachemw.core import json_budget
 from cachemw.core.blocks import Wire
 from cachemw.core.wire import dump
 from cachemw.errors import BodyError
-from cachemw.integrations.decoding import Decoder
+from cachemw.integrations.decoding import BudgetError, Decoder
 from cachemw.integrations.guard import Engine, Guard
 from cachemw.integrations.routes import find_route, provider_at
 from cachemw.integrations.sse import UsageReader
@@ -43,6 +43,9 @@ LABEL = "x-cachemw-label-"
 """What the name of a header begins with that labels its request."""
 # With one of these the bytes are vouched for: a changed body would be refused.
 _SEALS = frozenset({"content-md5", "digest", "content-digest", "x-amz-content-sha256", "signature-input"})
+
+# Bytes of an error that are read: providers' own have some hundred.
+_ERROR = 1 << 16
 
 _PROMPT = frozenset({"messages", "tools", "system"})
 
@@ -80,6 +83,7 @@ class HttpExchange:
         self._mw = mw
         self._named = named
         self._refused = False
+        self._given_up = False
         self._decoder: Decoder | None = None
         self._reader = UsageReader()
 
@@ -185,7 +189,7 @@ class HttpExchange:
         self._refused = True
         with Guard(self._mw, "http.answer"):
             if self._decoder is not None:
-                return status, b"".join(self._decoder.feed(body)).decode("utf-8", "replace")
+                return status, _beginning(self._decoder.feed(body)).decode("utf-8", "replace")
         return None
 
     def see(self, chunk: bytes) -> None:
@@ -193,21 +197,42 @@ class HttpExchange:
         if self._decoder is None:
             return
         with Guard(self._mw, "http.usage"):
-            for piece in self._decoder.feed(chunk):
-                self._reader.feed(piece)
-            return
+            try:
+                for piece in self._decoder.feed(chunk):
+                    self._reader.feed(piece)
+                return
+            except BudgetError:
+                self._give_up()
         self._decoder = None  # what can't be decoded once can't be later
 
     def usage(self) -> dict[str, Any] | None:
         """Return model and usage in the bytes seen so far, None where there was none."""
         with Guard(self._mw, "http.usage"):
             self._reader.finish()
+        if self._reader.answer is None and self._reader.too_large:
+            self._give_up()
         return self._reader.answer
+
+    def _give_up(self) -> None:
+        """Count once that the usage of an answer was not read to its end."""
+        if not self._given_up:
+            self._given_up = True
+            self._mw.count("http.too_large")
 
     @property
     def done(self) -> bool:
         """Say whether the stream announced its own end: what is not read of it was no part of the answer."""
         return self._reader.done
+
+
+def _beginning(pieces: Iterable[bytes]) -> bytes:
+    """Return the first bytes of an error; it says there why it is one."""
+    found = b""
+    for piece in pieces:
+        found += piece[:_ERROR]
+        if len(found) >= _ERROR:
+            break
+    return found[:_ERROR]
 
 
 def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:

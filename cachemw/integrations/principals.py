@@ -22,6 +22,8 @@ _CREDENTIAL = re.compile(
     rb"auth|cookie|token(?!s)|secret|api[-_]?key|jwt|credential|passw|principal"
     rb"|key(?<!idempotency.key)(?<!cache.key)$"
 )
+# Clients choose the names: a longer one is not kept in the memo.
+_KEPT = 64
 # Load balancers set these, some anew with each answer, and nobody is known by them. A value of any other form could
 # hide a cookie from us that its reader sees.
 _BALANCING = re.compile(
@@ -57,7 +59,7 @@ def _owners(headers: Headers) -> Iterator[list[str]]:
     for name, value in headers:
         if name == b"connection":
             hops.update(part.strip().lower() for part in value.split(b","))
-        elif _credential(name):
+        elif _credential(name) if len(name) <= _KEPT else _CREDENTIAL.search(name):
             given.append((name, value))
     for name, value in given:
         # What `Connection` names may end at the next hop: it must not pass for what the provider sees.

@@ -5,7 +5,6 @@ Lives here: paths and what they tell. Must not know: bodies, clients, how anythi
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -13,10 +12,8 @@ from urllib.parse import unquote
 from cachemw.core.blocks import Wire
 from cachemw.core.providers import find_provider
 
-_CHAT = re.compile(r"(?:^|/)chat/completions/?$")
-# Neither /v1/messages/count_tokens nor /v1/messages/batches.
-_MESSAGES = re.compile(r"(?:^|/)v1/messages/?$")
-_INVOCATIONS = re.compile(r"(?:^|/)([^/?#]+)/invocations/?$")
+# Clients choose URLs: no more of one is searched for a provider, and kept in the memo.
+_LONGEST = 1_024
 
 
 class Route(NamedTuple):
@@ -26,22 +23,26 @@ class Route(NamedTuple):
     model: str | None = None
 
 
-@lru_cache(maxsize=256)
 def find_route(method: str, url: str) -> Route | None:
     """Return the route of a request to a URL or a path; None where it is no chat request."""
     if method.upper() != "POST":
         return None
-    path, *_ = re.split("[?#]", url, maxsplit=1)
-    if _CHAT.search(path):
+    path = url.partition("?")[0].partition("#")[0]
+    head, _, last = path.removesuffix("/").rpartition("/")
+    parent = head.rpartition("/")[2]
+    if (parent, last) == ("chat", "completions"):
         return Route("chat")
-    if _MESSAGES.search(path):
+    if (parent, last) == ("v1", "messages"):  # neither /v1/messages/count_tokens nor /v1/messages/batches
         return Route("messages")
-    invoked = _INVOCATIONS.search(path)
-    return None if invoked is None else Route("chat", unquote(invoked[1]))
+    return Route("chat", unquote(parent)) if parent and last == "invocations" else None
+
+
+def provider_at(url: str) -> str | None:
+    """Return the name of the provider that a URL belongs to, None where nothing tells."""
+    return _provider_at(url.partition("?")[0][:_LONGEST])
 
 
 @lru_cache(maxsize=256)
-def provider_at(url: str) -> str | None:
-    """Return the name of the provider that a URL belongs to, None where nothing tells."""
+def _provider_at(url: str) -> str | None:
     found = find_provider(url)
     return None if found is None else found.name

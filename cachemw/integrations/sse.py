@@ -16,8 +16,13 @@ from cachemw.core.usage import fold
 
 MAX_EVENT = 1 << 20
 """Bytes of one event beyond which it is skipped: usage comes in small ones."""
-MAX_BODY = 16 << 20
+MAX_BODY = 8 << 20
 """Bytes of a JSON answer beyond which its usage is given up."""
+# Each event that is looked into costs the reader this many bytes of those that came, and of a first credit:
+# smaller ones, which hosts do not send, are skipped where there are many.
+_EVENT, _CREDIT = 128, 128 * 1_000
+# An event without any of these says nothing of usage, nor that the stream ends.
+_TOKENS = (b'"usage"', b'"message_stop"', b"[DONE]")
 
 
 class UsageReader:
@@ -26,19 +31,23 @@ class UsageReader:
     `feed` takes decoded bytes cut anywhere; `finish` takes up what no line end closed. Afterwards (and for a
     broken stream at any time) `answer` is `{"model": ..., "usage": ...}`, or None where no usage was seen.
     Gateways that repeat the usage in every chunk count their tokens once: later usage replaces earlier.
-    `done` says that the stream announced its own end. Nothing raises on malformed input: it is passed over.
+    `done` says that the stream announced its own end, `too_large` that bytes were skipped which may have held
+    usage. Nothing raises on malformed input: it is passed over. The work is in proportion to the bytes, however
+    they are cut into chunks, lines and events.
     """
 
     def __init__(self) -> None:
         self.done = False
+        self.too_large = False
         self._usage: object = None
         self._model: str | None = None
         self._body: list[bytes] | None = None
         self._started = False
         self._after_cr = False
-        self._line = bytearray()
-        self._event: list[bytes] = []
-        self._size = 0
+        self._open = bytearray()  # the event that no blank line has ended, its line ends as "\n"
+        self._size = 0  # of the open event, or of the body
+        self._ended_line = False
+        self._credit = _CREDIT
 
     @property
     def answer(self) -> dict[str, Any] | None:
@@ -54,56 +63,85 @@ class UsageReader:
             self._started = True
             self._body = [] if chunk.startswith(b"{") else None
         if self._body is None:
-            self._lines(chunk)
+            self._events(chunk)
         elif self._fits(chunk, MAX_BODY):
             self._body.append(chunk)
 
     def finish(self) -> None:
         """Take up what the last line end left open."""
-        if self._body is not None:
+        if self._body is None:
+            self._end_event(b"")
+        elif self._body:
             whole = b"".join(self._body)
             self._body = []
             self._take(whole)
-        else:
-            self._end_line()
-            self._end_event()
 
-    def _lines(self, chunk: bytes) -> None:
-        for piece in chunk.splitlines(keepends=True):
-            second_half = self._after_cr and piece == b"\n"
-            self._after_cr = piece.endswith(b"\r")
-            if second_half:
-                continue
-            text = piece.rstrip(b"\r\n")
-            if self._fits(text, MAX_EVENT):
-                self._line += text
-            if len(text) < len(piece):
-                self._end_line()
+    def _events(self, chunk: bytes) -> None:
+        """Find the ends of events, and take up those that hold a token."""
+        if self._after_cr:
+            chunk = chunk.removeprefix(b"\n")
+        if not chunk:
+            self._after_cr = False
+            return
+        self._credit += len(chunk)
+        self._after_cr = chunk.endswith(b"\r")
+        text = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        first = 0 if self._ended_line and text.startswith(b"\n") else text.find(b"\n\n")
+        last = text.rfind(b"\n\n") if first >= 0 else -1
+        if first >= 0:
+            self._end_event(text[:first])
+            if last > first:
+                self._complete(text[first:last])
+            text = text[max(last + 2, first + 1) :]
+        if self._fits(text, MAX_EVENT):
+            self._open += text
+        self._ended_line = text.endswith(b"\n") if text else first >= 0
+
+    def _complete(self, text: bytes) -> None:
+        """Take up those of some whole events that hold a token."""
+        found: list[int] = []
+        for token in _TOKENS:
+            at = text.find(token)
+            while at >= 0:
+                found.append(at)
+                at = text.find(token, at + len(token))
+        end = 0
+        for at in sorted(found):
+            if at >= end:
+                start = max(text.rfind(b"\n\n", end, at), end)
+                end = text.find(b"\n\n", at)
+                end = len(text) if end < 0 else end
+                self._event(text[start:end])
 
     def _fits(self, more: bytes, most: int) -> bool:
         self._size += len(more)
         if self._size <= most:
             return True
-        self._line.clear()
-        self._event.clear()
+        self.too_large = True
+        self._open.clear()
         if self._body:
             self._body.clear()
         return False
 
-    def _end_line(self) -> None:
-        line = bytes(self._line)
-        self._line.clear()
-        if not line:
-            self._end_event()
-        elif line.startswith(b"data:"):
-            self._event.append(line[5:].removeprefix(b" "))
-        else:
-            self._size -= len(line)
-
-    def _end_event(self) -> None:
-        data = b"\n".join(self._event)
-        self._event.clear()
+    def _end_event(self, rest: bytes) -> None:
+        if self._fits(rest, MAX_EVENT):
+            self._event(bytes(self._open + rest))
+        self._open.clear()
         self._size = 0
+
+    def _event(self, text: bytes) -> None:
+        """Take up the data of one event."""
+        if len(text) > MAX_EVENT:
+            self.too_large = True
+            return
+        if not (b'"usage"' in text or b'"message_stop"' in text or b"[DONE]" in text):
+            return
+        self._credit -= _EVENT
+        if self._credit < 0:
+            self.too_large = True
+            return
+        lines = [line[5:].removeprefix(b" ") for line in text.split(b"\n") if line.startswith(b"data:")]
+        data = b"\n".join(lines)
         if data.startswith(b"[DONE]"):
             self.done = True
         else:

@@ -6,15 +6,13 @@ makes each simulated model stray from any estimate. Must not know: requests, ent
 
 from __future__ import annotations
 
-import binascii
 import hashlib
-import io
-import struct
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import imagesize
 import orjson
+
+from cachemw.core.image_headers import pixels
 
 # Tokens per byte of a class, fitted by hand to characters per token of the tokenizer up to Opus 4.6
 # (measured November 2026: prose 4.2, Python 3.6, compact JSON 2.7, legal English 4.5, timestamps 1.6).
@@ -32,7 +30,6 @@ _RATES: Mapping[str, float] = {"old": 1.0, "new": 1.3, "openai": 0.87}
 FRAME = 4  # tokens around each block
 TAIL = 4  # tokens after the last block, never stored: recorded requests show 0 to 9
 _IMAGE_MOST = 1600  # width x height / 750 up to about this (Anthropic, vision, 2025)
-_IMAGE_HEAD = 65_536  # characters of base64 in which the size stands
 
 
 def rate(name: str, tokenizer: Literal["old", "new", "openai"], seed: int) -> float:
@@ -69,9 +66,8 @@ def block_tokens(block: Mapping[str, Any]) -> float:
 def _image(source: Any) -> float:
     """Return an image's tokens by its pixels, the most there can be where they can't be read."""
     data = source.get("data") if isinstance(source, Mapping) else None
-    try:
-        head = binascii.a2b_base64(data[:_IMAGE_HEAD]) if isinstance(data, str) else b""
-        width, height = imagesize.get(io.BytesIO(head))
-    except (ValueError, struct.error):
+    found = pixels(data) if isinstance(data, str) else None
+    if found is None:
         return _IMAGE_MOST
-    return min(_IMAGE_MOST, width * height / 750) if width > 0 and height > 0 else _IMAGE_MOST
+    width, height = found
+    return min(_IMAGE_MOST, width * height / 750)

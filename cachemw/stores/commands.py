@@ -39,6 +39,11 @@ _TAG = len("cachemw:{}") + 16 + 1 + 16
 _TENANT = slice(len("cachemw:{"), len("cachemw:{") + 16)
 # Keys of one command at most, where there are more than one request's.
 _MOST = 500
+# Redis adds in 64 bits: a longer number was written by another program.
+_SUM = 1 << 63
+_made = tuple.__new__  # what the class's own constructor does, a third faster
+# No time in seconds and no count is above this.
+_LATEST = 1e12
 _SECRET_KEEP = 7 * 24 * 3600 * 1000
 
 
@@ -224,20 +229,46 @@ def tenant(name: bytes) -> str:
 def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
     """Return time and records from the replies to `Commands.observe`, None for each that was unknown."""
     found: list[Prefix | None] = []
-    for reply in checked(replies):
-        found += [Prefix._make(fields) if fields[0] else None for fields in RECORD.iter_unpack(reply[8:])]
-    return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
+    try:
+        for reply in checked(replies):
+            found += map(_record, RECORD.iter_unpack(reply[8:]))
+        return (_TIME.unpack_from(replies[0])[0] if replies else 0.0), found
+    except (struct.error, TypeError) as error:
+        raise StoreError("a reply that is no record") from error
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
     """Return the records from the replies to `Commands.peek`; see `Store.lookup` for those of 0 arrivals."""
     found: list[Prefix | None] = []
-    for packed in [packed for reply in checked(replies) for packed in reply]:
-        record = Prefix._make(RECORD.unpack(packed)) if packed and len(packed) == RECORD.size else None
-        if record is not None and not (record.seen and now - record.last <= FORGET):
-            record = announced(record.pending) if record.pending > now else None
-        found.append(record)
+    try:
+        for packed in [packed for reply in checked(replies) for packed in reply]:
+            fields = RECORD.unpack(packed) if packed and len(packed) == RECORD.size else None
+            record = None if fields is None else _record(fields)
+            if fields is not None and (record is None or now - record.last > FORGET):
+                record = announced(fields[-1]) if now < fields[-1] <= _LATEST else None
+            found.append(record)
+    except (struct.error, TypeError) as error:
+        raise StoreError("a reply that is no list of records") from error
     return found
+
+
+def _record(fields: tuple[Any, ...]) -> Prefix | None:
+    """Return a record, None where it has no arrivals, or numbers that no arrivals give: another program's.
+
+    Every time, in seconds, and every count is below `_LATEST`, and is a number.
+    """
+    seen, last, gap, trials, hits, late_trials, late_hits, _, expires, _, pending = fields
+    if (
+        seen
+        and 0.0 <= hits <= trials <= _LATEST
+        and 0.0 <= late_hits <= late_trials <= _LATEST
+        and 0.0 <= gap <= _LATEST
+        and -_LATEST <= last <= _LATEST
+        and -_LATEST <= expires <= _LATEST
+        and -_LATEST <= pending <= _LATEST
+    ):
+        return _made(Prefix, fields)
+    return None
 
 
 def sums(replies: Sequence[Any]) -> dict[str, int]:
@@ -247,12 +278,15 @@ def sums(replies: Sequence[Any]) -> dict[str, int]:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):
             continue
         (pairs,) = checked([reply])
-        for name, amount in zip(pairs[::2], pairs[1::2], strict=True):
+        if not isinstance(pairs, (list, tuple)):
+            raise StoreError("a reply that is no table")
+        for name, amount in zip(pairs[::2], pairs[1::2], strict=False):
             try:
                 text, number = name.decode("utf-8", "surrogatepass"), int(amount)
-            except ValueError:
+            except (ValueError, TypeError, AttributeError):
                 continue
-            total[text] = total.get(text, 0) + number
+            if abs(number) < _SUM:
+                total[text] = total.get(text, 0) + number
     return total
 
 

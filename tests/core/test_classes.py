@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.core import classes as module
+from cachemw.core import merging
 from cachemw.core.classes import Classes, Name, Observation
+from cachemw.settings import Settings
 
 SECRET = b"a secret"
 NAME: Name = ("messages", 0, "user", "text", "inner")
@@ -255,3 +257,107 @@ def test_a_worker_by_itself_tells_nothing() -> None:
     assert len(alone._named) == 0
     end(alone, START, 5.0, name=("tools",))
     assert chance(alone, START, name=("tools",), prior=0.3) == pytest.approx(0.3)
+
+
+# -- owners ----------------------------------------------------------------------------------------
+
+
+def taught(classes: Classes, owner: str, count: int = 20) -> Classes:
+    """Let an owner's prefixes come again so many times, and return the classes."""
+    for number in range(count):
+        begin(classes, START + number, owner=owner)
+        end(classes, START + number, owner=owner)
+    return classes
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_classes_of_two_owners_learn_apart(secret: bytes | None) -> None:
+    """One owner's returns change no chance and no count of another's, at this worker and at the next."""
+    classes = taught(Classes(hours=True, secret=secret), "one")
+    assert chance(classes, START + 30, owner="one") > 0.9
+    assert chance(classes, START + 30, owner="other") == 0.5
+    assert late_chance(classes, START + 30, owner="other") == late_chance(Classes(hours=True), START)
+    assert counted(classes, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
+
+
+def test_classes_that_others_published_are_those_of_their_owner() -> None:
+    """An exchange brings an owner its own counts, and nothing of another owner's."""
+    teller, hearer = taught(Classes(hours=False, secret=SECRET), "one"), Classes(hours=False, secret=SECRET)
+    table, amounts = teller.news(START + 20)
+    hearer.absorb(table, amounts, START + 20)
+    assert counted(hearer, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
+    assert counted(hearer, "one") == [(20.0, 0.0, 0.0, 0.0, 0.0)] * 3
+
+
+def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:
+    """Namespaces that the operator put into one group learn together, all others by themselves."""
+    settings = Settings(cohort_groups={"team-*": "product"})
+    classes = taught(Classes(hours=False), settings.cohort_group("team-a"))
+    seen = {
+        space: chance(classes, START + 30, owner=settings.cohort_group(space))
+        for space in ("team-a", "team-b", "stranger", "product")
+    }
+    assert seen["team-a"] == seen["team-b"] > 0.9
+    assert seen["stranger"] == seen["product"] == 0.5
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_classes_of_an_owner_are_kept_however_many_another_has(
+    monkeypatch: pytest.MonkeyPatch, secret: bytes | None
+) -> None:
+    """An owner within its fair share loses no count to one that has new classes without end."""
+    monkeypatch.setattr(module, "_CLASSES", 100)
+    classes = taught(Classes(hours=False, secret=secret), "mine")
+    before = chance(classes, START + 60, owner="mine")
+    for number in range(500):
+        begin(classes, START + 60, owner="flood", name=("messages", number), levels=[()])
+    assert len(classes._classes) <= 100
+    assert len(classes._named) <= 100
+    assert chance(classes, START + 60, owner="mine") == before > 0.9
+
+
+def test_classes_that_others_published_are_bounded_for_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What others counted for one owner pushes out nothing that was counted here for another."""
+    monkeypatch.setattr(module, "_CLASSES", 100)
+    monkeypatch.setattr(merging, "_CLASSES", 1000)
+    classes = taught(Classes(hours=False, secret=SECRET), "mine")
+    told, elsewhere = sum(classes.news(START + 60)[1].values()), Classes(hours=False, secret=SECRET)
+    assert told == 2 * 20 * len(LEVELS)
+    for number in range(500):
+        begin(elsewhere, START + 60, owner="flood", name=("messages", number), levels=[()])
+        table, amounts = elsewhere.news(START + 60)
+        classes.absorb(table, amounts, START + 60)
+    end(classes, START + 60, owner="mine")
+    assert len(classes._named) <= 100
+    assert sum(classes.news(START + 61)[1].values()) == len(LEVELS)
+
+
+@pytest.mark.parametrize("secret", [None, SECRET])
+def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: bytes | None) -> None:
+    """A forecast counts nothing, and publishes nothing, however often it is made."""
+    classes = taught(Classes(hours=True, secret=secret), OWNER)
+    classes.news(START + 60)
+    before, later = counted(classes), chance(classes, START + 60)
+    for _ in range(50):
+        shown = Observation(ends=classes.ended(NAME, 1, -1, LEVELS, 400.0, whole=True))
+        view = classes.view(OWNER, shown, START + 60)
+        classes.soon(view, NAME, 1, -1, LEVELS, 0.5, START + 60, shown.begins)
+        classes.late(view, NAME, 1, LEVELS, START + 60, shown.begins)
+    assert chance(classes, START + 60) == later
+    for found, once in zip(counted(classes), before, strict=True):
+        assert found == pytest.approx(once, rel=0.02)  # evidence ages by a minute
+    assert classes.news(START + 60)[1] == {}
+    assert len(shown.begins) == len(shown.ends) == 2 * len(LEVELS)
+
+
+def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
+    """A request's own returns count in its forecast before they are learned."""
+    classes = Classes(hours=False)
+    for _ in range(4):
+        begin(classes, START)
+    shown = Observation(ends=classes.ended(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4)
+    view = classes.view(OWNER, shown, START + 60)
+    ahead = classes.soon(view, NAME, 1, -1, LEVELS, 0.5, START + 60)
+    assert chance(classes, START + 60) < 0.5 < ahead
+    classes.observe(OWNER, shown, START + 60)
+    assert chance(classes, START + 60) == pytest.approx(ahead, abs=0.01)

@@ -84,3 +84,12 @@ def test_other_refusals(text: str) -> None:
 def test_a_ttl_that_is_refused(text: str, refused: bool) -> None:
     """Only a refusal of the TTL itself says that an hour isn't taken."""
     assert refuses_hour(text) is refused
+
+
+@pytest.mark.parametrize("text", ["maximum of " + "1" * 2_000_000, "tools." * 400_000, ".ttl" * 500_000])
+def test_refusal_of_a_long_text_is_read_at_its_beginning(text: str) -> None:
+    """The end of a text that no provider sends is not searched, whatever it says."""
+    for about in (f"{text} cache_control", f"{text} prompt_cache_key"):
+        assert not about_markers(about)
+    assert refused_kinds(f"{'x' * 100_000} maximum of 4 blocks text", {Kind.TEXT}) == {Kind.TEXT}
+    assert not refuses_hour(f"{'x' * 100_000}.ttl")

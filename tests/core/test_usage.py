@@ -523,3 +523,41 @@ def test_an_empty_stream_has_no_usage() -> None:
     """A stream that reported nothing folds to nothing."""
     assert _folded() is None
     assert _folded({"choices": []}, None) is None
+
+
+def _nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("ttl", [_nested(5_000), {"a": _nested(5_000)}, "x" * 1_000_000, 5, None])
+def test_usage_with_a_lifetime_of_no_known_form_is_read_without_it(ttl: object) -> None:
+    """Details that no provider sends cost nothing, however deep or long they are, and the total still counts."""
+    usage = {
+        "inputTokens": 10,
+        "outputTokens": 1,
+        "cacheWriteInputTokens": 7,
+        "cacheDetails": [{"ttl": ttl, "inputTokens": 7}],
+    }
+    assert normalise(usage) == Usage(0, 7, 0, 10, 1, "bedrock")
+
+
+@pytest.mark.parametrize(
+    "name", ["cache_creation", "prompt_tokens_details", "cacheDetails", "total_tokens", "message"]
+)
+@pytest.mark.parametrize(
+    "value", [_nested(5_000), [{}] * 100_000, dict.fromkeys(range(100_000)), 10**4_000, "1" * 100_000]
+)
+def test_usage_with_a_huge_field_is_read_as_if_it_were_absent(name: str, value: object) -> None:
+    """A field of the wrong form or size neither raises nor counts."""
+    for usage in (
+        {"prompt_tokens": 5, name: value},
+        {"input_tokens": 5, name: value},
+        {"inputTokens": 5, name: value},
+    ):
+        found = normalise(usage)
+        assert found is not None
+        assert (found.read, found.written, found.plain) == (0, 0, 5)
+        assert normalise(fold(None, {"usage": usage})) == found

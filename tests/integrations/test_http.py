@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from cachemw.core.markers import canonical
 from cachemw.engine import Middleware
-from cachemw.integrations import http
+from cachemw.integrations import http, routes
 from cachemw.integrations.http import Headers, HttpExchange, take_labels
+from cachemw.integrations.routes import Route, find_route, provider_at
 from cachemw.labelling import labels
 from tests.clients.endpoint import USAGE, chunks, completion, event
 from tests.clients.recorder import Recorder, conversation, marks
+from tests.work import peak_memory
 
 URL = "https://dbc-1.cloud.databricks.com/serving-endpoints/chat/completions"
 REFUSAL = b'{"message": "messages.0.content.0: cache_control cannot be set for this block"}'
@@ -318,3 +320,65 @@ def test_a_bug_of_ours_is_counted_and_never_seen(
         exchange.see(b'{"usage": {"prompt_tokens": 1}}')
         assert (exchange.usage() is None) == (name != "http.body")
     assert ("count", name) in mw.events
+
+
+# --- hostile answers and addresses ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("encoding", "answer"),
+    [
+        ("gzip", gzip.compress(b"", mtime=0) * 10_000),
+        ("gzip", gzip.compress(bytes(20 << 20), mtime=0)),
+        ("", b'{"choices": "' + b"x" * (9 << 20) + b'", "usage": {"prompt_tokens": 5}}'),
+        ("", b"data: " + b"x" * (2 << 20)),
+    ],
+    ids=["members", "bomb", "json", "event"],
+)
+def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
+    encoding: str, answer: bytes
+) -> None:
+    """Reading the usage stops, one counter says so, and later bytes of the answer are not looked at."""
+    mw = Recorder()
+    exchange = _prepared(mw)
+    assert exchange.answered(200, {"content-encoding": encoding}) == "begun"
+    for start in range(0, len(answer), 1 << 20):
+        exchange.see(answer[start : start + (1 << 20)])
+    assert exchange.usage() is None
+    assert exchange.usage() is None
+    assert [name for kind, name in mw.events if kind == "count"] == ["http.too_large"]
+
+
+def test_refusal_in_a_bomb_is_read_at_its_beginning() -> None:
+    """A 400 is decoded no further than a refusal is long."""
+    exchange = _prepared(Recorder())
+    exchange.answered(400, {"content-encoding": "gzip"})
+    refusal = exchange.refusal(400, gzip.compress(REFUSAL + bytes(50 << 20)))
+    assert refusal is not None
+    assert refusal[1].startswith(REFUSAL.decode())
+    assert len(refusal[1]) == 1 << 16
+
+
+@pytest.mark.parametrize(
+    ("url", "route"),
+    [
+        ("/v1/chat/completions", Route("chat")), ("chat/completions/", Route("chat")), ("https://a.com/x/chat/completions?a=/b#c", Route("chat")),
+        ("/v1/messages", Route("messages")), ("v1/messages/#x?y", Route("messages")), ("/serving-endpoints/a%20b/invocations", Route("chat", "a b")),
+        ("/chat/completions//", None), ("/v1/messages/batches", None), ("/v1/messages/count_tokens", None), ("/xv1/messages", None),
+        ("/messages", None), ("/xchat/completions", None), ("//invocations", None), ("invocations", None), ("", None), ("?/chat/completions", None),
+        ("/" * 1_000_000, None), ("/a/invocations" * 100_000 + "/x", None),
+    ],
+)  # fmt: skip
+def test_route_of_a_url_is_told_by_the_end_of_its_path(url: str, route: Route | None) -> None:
+    """Only the last parts of a path count; the query and the fragment do not."""
+    assert find_route("post", url) == route
+    assert find_route("GET", url) is None
+
+
+def test_memory_for_long_urls_is_bounded() -> None:
+    """Clients choose URLs: those that were seen are not kept at their full length."""
+    routes._provider_at.cache_clear()
+    urls = [f"https://api.anthropic.com/{number}/{'x' * 50_000}" for number in range(300)]
+    held = peak_memory(lambda: [(find_route("POST", url), provider_at(url)) for url in urls])
+    assert held < 3 << 20
+    assert provider_at(urls[0]) == "anthropic"

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from cachemw.integrations.principals import principals
+from cachemw.integrations.principals import _credential, principals
+from tests.work import lines_run, peak_memory
 
 _named = principals("provider.com", b"secret")
 
@@ -149,3 +150,33 @@ def test_credentials_in_the_query_count() -> None:
 def test_nothing_of_a_credential_is_in_its_name() -> None:
     """It is a hash of fixed length."""
     assert all(len(named(headers)) == len("principal:") + 32 for headers in APART.values())
+
+
+def test_memory_for_long_header_names_is_bounded() -> None:
+    """Clients choose the names of headers: long ones are read, and not kept."""
+    headers = [(b"x-%d-%s-token" % (number, b"x" * 50_000), b"v") for number in range(300)]
+    assert named(headers[:1]) != named([])
+    assert _credential.cache_info().currsize <= 256
+    held = peak_memory(lambda: [named([header]) for header in headers])
+    assert held < 2 << 20
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"Bearer eyJ" + b"a" * 500_000, b"Bearer eyJ." + b"-" * 500_000 + b".", b"eyJ." + b"." * 500_000, b"; ".join([b"a=b"] * 50_000),
+     b"AWSALB=" + b"=" * 500_000 + b"!", b"Bearer " * 70_000],
+)  # fmt: skip
+def test_work_on_a_long_credential_grows_with_its_length(value: bytes) -> None:
+    """No form of a credential is searched again and again: twice the bytes run at most twice the lines."""
+
+    def run(more: bytes) -> int:
+        return lines_run(lambda: named([(b"authorization", more), (b"cookie", more)]))
+
+    assert run(value + value) < 2.2 * run(value) + 10
+
+
+def test_namespace_of_a_jwt_with_deep_claims_is_made_of_its_text() -> None:
+    """Claims that are nested too deep to be read make it a key as any other."""
+    deep = token("[" * 100_000)
+    assert named(bearer(deep)) == named(bearer(deep))
+    assert named(bearer(deep)) != named(bearer(token("[" * 100_001)))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cachemw.integrations import sse
 from cachemw.integrations.sse import UsageReader
+from tests.work import lines_run, peak_memory
 
 FIRST = {"prompt_tokens": 5000, "completion_tokens": 1}
 LAST = {"prompt_tokens": 5000, "completion_tokens": 9, "cache_read_input_tokens": 4000}
@@ -108,7 +109,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> Non
     for _ in range(20):
         for _ in range(50_000 // len(piece)):
             reader.feed(piece)
-        assert len(reader._line) + sum(map(len, reader._event)) <= 100_000
+        assert len(reader._open) <= 100_000
+    assert reader.too_large
     reader.feed(b"\n\n" + _data(_chunk(LAST)).encode())
     assert reader.answer == {"model": "m", "usage": LAST}
 
@@ -121,5 +123,63 @@ def test_a_huge_json_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     for start in range(0, len(raw), 100):
         reader.feed(raw[start : start + 100])
     assert not reader._body
+    assert reader.too_large
     reader.finish()
     assert reader.answer is None
+
+
+USAGE = _data(_chunk(LAST)).encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"data: " + b"x" * 400_000,
+        b"\n" * 400_000,
+        b"\r\n" * 200_000,
+        b"data: x\n\n" * 40_000,
+        b"data: x\n" * 40_000,
+        b"\n\n" * 100_000 + b'data: "usage"' + b"\n\n" * 100_000,
+    ],
+    ids=["one line", "blank lines", "CRLF", "tiny events", "one event", "one token"],
+)
+def test_lines_run_for_an_answer_in_one_chunk_do_not_grow_with_its_lines(answer: bytes) -> None:
+    """Lines and events without a token are searched by the interpreter's own code, none of ours for each."""
+    reader = UsageReader()
+    assert lines_run(lambda: reader.feed(b"data: x\n" + answer + b"\n\n" + USAGE)) < 300
+    assert reader.answer == {"model": "m", "usage": LAST}
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"x", b"\n", b"\r", b"data: x\n\n", b'data: "usage"\n\n', b'data: {"usage": {}}\n\n', USAGE, b'"usage"'],
+)
+def test_lines_run_for_many_chunks_grow_with_the_chunks(piece: bytes) -> None:
+    """Twice the chunks run twice the lines, be they the pieces of one event or an event each."""
+
+    def read(count: int) -> int:
+        reader = UsageReader()
+        reader.feed(b"data: ")
+        return lines_run(lambda: [reader.feed(piece) for _ in range(count)])
+
+    assert read(2_000) < 2.2 * read(1_000)
+
+
+@pytest.mark.parametrize(
+    "piece", [b'data: "usage"\n\n', b'data: {"usage": {}}\n\n', b'"usage"', b'"usage"\n', b"data:\n", USAGE]
+)
+def test_lines_run_for_many_tokens_in_one_chunk_grow_with_the_tokens(piece: bytes) -> None:
+    """Twice the events that hold a token run twice the lines, be they in one chunk."""
+
+    def read(count: int) -> int:
+        reader = UsageReader()
+        return lines_run(lambda: reader.feed(b"data: x\n" + piece * count))
+
+    assert read(2_000) < 2.2 * read(1_000)
+
+
+def test_memory_for_an_answer_of_blank_lines_is_a_few_times_its_size() -> None:
+    """A chunk of line ends makes no object for each of them."""
+    reader = UsageReader()
+    answer = b"data: x" + b"\n" * 1_000_000
+    assert peak_memory(lambda: reader.feed(answer)) < 4 * len(answer)

@@ -14,7 +14,7 @@ from cachemw.core.reuse import Prefix, first
 from cachemw.errors import StoreError
 from cachemw.stores import commands as commands_module
 from cachemw.stores.base import Arrival, Entry
-from cachemw.stores.commands import RECORD, Command, Commands, records, sums
+from cachemw.stores.commands import RECORD, Command, Commands, peeked, records, sums
 
 KEYS = tuple(bytes([index]) * 16 for index in range(9))
 ARRIVAL = Arrival("{acme}:p:", b"r" * 16, b"t" * 16, 3, KEYS)
@@ -123,3 +123,58 @@ def test_garbage_in_a_table_counts_nothing() -> None:
     """Another type, a name that is no text and an amount that is no integer are left out."""
     replies = [ResponseError("WRONGTYPE Operation"), [b"\xff", b"1", b"tokens", b"1.5"], [b"tokens", b"-2"]]
     assert sums(replies) == {"tokens": -2}
+
+
+@pytest.mark.parametrize("reply", [None, 5, b"", b"short", b"x" * 60, [], [b"x"], "text", 1.5])
+def test_reply_that_is_no_record_is_a_store_error(reply: object) -> None:
+    """A server that answers with anything else than records has failed, and the worker goes on alone."""
+    with pytest.raises(StoreError):
+        records([reply])
+
+
+@pytest.mark.parametrize("reply", [None, 5, [5], [1.5], [object()]])
+def test_reply_that_is_no_list_of_records_is_a_store_error(reply: object) -> None:
+    """A server that answers a look-up with anything else has failed."""
+    with pytest.raises(StoreError):
+        peeked([reply], 0.0)
+
+
+def test_sums_leave_out_numbers_that_redis_cannot_add() -> None:
+    """A number of more than 64 bits, or of more digits than Python reads, counts nothing."""
+    huge = [
+        b"a",
+        b"9" * 19,
+        b"b",
+        b"9" * 4_000,
+        b"c",
+        b"9" * 1_000_000,
+        b"d",
+        None,
+        5,
+        b"1",
+        b"e",
+        b"-7",
+        b"odd",
+    ]
+    assert sums([huge]) == {"e": -7}
+    for reply in (None, 5, b"text"):
+        with pytest.raises(StoreError):
+            sums([reply])
+
+
+GOOD = Prefix(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seen": 0}, {"hits": 5.0}, {"hits": -1.0}, {"trials": float("nan")}, {"trials": 1e300}, {"late_hits": 1.5},
+        {"late_trials": float("inf")}, {"gap": -1.0}, {"gap": float("nan")}, {"last": float("inf")}, {"last": float("nan")},
+        {"expires": float("nan")}, {"expires": -float("inf")}, {"pending": 1e13},
+    ],
+)  # fmt: skip
+def test_record_with_numbers_that_no_arrivals_give_is_unknown(changed: dict[str, float]) -> None:
+    """A record that another program wrote is as good as none: no chance is made of it."""
+    packed, good = RECORD.pack(*GOOD._replace(**changed)), RECORD.pack(*GOOD)
+    assert records([bytes(8) + good + packed]) == (0.0, [GOOD, None])
+    assert peeked([[good, packed]], 1e9) == [GOOD, None]
