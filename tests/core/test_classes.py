@@ -286,7 +286,8 @@ def test_classes_that_others_published_are_those_of_their_owner() -> None:
     table, amounts = teller.news(START + 20)
     hearer.absorb(table, amounts, START + 20)
     assert counted(hearer, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
-    assert counted(hearer, "one") == [(20.0, 0.0, 0.0, 0.0, 0.0)] * 3
+    for found in counted(hearer, "one"):
+        assert found == pytest.approx((20.0, 0.0, 0.0, 0.0, 0.0), rel=0.01)
 
 
 def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:

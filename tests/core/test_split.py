@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cachemw.core import split
+from cachemw.core.fair_table import FairTable
 from cachemw.core.split import Splitter, joined
 from cachemw.core.tools import sort_tools
 from cachemw.simulation.same import same
@@ -22,11 +23,30 @@ def user(text: Any, role: str = "user") -> Body:
     return {"messages": [{"role": role, "content": text}]}
 
 
+def sent(
+    splitter: Splitter,
+    body: Any,
+    wire: Wire = "chat",
+    owner: str = "me",
+    now: float = 0.0,
+    model: str = "",
+) -> Any:
+    """Return a body as it leaves in a request that the provider accepts."""
+    left, found = splitter.split(body, wire, owner, now, model)
+    splitter.learn(owner, found, now)
+    return left
+
+
 def parts(
-    splitter: Splitter, text: str, role: str = "user", owner: str = "me", now: float = 0.0
+    splitter: Splitter,
+    text: str,
+    role: str = "user",
+    owner: str = "me",
+    now: float = 0.0,
+    model: str = "",
 ) -> list[str]:
     """Return the parts that a text leaves in."""
-    content = splitter.split(user(text, role), "chat", owner, now)["messages"][0]["content"]
+    content = sent(splitter, user(text, role), "chat", owner, now, model)["messages"][0]["content"]
     if isinstance(content, str):
         return [content]
     assert all(part.keys() == {"type", "text"} for part in content)
@@ -153,9 +173,9 @@ def test_what_left_comes_back() -> None:
     """A client that keeps what was sent as its history: the parts are not cut again."""
     splitter = Splitter(300.0)
     for hour in range(10, 13):
-        sent = splitter.split(user(f"{HEAD}The time is {hour}:00."), "chat", "me", 0.0)
-    assert len(sent["messages"][0]["content"]) == 2
-    assert splitter.split(sent, "chat", "me", 0.0) is sent
+        left = sent(splitter, user(f"{HEAD}The time is {hour}:00."))
+    assert len(left["messages"][0]["content"]) == 2
+    assert sent(splitter, left) is left
 
 
 def test_where_no_line_ends() -> None:
@@ -199,7 +219,7 @@ def test_short_texts_are_left_alone() -> None:
     """Under a kilobyte there is nothing to gain."""
     splitter = Splitter(300.0)
     assert [len(parts(splitter, lines("Short", 14) + tail)) for tail in "abc"] == [1, 1, 1]
-    assert not splitter._texts
+    assert len(splitter._texts) == 0
 
 
 # -- what ------------------------------------------------------------------------------------------
@@ -226,6 +246,7 @@ def test_owners_learn_nothing_of_each_other() -> None:
     assert len(parts(splitter, f"{HEAD}c", owner="two")) == 1
     assert len(parts(splitter, f"{HEAD}d", role="system", owner="one")) == 1
     assert len(parts(splitter, f"{HEAD}e", owner="one")) == 2
+    assert len(parts(splitter, f"{HEAD}f", owner="one", model="another")) == 1
 
 
 def test_parts_of_a_message() -> None:
@@ -235,7 +256,7 @@ def test_parts_of_a_message() -> None:
     for tail in "ab":
         last = {"type": "text", "text": HEAD + tail, "cache_control": EPHEMERAL}
         body = user([image, last, {"type": "text", "text": "Why?"}])
-        left = splitter.split(body, "chat", "me", 0.0)
+        left = sent(splitter, body)
     content = left["messages"][0]["content"]
     assert content == [
         image,
@@ -253,7 +274,7 @@ def test_parts_with_fields_of_their_own(rest: Body) -> None:
     splitter = Splitter(300.0)
     for tail in "abc":
         body = user([{"type": "text", "text": HEAD + tail, **rest}])
-        assert splitter.split(body, "chat", "me", 0.0) is body
+        assert sent(splitter, body) is body
 
 
 def test_the_native_system_field() -> None:
@@ -261,11 +282,11 @@ def test_the_native_system_field() -> None:
     splitter = Splitter(300.0)
     for tail in "ab":
         body = {"system": HEAD + tail, "messages": []}
-        assert splitter.split(body, "chat", "me", 0.0) is body
-        left = splitter.split(body, "messages", "me", 0.0)
+        assert sent(splitter, body) is body
+        left = sent(splitter, body, "messages")
     assert left["system"] == [{"type": "text", "text": HEAD}, {"type": "text", "text": "b"}]
     body = {"system": [{"type": "text", "text": f"{HEAD}c"}], "messages": [], "n": 1}
-    left = splitter.split(body, "messages", "me", 0.0)
+    left = sent(splitter, body, "messages")
     assert left == {
         "system": [{"type": "text", "text": HEAD}, {"type": "text", "text": "c"}],
         "messages": [],
@@ -285,17 +306,17 @@ def test_what_is_no_text_is_left_alone(body: Any) -> None:
     """Bodies that the parser will refuse come back as they are."""
     splitter = Splitter(300.0)
     for _ in range(3):
-        assert splitter.split(body, "chat", "me", 0.0) is body
+        assert sent(splitter, body) is body
 
 
 def test_only_the_way_is_copied() -> None:
     """Messages that are not cut are the caller's own objects, and the caller's own are not changed."""
     splitter = Splitter(300.0)
-    splitter.split(user(f"{HEAD}a"), "chat", "me", 0.0)
+    sent(splitter, user(f"{HEAD}a"))
     body = user(f"{HEAD}b")
     body["messages"].append({"role": "assistant", "content": "Yes."})
     before = copy.deepcopy(body)
-    left = splitter.split(body, "chat", "me", 0.0)
+    left = sent(splitter, body)
     assert left is not body
     assert left["messages"][1] is body["messages"][1]
     assert body == before
@@ -319,6 +340,85 @@ def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(splitter._tails) == 5
 
 
+def bounded(monkeypatch: pytest.MonkeyPatch) -> Splitter:
+    """Return a splitter with small tables."""
+    for name, most in (("_TEXTS", 60), ("_PIECES", 400), ("_OWNERS", 20)):
+        monkeypatch.setattr(split, name, most)
+    return Splitter(300.0)
+
+
+def sizes(splitter: Splitter, owner: str) -> list[int]:
+    """Return how many entries a namespace has in each table."""
+    tables = (splitter._texts, splitter._pieces, splitter._cuts, splitter._tails)
+    return [len(table.read(owner)) for table in tables]
+
+
+def test_texts_of_a_namespace_are_kept_however_many_another_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace within its fair share loses no text and no cut to one that sends new texts without end."""
+    splitter = bounded(monkeypatch)
+    texts = [f"{HEAD}The time is {hour}:00." for hour in range(10, 20)]
+    before = [parts(splitter, text) for text in texts]
+    kept = sizes(splitter, "me")
+    for number in range(150):
+        parts(splitter, f"{HEAD}{number}", owner="flood", model=str(number))
+        parts(splitter, lines(f"Document {number}", 30) + "!", owner="flood")
+    assert sizes(splitter, "me") == kept
+    assert sizes(splitter, "flood")[0] <= 50
+    assert [parts(splitter, text) for text in texts] == before
+    assert len(parts(splitter, f"{HEAD}The time is 23:00.")) == 2
+
+
+def test_texts_of_a_namespace_teach_no_other_one_where_they_end() -> None:
+    """A cut in advance follows the namespace's own texts only."""
+    splitter = Splitter(300.0)
+    for document in "ABC":
+        for question in ("why", "who", "when"):
+            text = lines(document, 50) + lines(question, 3)
+            parts(splitter, text, owner="one")
+    assert len(parts(splitter, lines("D", 50) + lines("why", 3), owner="one")) == 2
+    assert len(parts(splitter, lines("D", 50) + lines("why", 3), owner="other")) == 1
+
+
+def test_texts_of_a_request_that_was_not_accepted_teach_nothing() -> None:
+    """A text is cut by those of accepted requests alone, and leaves nothing behind itself."""
+    splitter = Splitter(300.0)
+    for tail in "abc":
+        body = user(HEAD + tail)
+        left, found = splitter.split(body, "chat", "me", 0.0)
+        assert left is body
+        assert len(found) == 1
+    assert sizes(splitter, "me") == [0, 0, 0, 0]
+    parts(splitter, f"{HEAD}d")
+    for tail in "ef":
+        left, _ = splitter.split(user(HEAD + tail), "chat", "me", 0.0)
+        assert len(left["messages"][0]["content"]) == 2
+    assert sizes(splitter, "me")[0] == 1
+
+
+def test_texts_of_requests_at_the_same_time_stay_as_the_first_left() -> None:
+    """A text that two requests brought at once is known as the one left that was accepted first."""
+    splitter = Splitter(300.0)
+    text = f"{HEAD}a"
+    _, early = splitter.split(user(text), "chat", "me", 0.0)
+    parts(splitter, f"{HEAD}b")
+    left, late = splitter.split(user(text), "chat", "me", 0.0)
+    assert len(left["messages"][0]["content"]) == 2
+    splitter.learn("me", early, 1.0)
+    splitter.learn("me", late, 2.0)
+    assert parts(splitter, text) == [text]
+
+
+def test_texts_are_named_by_the_key() -> None:
+    """Without the key no hash in the tables can be computed from a text."""
+    kept = []
+    for key in (b"one", b"other", b"one"):
+        splitter = Splitter(300.0, key)
+        parts(splitter, f"{HEAD}a")
+        kept.append({*splitter._texts.read("me"), *splitter._pieces.read("me")})
+    assert kept[0] == kept[2]
+    assert not kept[0] & kept[1]
+
+
 def test_a_long_text_has_few_pieces() -> None:
     """Pieces grow with what stands before them: a megabyte has hundreds, not thousands."""
     raw = lines("Row", 16_384).encode()
@@ -333,8 +433,11 @@ def test_nothing_kept_is_text() -> None:
     splitter = Splitter(300.0)
     for tail in ("xyzzy", "plugh"):
         parts(splitter, f"{HEAD}{tail} {HEAD}")
-    kept = repr(vars(splitter))
-    assert splitter._pieces
+    tables = [table for table in vars(splitter).values() if isinstance(table, FairTable)]
+    kept = repr([vars(splitter), *map(vars, tables)])
+    assert len(tables) == 4
+    assert all(map(len, tables))
+    assert all(repr(piece) in kept for piece in splitter._pieces.read("me"))
     assert not any(word in kept for word in ("Policy", "line", "xyzzy", "plugh"))
 
 
@@ -364,7 +467,7 @@ def test_joined_they_are_what_came() -> None:
         first: list[Any] = []
         for wire, body in [*drawn, *drawn]:
             before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
-            left = splitter.split(body, wire, "me", 0.0)
+            left = sent(splitter, body, wire)
             assert body == before
             assert {path: id(node) for path, node in walk(body)} == identities
             assert joined(left) == joined(body)
@@ -390,7 +493,7 @@ def test_the_opt_ins_do_not_meet(drawn: list[tuple[Wire, Body]]) -> None:
     """Sorted before or after, the same leaves."""
     one, other = Splitter(300.0), Splitter(300.0)
     for wire, body in drawn:
-        assert sort_tools(one.split(body, wire, "me", 0.0)) == other.split(sort_tools(body), wire, "me", 0.0)
+        assert sort_tools(sent(one, body, wire)) == sent(other, sort_tools(body), wire)
 
 
 def test_other_texts_are_not_equal() -> None:
