@@ -10,7 +10,7 @@ UNWANTED = {"urllib.request", "http.client", "xml", "imagesize", "redis", "tikto
 
 
 def test_import_loads_no_module_that_only_some_users_need() -> None:
-    """A plain import loads neither clients, parsers of markup, nor what an opt-in or a store needs."""
+    """A plain import loads neither clients, parsers of markup, nor the packages of opt-ins and stores."""
     code = "import sys, cachemw; print(*sorted(sys.modules), sep='\\n')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())

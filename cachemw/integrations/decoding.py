@@ -24,7 +24,7 @@ MOST = 64 << 20
 MEMBERS = 4_096
 """Members or frames, each compressed by itself, of one answer: each costs some microseconds, however short."""
 _STAGES = 3
-# What follows the end of a member is copied, so it is kept short. Of zstd 256 bytes can give 8 MB.
+# The bytes after the end of a member are copied for the next, so slices are short. 256 bytes of zstd can give 8 MB.
 _SLICE = 256
 # RFC 9659: no more may be needed for zstd as a content-encoding.
 _ZSTD_WINDOW_LOG = 23

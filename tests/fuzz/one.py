@@ -13,7 +13,7 @@ import atheris
 with atheris.instrument_imports(include=["cachemw"]):
     from tests.fuzz.targets import TARGETS
 
-# Seconds, instrumented, for any input and for each of its bytes: a hundred times what the slowest target takes.
+# Seconds, instrumented, for any input and for each of its bytes: a hundred times the need of the slowest target.
 _BASE, _PER_BYTE = 1.0, 1e-3
 
 

@@ -15,7 +15,7 @@ from tests.fuzz.targets import TARGETS
 
 HERE = Path(__file__).parent
 KEPT = Path(".fuzz")
-# Nothing that is parsed depends on a length beyond this; a time-out stops what holds the interpreter.
+# No parser depends on a length beyond this. The time-out ends a target whose C code never returns.
 _OPTIONS = ("-max_len=8192", "-timeout=20", "-rss_limit_mb=2048", "-print_final_stats=1")
 _LINE = "{:10} {:>10} {:>12} {:>9} {:>9}"
 
@@ -49,7 +49,7 @@ def fuzz(name: str, seconds: int) -> tuple[str, int]:
 
 
 def _last(pattern: str, output: str) -> str:
-    """Return what a pattern's groups found last."""
+    """Return the text of the last match of a pattern's groups."""
     found = re.findall(pattern, output, re.MULTILINE)
     last = found[-1] if found else ""
     return last if isinstance(last, str) else "".join(last)

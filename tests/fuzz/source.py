@@ -88,7 +88,7 @@ class Source:
         return NUMBERS[kind % len(NUMBERS)] if kind < 128 else kind - 128
 
     def value(self, depth: int = 6) -> Any:
-        """Return any value: mostly JSON, sometimes what only an SDK's caller can give."""
+        """Return any value: mostly JSON, sometimes an object that only the caller of an SDK can give."""
         kind = self.byte() % 16
         if depth == 0 or kind < 4:
             return self.pick((None, True, False, {}, [], "", 0))

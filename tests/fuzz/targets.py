@@ -105,7 +105,7 @@ def _flat(value: Any) -> list[str]:
 
 
 def _read(parsed: Parsed) -> list[Any]:
-    """Return what is read of a body beside its markers."""
+    """Return all that a parser reads of a body, without the markers."""
     blocks = [(block.role, block.kind, block.digest, block.size) for block in parsed.blocks]
     items = [max(item, 0) for item in parsed.items]  # -1 is a text that is the whole field
     return [blocks, items, parsed.tools, parsed.system, parsed.root, parsed.system_params, parsed.params]
@@ -189,7 +189,9 @@ _PACK: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.compress,
     "br": lambda text: brotli.compress(text, quality=1),
     "gzip, br": lambda text: brotli.compress(gzip.compress(text, mtime=0), quality=1),
-    "zstd": lambda text: b"\x28\xb5\x2f\xfd\x20\x04\x21\x00\x00test" + text,  # a frame, and what follows it
+    "zstd": lambda text: (
+        b"\x28\xb5\x2f\xfd\x20\x04\x21\x00\x00test" + text
+    ),  # a frame, and the bytes after it
 }
 
 
@@ -207,7 +209,7 @@ def decoding(data: bytes) -> None:
 
 
 def _decoded(encoding: str, packed: bytes, size: int) -> bytes | None:
-    """Return what comes out, None where a library or the budget ends it."""
+    """Return the decoded bytes, None where a library or the budget ends it."""
     decoder, out = Decoder(encoding), b""
     for start in range(0, len(packed), size):
         chunk, before = packed[start : start + size], len(out)
