@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from cachemw.core.blocks import Parsed
 from cachemw.core.chances import Depth
-from cachemw.core.classes import Observation
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import Kind, Rules
 from cachemw.core.receipt import Receipt
@@ -29,7 +28,7 @@ class State:
     `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
     `refreshed`: what it keeps alive. `key`: OpenAI's `prompt_cache_key`, where ours is sent.
 
-    `observation`, `texts`, `head_seen` and `refusal` are what the request may teach: it is learned once an answer
+    `texts`, `head_seen` and `refusal` are what the request may teach: it is learned once an answer
     has begun. `head_seen` counts the earlier arrivals of the head; `refusal` is what the provider refused of it.
     """
 
@@ -56,7 +55,6 @@ class State:
     begun: bool = False
     closed: bool = False
     receipt: Receipt | None = None
-    observation: Observation | None = None
     texts: Sequence[Found] = ()
     head_seen: int | None = None
     refusal: Refusal | None = None
@@ -87,14 +85,26 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Calls of a store that are due: count the arrival at `arrived`, if that is given, then write the entries.
+    """Calls of a store that are due: count the arrival of an accepted request, then write the entries.
 
-    Many may wait, so none holds its request.
+    `accepted` is that request, None where there is no arrival to count. Many may wait, so none holds more of its
+    request than is needed.
     """
 
     arrival: Arrival
     entries: tuple[Entry, ...]
-    arrived: float | None = None
+    accepted: Accepted | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A request whose answer has begun, as far as its reuse statistics need it."""
+
+    namespace: str
+    parsed: Parsed
+    chain: list[bytes]
+    watched: list[int]
+    start: float
 
 
 def untracked(body: Json) -> Call:

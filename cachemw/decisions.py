@@ -10,7 +10,7 @@ and no plan, not even its own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from threading import Lock
@@ -18,7 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from cachemw import knowledge, ledger
-from cachemw.calls import Call, Refusal, State, Write, untracked
+from cachemw.calls import Accepted, Call, Refusal, State, Write, untracked
 from cachemw.core import diagnose, hints, markers, merging, planner, prefix, providers, refusal, usage
 from cachemw.core.blocks import Keys, Parser, Wire
 from cachemw.core.chances import Depth, Reuse, refreshed
@@ -26,7 +26,7 @@ from cachemw.core.cost import prices_for
 from cachemw.core.plan import Plan, Reason
 from cachemw.core.providers import Rules, Ttl
 from cachemw.core.receipt import Receipt, receipt
-from cachemw.core.reuse import LONG, SHORT
+from cachemw.core.reuse import LONG, SHORT, Prefix
 from cachemw.core.split import Splitter
 from cachemw.core.structure import same_structure
 from cachemw.core.tokens import Counter
@@ -164,7 +164,7 @@ class Decisions:
                 return
         owner = self._cohort_owner(state.namespace)
         with self._judging:
-            depths, state.observation = self._reuse.forecast(
+            depths = self._reuse.forecast(
                 state.parsed, state.chain, state.watched, records, state.start, owner
             )
         self._plan(state, depths, records)
@@ -302,7 +302,22 @@ class Decisions:
         added = self._added(state, {"calls": 1})
         if state.arrival is None:
             return None, added
-        return Write(state.arrival, (*state.entries, *state.refreshed), state.start), added
+        accepted = None
+        if state.parsed is not None:
+            accepted = Accepted(state.namespace, state.parsed, state.chain, state.watched, state.start)
+        return Write(state.arrival, (*state.entries, *state.refreshed), accepted), added
+
+    def observe(self, accepted: Accepted, records: Sequence[Prefix | None]) -> None:
+        """Learn from the arrival of an accepted request, by the store's records from before it."""
+        with self._judging:
+            self._reuse.observe(
+                accepted.parsed,
+                accepted.chain,
+                accepted.watched,
+                records,
+                accepted.start,
+                self._cohort_owner(accepted.namespace),
+            )
 
     def _learn(self, state: State) -> None:
         """Learn what an accepted request shows of its tenant's traffic."""
@@ -312,9 +327,6 @@ class Decisions:
             self._limits.learn(space, state.labels)
             if state.parsed is not None:
                 self._parser.learn(space, state.parsed)
-        if state.observation is not None:
-            with self._judging:
-                self._reuse.observe(self._cohort_owner(space), state.observation, state.start)
         if state.head_seen is not None and state.parsed is not None:
             head = state.chain[max(state.parsed.system - 1, 0)]
             with self._judging:

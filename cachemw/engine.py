@@ -285,8 +285,9 @@ class Middleware(_Engine):
     def _write(self, write: Write) -> None:
         arrival = write.arrival
         try:
-            if write.arrived is not None:
-                self._store.observe(arrival, write.arrived)
+            if write.accepted is not None:
+                records = self._store.observe(arrival, write.accepted.start)
+                self._decisions.observe(write.accepted, records)
             if write.entries:
                 self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:
@@ -493,8 +494,9 @@ class AsyncMiddleware(_Engine):
     async def _write(self, write: Write) -> None:
         arrival = write.arrival
         try:
-            if write.arrived is not None:
-                await self._store.observe(arrival, write.arrived)
+            if write.accepted is not None:
+                records = await self._store.observe(arrival, write.accepted.start)
+                self._decisions.observe(write.accepted, records)
             if write.entries:
                 await self._store.write(arrival.namespace, arrival.root, arrival.trunk, write.entries)
         except Exception as error:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 import cachemw
+from cachemw import labelling
 from cachemw.core.plan import Plan, Reason
 from cachemw.errors import ConfigError
 from cachemw.events import Counted, Counters, Event, Prepared, Settled
+from cachemw.labelling import OTHER, Limits
 
 BODY = {
     "model": "databricks-claude-sonnet-4-6",
@@ -97,8 +99,10 @@ def test_events_are_facts() -> None:
 
 
 def labelled(mw: cachemw.Middleware, **labels: Any) -> dict[str, str]:
-    """Return the labels that a call ends up with."""
-    return dict(mw.prepare(BODY, **labels).labels)
+    """Return the labels that a call ends up with, whose request the provider accepts."""
+    call = mw.prepare(BODY, **labels)
+    mw.begun(call)
+    return dict(call.labels)
 
 
 def test_labels_of_a_block() -> None:
@@ -165,3 +169,82 @@ def test_a_report_by_label() -> None:
         rows = {row.labels["app"]: row for row in mw.report().rows}
         assert {app: row.calls for app, row in rows.items()} == {"a": 1, "b": 2}
         assert rows["b"].paid == 2 * rows["a"].paid == 2 * (Decimal("0.003") + Decimal("0.015"))
+
+
+# -- the room that labels take ---------------------------------------------------------------------
+
+
+def taken(limits: Limits, namespace: str, **labels: str) -> dict[str, str]:
+    """Return the labels of a request that the provider accepts."""
+    kept, _ = limits.apply(namespace, labels)
+    limits.learn(namespace, kept)
+    return kept
+
+
+def test_labels_of_requests_that_fail_take_no_room() -> None:
+    """Junk labels of refused requests leave the room to those of accepted ones, and no row in the report."""
+    with closing(cachemw.Middleware(provider="databricks", max_labels=2)) as mw:
+        for number in range(50):
+            mw.fail(mw.prepare(BODY, labels={"app": f"junk-{number}", f"name-{number}": "x"}))
+        assert [labelled(mw, labels={"app": app})["app"] for app in ("a", "b", "c")] == ["a", "b", "other"]
+        rows = [row.labels for row in mw.report().rows if row.calls]
+        assert sorted(row["app"] for row in rows) == ["a", "b", "other"]
+
+
+def test_labels_of_one_namespace_take_no_room_of_another() -> None:
+    """Each namespace has its own names and values, whatever the others used up."""
+    with closing(cachemw.Middleware(provider="databricks", max_labels=2)) as mw:
+        for number in range(50):
+            labelled(mw, labels={"app": str(number), f"name-{number}": "x"}, namespace="flood")
+        found = [labelled(mw, labels={"app": app}, namespace="mine")["app"] for app in ("a", "b", "c")]
+        assert found == ["a", "b", "other"]
+        assert labelled(mw, labels={"app": "a"}, namespace="flood") == {"app": "other"}
+
+
+def test_labels_of_requests_at_the_same_time_keep_to_the_limit() -> None:
+    """However many requests wait for their answers at once, a report shows no more values than the limit."""
+    with closing(cachemw.Middleware(provider="databricks", max_labels=2)) as mw:
+        for call in [mw.prepare(BODY, labels={"app": str(number)}) for number in range(20)]:
+            mw.settle(call, USAGE)
+        apps = {row.labels["app"] for row in mw.report().rows if row.calls}
+        assert len(apps - {OTHER}) == 2
+        assert mw.report().totals.calls == 20
+
+
+def test_labels_of_a_namespace_are_kept_however_many_another_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace within its fair share loses no label to one that uses up the shared tables."""
+    monkeypatch.setattr(labelling, "_NAMES", 40)
+    monkeypatch.setattr(labelling, "_ALL_SETS", 60)
+    limits = Limits(100, 64)
+    for app in "abcde":
+        taken(limits, "mine", app=app, team="t")
+    for number in range(500):
+        taken(limits, f"flood-{number % 3}", **{f"name-{number % 90}": str(number)})
+    assert len(limits._values) <= 40
+    assert len(limits._sets) <= 60
+    assert limits._values.read("mine") == {"app": set("abcde"), "team": {"t"}}
+    assert len(limits._sets.read("mine")) == 5
+
+
+def test_labels_in_too_many_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace has so many different sets of labels; further ones count as "other", known ones stay."""
+    monkeypatch.setattr(labelling, "_SETS", 3)
+    limits = Limits(100, 64)
+    for app in "abc":
+        assert taken(limits, "mine", app=app, team="t") == {"app": app, "team": "t"}
+    assert limits.apply("mine", {"app": "a", "team": "u"}) == ({"app": OTHER, "team": OTHER}, 2)
+    assert limits.apply("mine", {"app": "b", "team": "t"}) == ({"app": "b", "team": "t"}, 0)
+    assert limits.apply("mine", {}) == ({}, 0)
+    assert limits.apply("another", {"app": "a", "team": "u"}) == ({"app": "a", "team": "u"}, 0)
+
+
+@pytest.mark.parametrize("namespaces", [40, 41, 200])
+def test_labels_of_many_namespaces_keep_to_the_limit(
+    monkeypatch: pytest.MonkeyPatch, namespaces: int
+) -> None:
+    """The namespace that used a label last is held to its limit, however many namespaces there are."""
+    monkeypatch.setattr(labelling, "_NAMES", 40)
+    limits = Limits(1, 64)
+    for number in range(namespaces):
+        taken(limits, str(number), app="a")
+        assert limits.apply(str(number), {"app": "b"}) == ({"app": OTHER}, 1)

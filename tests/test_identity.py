@@ -43,7 +43,7 @@ def colliding(data: bytes, seed: int = 0) -> bytes:
 
 def test_memo_in_which_all_messages_collide_changes_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a namespace a wrong memo entry costs the markers of the request, and no byte else."""
-    monkeypatch.setattr(blocks, "xxh3_128_digest", colliding)
+    monkeypatch.setattr(wire, "xxh3_128_digest", colliding)
     mw = cachemw.Middleware(provider="databricks", min_tokens=0)
     sent(mw, MANY_PARTS, "one")
     for _ in range(3):
@@ -55,7 +55,7 @@ def test_memo_in_which_all_messages_collide_changes_no_request(monkeypatch: pyte
 
 def test_memo_in_which_all_messages_collide_stays_within_its_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if every hash collides, the messages of one tenant are not read as another's."""
-    monkeypatch.setattr(blocks, "xxh3_128_digest", colliding)
+    monkeypatch.setattr(wire, "xxh3_128_digest", colliding)
     alone, shared = (cachemw.Middleware(provider="databricks", min_tokens=0) for _ in range(2))
     sent(shared, MANY_PARTS, "evil")
     for _ in range(3):

@@ -23,8 +23,6 @@ from hashlib import blake2b
 from math import isfinite
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
-from xxhash import xxh3_128_digest
-
 from cachemw.core.fair_table import FairTable
 from cachemw.core.providers import Kind, Model, Ttl
 from cachemw.core.tokens import Counter
@@ -37,9 +35,9 @@ from cachemw.core.wire import (
     chat_message,
     dump,
     envelope,
+    keys,
     marker_ttl,
     native_message,
-    raws,
     system_block,
     tool,
 )
@@ -159,9 +157,6 @@ class Parser:
         system_items = yield from self._items(parsed, memo, system, system_block, seeds.memo[_SYSTEM])
         reader, shape = (chat_message, _CHAT) if wire == "chat" else (native_message, _NATIVE)
         items = yield from self._items(parsed, memo, messages, reader, seeds.memo[shape])
-        if sum(len(item.blocks) for part in (tool_items, system_items, items) for item in part) > MOST_BLOCKS:
-            raise BodyError("too_many_blocks")
-
         _add(parsed, enumerate(tool_items))
         parsed.tools = len(parsed.blocks)
         whole = isinstance(body.get("system"), str)
@@ -178,6 +173,8 @@ class Parser:
         _add(parsed, rest, strip=_last_turn(items) if model.thinking == "stripped" else 0)
         if not parsed.blocks:
             raise BodyError("no_content")
+        if len(parsed.blocks) > MOST_BLOCKS:
+            raise BodyError("too_many_blocks")
         _read_parameters(parsed, body, items)
         return parsed
 
@@ -191,22 +188,24 @@ class Parser:
     ) -> Slices[list[Item]]:
         """Read values in slices; note the unknown ones in `parsed`."""
         items: list[Item] = []
-        reading, digest, size = Reading(parsed.seed, self._counter), xxh3_128_digest, 0
+        reading, size, new_blocks = Reading(parsed.seed, self._counter), 0, 0
         for start in range(0, len(values), _SLICE_VALUES):
             part = values[start : start + _SLICE_VALUES]
-            jsons = raws(part)
-            size += sum(map(len, jsons))
-            keys = [digest(raw, seed) for raw in jsons]
-            found = list(map(memo.get, keys))
+            hashes, bytes_read = keys(part, seed)
+            found = list(map(memo.get, hashes))
             if not all(found):
                 for index, item in enumerate(found):
                     if item is None:
                         dump(part[index])
                         found[index] = item = read(part[index], reading)
-                        parsed.unknown.append((keys[index], item))
+                        parsed.unknown.append((hashes[index], item))
+                        new_blocks += len(item.blocks)
+                        if new_blocks > MOST_BLOCKS:
+                            raise BodyError("too_many_blocks")
                         if len(parsed.unknown) % _SLICE_NEW == 0:
                             yield
             items += cast("list[Item]", found)
+            size += bytes_read
             if size > _SLICE_BYTES:
                 size = 0
                 yield

@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
 from cachemw.core.blocks import Parsed
-from cachemw.core.classes import Classes, Name, Observation, View
+from cachemw.core.classes import Classes, End, Name
 from cachemw.core.providers import Ttl
 from cachemw.core.reuse import LONG, SHORT, Prefix
 
@@ -74,120 +74,165 @@ class Reuse:
         records: Sequence[Prefix | None],
         now: float,
         owner: str = "",
-    ) -> tuple[list[Depth], Observation]:
-        """Return the chances of each watched prefix from here, and what this arrival shows.
+    ) -> list[Depth]:
+        """Return the chances of each watched prefix from here; count nothing.
 
         `owner` is the namespace, or the group of namespaces, whose classes count.
         """
         spoken = [block.role == "assistant" for block in parsed.blocks]
         answered = [*spoken[1:], False]
-        # A record without arrivals says only that a request is about to write the prefix.
-        known = dict(zip(watched, records, strict=True))
         depths = [
             None
             if record is None or record.seen < _ALONE_FROM or self._hours
             else _alone(index, record, now, answered=answered[index])
-            for index, record in known.items()
+            for index, record in zip(watched, records, strict=True)
         ]
-        observation = Observation()
         if not all(depths):
             left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
-            arrivals = _Arrivals(self.classes, parsed, digests, known, spoken, now, hours=self._hours)
-            others = iter(arrivals.forecast(left, owner, observation))
+            request = _Request(parsed, digests, watched, records, now)
+            others = iter(_Forecast(self.classes, request, left, owner, hours=self._hours).depths())
             depths = [depth or next(others) for depth in depths]
-        return cast("list[Depth]", depths), observation
+        return cast("list[Depth]", depths)
 
-    def observe(self, owner: str, observation: Observation, now: float) -> None:
-        """Count what a request that arrived at `now` showed."""
-        self.classes.observe(owner, observation, now)
+    def observe(
+        self,
+        parsed: Parsed,
+        digests: Sequence[bytes],
+        watched: Sequence[int],
+        records: Sequence[Prefix | None],
+        now: float,
+        owner: str = "",
+    ) -> None:
+        """Count what a request that arrived at `now` shows, by the records from before its arrival."""
+        if any(record is None or record.seen < _ALONE_FROM for record in records):
+            request = _Request(parsed, digests, watched, records, now)
+            self.classes.observe(owner, request.ends(self.classes), request.begins(self.classes), now)
 
 
-class _Arrivals:
-    """The prefixes of one request whose records don't yet speak for themselves alone."""
+class _Place(NamedTuple):
+    """Which class a prefix is in at this arrival: its name, sightings and gap; the levels that narrow it."""
+
+    block: int
+    name: Name
+    sighting: int
+    gap: int
+    levels: list[Name]
+    prior: float
+
+
+class _Request:
+    """The prefixes of one request, with the records from before its arrival.
+
+    A record without arrivals says only that another request is about to write the prefix.
+    """
 
     def __init__(
         self,
-        classes: Classes,
         parsed: Parsed,
         digests: Sequence[bytes],
-        known: Mapping[int, Prefix | None],
-        spoken: Sequence[bool],
+        watched: Sequence[int],
+        records: Sequence[Prefix | None],
         now: float,
-        *,
-        hours: bool,
     ) -> None:
-        self._classes, self._parsed, self._now, self._hours = classes, parsed, now, hours
-        self._known = {
-            index: record if record is not None and record.seen else None for index, record in known.items()
+        self.parsed, self.now = parsed, now
+        self.held = dict(zip(watched, records, strict=True))
+        self.known = {
+            index: record if record is not None and record.seen else None
+            for index, record in self.held.items()
         }
-        self._held = known
-        self._spoken = spoken
-        self._turns = list(accumulate(after and not before for before, after in pairwise([False, *spoken])))
+        self.spoken = [block.role == "assistant" for block in parsed.blocks]
+        pairs = pairwise([False, *self.spoken])
+        self._turns = list(accumulate(after and not before for before, after in pairs))
         self._running = parsed.tools > 0 or self._turns[-1] > 0
-        self._trunk = _trunk(parsed, digests, self._known)
-        self._end = len(parsed.blocks) - 1
-        self._view: View
-        self._begins: list[Name] = []
+        self._trunk = _trunk(parsed, digests, self.known)
+        self.end = len(parsed.blocks) - 1
 
-    def forecast(self, indexes: Sequence[int], owner: str, observation: Observation) -> list[Depth]:
-        """Return the chances of these prefixes, and fill in what the request shows of their classes."""
-        places = [
-            (index, _place(self._parsed, index), _levels(self._trunk, self._turns[index]))
-            for index in indexes
-        ]
-        for index, place, levels in places:
-            self._note_end(index, place, levels, observation)
+    def passed(self, record: Prefix) -> float:
+        """Return the seconds since a prefix arrived before."""
+        return max(self.now - record.last, 0.0)
+
+    def place(self, index: int) -> _Place:
+        """Return the class of a prefix at this arrival."""
+        record, whole = self.known[index], index == self.end
+        levels = _levels(self._trunk, self._turns[index])
+        prior = _RUNNING if self._running else _SINGLE if whole else _SINGLE_HEAD
+        kind = "end" if whole else "inner"
+        if whole and record is not None and record.whole:
+            prior, kind = _REPEAT, "repeat"
+        name = (*_place(self.parsed, index), kind)
+        if record is None:
+            return _Place(index, name, 1, -1, levels, prior)
+        return _Place(index, name, record.seen + 1, _gap(self.passed(record)), levels, prior)
+
+    def ends(self, classes: Classes) -> list[End]:
+        """Return the trials that this arrival ends."""
+        ends: list[End] = []
+        for index, record in self.known.items():
+            if record is None or record.seen >= _ALONE_FROM:
+                continue
+            # How it stood at its last arrival says which class its trial was counted in.
+            gap = _gap(record.gap) if record.seen > 1 else -1
+            name = (*_place(self.parsed, index), "end" if record.whole else "inner")
+            sighting, levels = min(record.seen, _OWN_FROM), _levels(self._trunk, self._turns[index])
+            ends += classes.ends(name, sighting, gap, levels, self.passed(record), whole=index == self.end)
+        return ends
+
+    def begins(self, classes: Classes) -> list[Name]:
+        """Return the classes in which a trial begins with this arrival, one for each level."""
+        begins: list[Name] = []
+        for index in self.held:
+            place = self.place(index)
+            if place.sighting < _ALONE_FROM:
+                sighting = min(place.sighting, _OWN_FROM)
+                begins += classes.begins(place.name, sighting, place.gap, place.levels)
+        return begins
+
+
+class _Forecast:
+    """The chances of those prefixes of a request whose records don't yet speak for themselves alone."""
+
+    def __init__(
+        self, classes: Classes, request: _Request, indexes: Sequence[int], owner: str, *, hours: bool
+    ) -> None:
+        self._classes, self._request, self._indexes, self._hours = classes, request, indexes, hours
         # The returns of this very request count in its own forecasts.
-        self._view, self._begins = self._classes.view(owner, observation, self._now), observation.begins
+        self._view = classes.view(owner, request.ends(classes), request.now)
+
+    def depths(self) -> list[Depth]:
+        """Return what is known of each prefix."""
+        request = self._request
         depths: list[Depth] = []
         new: Depth | None = None  # the first head that was never seen
-        for index, place, levels in places:
-            record, whole = self._known[index], index == self._end
-            prior = _RUNNING if self._running else _SINGLE_HEAD if not whole else _SINGLE
+        for index in self._indexes:
+            record, place = request.known[index], request.place(index)
             if record is None:
-                found = self._by_class(index, (*place, "end" if whole else "inner"), 1, -1, levels, prior)
+                found = self._by_class(place)
                 if new is not None:
                     # Under tools or a system prompt that don't come again nothing does.
                     found = found._replace(
                         chance=min(found.chance, new.chance), hour=min(found.hour, new.hour)
                     )
-                elif index < self._parsed.system:
+                elif index < request.parsed.system:
                     new = found
             else:
-                if whole and record.whole:
-                    prior = _REPEAT
-                found = self._seen(index, place, record, levels, prior)
-            held = self._held[index]
+                found = self._seen(place, record)
+            held = request.held[index]
             if held is not None:
-                answered = not whole and self._spoken[index + 1]
-                living, pending = _held(held, self._now, answered=answered)
+                answered = index < request.end and request.spoken[index + 1]
+                living, pending = _held(held, request.now, answered=answered)
                 found = found._replace(living=living, pending=pending)
             depths.append(found)
         return depths
 
-    def _note_end(self, index: int, place: Name, levels: Sequence[Name], observation: Observation) -> None:
-        record = self._known[index]
-        if record is None or record.seen >= _ALONE_FROM:
-            return
-        # How it stood at its last arrival says which class its trial was counted in.
-        gap = _gap(record.gap) if record.seen > 1 else -1
-        before = (*place, "end" if record.whole else "inner")
-        passed = max(self._now - record.last, 0.0)
-        observation.ends += self._classes.ended(
-            before, min(record.seen, _OWN_FROM), gap, levels, passed, whole=index == self._end
-        )
-
-    def _seen(self, index: int, place: Name, record: Prefix, levels: Sequence[Name], prior: float) -> Depth:
+    def _seen(self, place: _Place, record: Prefix) -> Depth:
         """Return the chances of a prefix with a record: its own as far as it has one."""
-        now, sighting, passed = self._now, record.seen + 1, max(self._now - record.last, 0.0)
-        name = (*place, "repeat" if prior == _REPEAT else "end" if index == self._end else "inner")
-        if sighting < _OWN_FROM:
-            return self._by_class(index, name, sighting, _gap(passed), levels, prior)
-        chance, alone = _KNOWN, sighting >= _ALONE_FROM
-        begins = None if alone else self._begins
+        if place.sighting < _OWN_FROM:
+            return self._by_class(place)
+        classes, view, passed = self._classes, self._view, self._request.passed(record)
+        chance, alone = _KNOWN, place.sighting >= _ALONE_FROM
         if not alone:
-            chance = self._classes.soon(self._view, name, _OWN_FROM, _gap(passed), levels, prior, now, begins)
-        late = self._classes.late(self._view, name, sighting, levels, now, begins)
+            chance = classes.soon(view, place.name, _OWN_FROM, place.gap, place.levels, place.prior, own=True)
+        late = classes.late(view, place.name, place.sighting, place.levels)
         soon = passed <= SHORT
         chance = (record.hits + soon + _OWN_PRIOR * chance) / (record.trials + 1.0 + _OWN_PRIOR)
         # A record only tells of the times when it came again, so of the later chance its class knows more.
@@ -195,14 +240,13 @@ class _Arrivals:
             record.late_trials + (not soon) + _OWN_LATE_PRIOR
         )
         hour = chance + (1.0 - chance) * late
-        return Depth(index, chance, _reads([chance]), hour, _reads([hour]), None)
+        return Depth(place.block, chance, _reads([chance]), hour, _reads([hour]), None)
 
-    def _by_class(
-        self, index: int, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float
-    ) -> Depth:
-        classes, view, now = self._classes, self._view, self._now
-        chance = classes.soon(view, name, sighting, gap, levels, prior, now, self._begins)
-        late = classes.late(view, name, sighting, levels, now, self._begins)
+    def _by_class(self, place: _Place) -> Depth:
+        index, name, sighting, gap, levels, prior = place
+        classes, view = self._classes, self._view
+        chance = classes.soon(view, name, sighting, gap, levels, prior, own=True)
+        late = classes.late(view, name, sighting, levels)
         more, more_hourly = self._after(name, sighting, levels, prior)
         if name[-1] != "inner" and (share := classes.whole(view, name, sighting, gap)):
             again = self._after((*name[:-1], "repeat"), sighting, levels, _REPEAT)
@@ -212,14 +256,14 @@ class _Arrivals:
 
     def _after(self, name: Name, sighting: int, levels: Sequence[Name], prior: float) -> tuple[float, float]:
         """Return the reads expected after the next arrival, each within five minutes, or within the hour."""
-        classes, view, now = self._classes, self._view, self._now
+        classes, view = self._classes, self._view
         name = name if name[-1] == "repeat" else (*name[:-1], "inner")
         soon, hourly = [], []
         for later in range(sighting + 1, _OWN_FROM + 1):
-            chance = classes.soon(view, name, later, 0, levels, prior, now)
+            chance = classes.soon(view, name, later, 0, levels, prior, own=False)
             soon.append(chance)
             if self._hours:
-                late = classes.late(view, name, later, levels, now)
+                late = classes.late(view, name, later, levels)
                 hourly.append(chance + (1.0 - chance) * late)
         return _reads(soon), _reads(hourly) if hourly else 0.0
 

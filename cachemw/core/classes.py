@@ -6,15 +6,14 @@ know: which class a prefix is in, stores. Time is an argument, seconds.
 Counts are this worker's, and with a secret those of the other workers too (`core.merging`).
 
 Each *owner* has classes of its own: an owner is a namespace, or a group of namespaces that the operator declared as
-one. A request changes nothing by being forecast. What it shows is an `Observation`, which is counted once the
-provider has accepted the request.
+one. A request changes nothing by being forecast; `observe` counts what it shows, once the provider has accepted it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 from cachemw.core.fair_table import FairTable
 from cachemw.core.merging import BEGAN, LATE, OVER, SOON, TAG, WHOLE, Merge, Told
@@ -121,44 +120,39 @@ class Counts:
         return (self.late + _LATE_PRIOR * above) / (self.late + lost + _LATE_PRIOR)
 
 
-@dataclass(slots=True)
-class Observation:
-    """What one request shows of classes: the trials that begin with it, and those that it ends.
+class End(NamedTuple):
+    """The end of a trial: its class, the seconds since it began, and whether the request ended there."""
 
-    An end has the seconds that passed since the trial began, and whether the request ended there.
-    """
-
-    begins: list[Name] = field(default_factory=list)
-    ends: list[tuple[Name, float, bool]] = field(default_factory=list)
+    name: Name
+    passed: float
+    whole: bool
 
 
 class View:
-    """The counts of one owner as they would stand after the ends of one request."""
+    """The counts of one owner as they would stand after the ends of one request.
+
+    `complete`: a class without counts takes part as one without trials, since workers share classes.
+    """
 
     def __init__(
-        self, counts: Mapping[Name, Counts], observation: Observation, now: float, *, whole: bool
+        self, counts: Mapping[Name, Counts], ends: Iterable[End], now: float, *, complete: bool
     ) -> None:
-        self._counts, self._now, self._whole = counts, now, whole
+        self._counts, self.now, self.complete = counts, now, complete
         self._after: dict[Name, Counts] = {}
-        for key, passed, ended in observation.ends:
+        for key, passed, whole in ends:
             found = self._after.get(key)
             if found is None:
                 if (before := counts.get(key)) is None:
                     continue
                 found = self._after[key] = before.copy()
-            found.end(now, passed, whole=ended)
+            found.end(now, passed, whole=whole)
 
     def get(self, key: Name) -> Counts | None:
         """Return the counts of a class, aged to now; None where nothing was counted yet."""
         found = self._after.get(key) or self._counts.get(key)
         if found is not None:
-            found.age(self._now)
+            found.age(self.now)
         return found
-
-    @property
-    def complete(self) -> bool:
-        """Say whether a class without counts takes part as one without trials (workers share classes)."""
-        return self._whole
 
 
 class Classes:
@@ -175,26 +169,25 @@ class Classes:
         # The same by name, and those that only others have met; by the tag of their owner.
         self._named: FairTable[str, Counts] = FairTable(_CLASSES)
 
-    def view(self, owner: str, observation: Observation, now: float) -> View:
-        """Return an owner's counts as a request that shows this would leave them."""
-        return View(self._classes.read(owner), observation, now, whole=self._merge is not None)
+    def view(self, owner: str, ends: Iterable[End], now: float) -> View:
+        """Return an owner's counts as a request with these ends would leave them."""
+        return View(self._classes.read(owner), ends, now, complete=self._merge is not None)
 
     def soon(
-        self, view: View, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, now: float,
-        begins: list[Name] | None = None,
+        self, view: View, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, *, own: bool
     ) -> float:  # fmt: skip
-        """Return the chance of coming again within five minutes; note in `begins` a trial for each level."""
+        """Return the chance of coming again within five minutes.
+
+        `own`: the request itself is in this class, so that each level takes part, also without trials.
+        """
         seen: list[tuple[float, float]] = []
-        complete = begins is not None or view.complete
+        complete = own or view.complete
         for level in levels:
-            key = (*name, sighting, gap, *level)
-            found = view.get(key)
+            found = view.get((*name, sighting, gap, *level))
             if found is not None:
-                seen.append((found.soon, found.lost(now)))
+                seen.append((found.soon, found.lost(view.now)))
             elif complete:
                 seen.append((0.0, 0.0))
-            if begins is not None:
-                begins.append(key)
         chance, weight = prior, _PRIOR
         # A level's trials are among those of the level above: each counts once, where it is nearest.
         for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
@@ -202,20 +195,14 @@ class Classes:
             chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
         return chance
 
-    def late(
-        self, view: View, name: Name, sighting: int, levels: Sequence[Name], now: float,
-        begins: list[Name] | None = None,
-    ) -> float:  # fmt: skip
+    def late(self, view: View, name: Name, sighting: int, levels: Sequence[Name]) -> float:
         """Return the later chance; all sightings after the first are one class: such returns are few."""
         chance = _LATE_REPEAT if name[-1] == "repeat" else _LATE
         if not self._hours:
             return chance
         for level in levels:
-            key = (*name, sighting > 1, *level)
-            if (found := view.get(key)) is not None:
-                chance = found.late_chance(chance, now)
-            if begins is not None:
-                begins.append(key)
+            if (found := view.get((*name, sighting > 1, *level))) is not None:
+                chance = found.late_chance(chance, view.now)
         return chance
 
     def whole(self, view: View, name: Name, sighting: int, gap: int) -> float:
@@ -225,18 +212,22 @@ class Classes:
             return 0.0
         return found.whole / (found.soon + found.late + found.over + 1.0)
 
-    def ended(
-        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, *, whole: bool
-    ) -> list[tuple[Name, float, bool]]:
-        """Return the ends of trials that the return of a prefix of this class shows."""
-        ends = [((*name, sighting, gap, *level), passed, whole) for level in levels]
+    def begins(self, name: Name, sighting: int, gap: int, levels: Sequence[Name]) -> list[Name]:
+        """Return the classes in which a trial begins with the arrival of such a prefix."""
+        begins = [(*name, sighting, gap, *level) for level in levels]
         if self._hours:
-            ends += [((*name, sighting > 1, *level), passed, whole) for level in levels]
-        return ends
+            begins += [(*name, sighting > 1, *level) for level in levels]
+        return begins
 
-    def observe(self, owner: str, observation: Observation, now: float) -> None:
+    def ends(
+        self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, *, whole: bool
+    ) -> list[End]:
+        """Return the ends of trials that the return of a prefix of this class shows."""
+        return [End(key, passed, whole) for key in self.begins(name, sighting, gap, levels)]
+
+    def observe(self, owner: str, ends: Iterable[End], begins: Iterable[Name], now: float) -> None:
         """Count what a request showed at `now`, once the provider has accepted it."""
-        for key, passed, whole in observation.ends:
+        for key, passed, whole in ends:
             # A trial may have begun at a worker that has not published it yet.
             found = self._classes.read(owner).get(key) if self._merge is None else self._kept(owner, key, now)
             if found is None:
@@ -244,7 +235,7 @@ class Classes:
             found.end(now, passed, whole=whole)
             found.untold[SOON if passed <= SHORT else LATE if passed <= LONG else OVER] += 1
             found.untold[WHOLE] += whole
-        for key in observation.begins:
+        for key in begins:
             found = self._kept(owner, key, now)
             found.age(now)
             found.begin(now)
