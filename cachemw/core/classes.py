@@ -33,6 +33,7 @@ _CLASSES = 20_000
 _RAMP, _LATE_RAMP = 30.0, 300.0
 
 Name = tuple[object, ...]
+_made = tuple.__new__  # the class's own constructor takes a third longer
 
 
 class Counts:
@@ -138,20 +139,22 @@ class View:
         self, counts: Mapping[Name, Counts], ends: Iterable[End], now: float, *, complete: bool
     ) -> None:
         self._counts, self.now, self.complete = counts, now, complete
+        self._ends: dict[Name, list[End]] = {}
+        for end in ends:
+            if end[0] in counts:
+                self._ends.setdefault(end[0], []).append(end)
         self._after: dict[Name, Counts] = {}
-        for key, passed, whole in ends:
-            found = self._after.get(key)
-            if found is None:
-                if (before := counts.get(key)) is None:
-                    continue
-                found = self._after[key] = before.copy()
-            found.end(now, passed, whole=whole)
 
     def get(self, key: Name) -> Counts | None:
         """Return the counts of a class, aged to now; None where nothing was counted yet."""
         found = self._after.get(key) or self._counts.get(key)
-        if found is not None:
-            found.age(self.now)
+        if found is None:
+            return None
+        if ends := self._ends.pop(key, None):
+            found = self._after[key] = found.copy()
+            for _, passed, whole in ends:
+                found.end(self.now, passed, whole=whole)
+        found.age(self.now)
         return found
 
 
@@ -223,7 +226,7 @@ class Classes:
         self, name: Name, sighting: int, gap: int, levels: Sequence[Name], passed: float, *, whole: bool
     ) -> list[End]:
         """Return the ends of trials that the return of a prefix of this class shows."""
-        return [End(key, passed, whole) for key in self.begins(name, sighting, gap, levels)]
+        return [_made(End, (key, passed, whole)) for key in self.begins(name, sighting, gap, levels)]
 
     def observe(self, owner: str, ends: Iterable[End], begins: Iterable[Name], now: float) -> None:
         """Count what a request showed at `now`, once the provider has accepted it."""
