@@ -36,8 +36,9 @@ from benchmarks.load.client import Client
 from benchmarks.load.hostile import Hostile, beside
 from benchmarks.load.processes import Process, ports_of, provider, proxy, received
 from benchmarks.load.store_faults import Store, relayed_cluster
-from benchmarks.load.traffic import MODEL, Tenants, paced
+from benchmarks.load.traffic import Tenants, paced
 from benchmarks.redis_servers import until
+from benchmarks.workloads.generated import MODEL
 
 WORKERS = 4
 RATE = 100.0  # requests a second at most
@@ -250,7 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=50_000, help="of all phases together")
-    parser.add_argument("--only", help=f"phases besides the first two, comma-separated: {', '.join(names[2:])}")
+    parser.add_argument(
+        "--only", help=f"phases besides the first two, comma-separated: {', '.join(names[2:])}"
+    )
     given = parser.parse_args(arguments)
     only = given.only.split(",") if given.only else names
     if unknown := set(only) - set(names):

@@ -290,7 +290,8 @@ def cluster(
             client.execute_command("CLUSTER REPLICATE", ids[index % nodes])
         whole = nodes * replicas
         until(
-            lambda: all(is_whole(client, nodes, whole) for client in clients), "the cluster does not get whole"
+            lambda: all(is_whole(client, nodes, whole) for client in clients),
+            "the cluster does not get whole",
         )
         yield made
 

@@ -17,7 +17,14 @@ from cachemw.core.providers import find_model, relative
 Fate = Literal["answered", "lost", "killed", "hang", "crossed", "changed"]
 
 # The status that a client is due for each fault of the provider; 502 and 504 are the proxy's own answers.
-DUE = {"": 200, "slow": 200, "no usage": 200, "never": 504, "closed": 502, **{name: int(name) for name in ERRORS}}
+DUE = {
+    "": 200,
+    "slow": 200,
+    "no usage": 200,
+    "never": 504,
+    "closed": 502,
+    **{name: int(name) for name in ERRORS},
+}
 BROKEN = ("half", "stall")  # the provider breaks its answer off, so the client must see a broken one
 LATE = 1.0  # seconds
 _AFTER_KILL = 1.0  # seconds in which a client may still use a connection whose worker was killed
@@ -32,7 +39,7 @@ class Sample:
     digest: str
     fault: str = ""
     good: bool = True
-    app: str = ""
+    label: str = ""
     began: float = 0.0
     ended: float = 0.0
     port: int = 0
@@ -56,11 +63,7 @@ class Kill:
 
     def took(self, sample: Sample) -> bool:
         """Say whether a request was on a connection of this worker when the worker was killed."""
-        return (
-            sample.port in self.ports
-            and sample.began <= self.at + _AFTER_KILL
-            and sample.ended >= self.at
-        )
+        return sample.port in self.ports and sample.began <= self.at + _AFTER_KILL and sample.ended >= self.at
 
 
 def fate(sample: Sample, kills: Sequence[Kill] = ()) -> Fate:
@@ -189,7 +192,7 @@ def crossings(one: Plans, other: Plans, beside: Plans) -> tuple[list[int], int]:
 def unreported(samples: Iterable[Sample], reported: Mapping[str, int]) -> int:
     """Return how many answered calls of good tenants the report does not show under their own label.
 
-    `reported` has the calls by the label `app`.
+    `reported` has the calls by label, as in `app=search`.
     """
-    due = Counter(sample.app for sample in samples if sample.good and fate(sample) == "answered")
-    return sum(max(0, calls - reported.get(app, 0)) for app, calls in due.items())
+    due = Counter(sample.label for sample in samples if sample.good and fate(sample) == "answered")
+    return sum(max(0, calls - reported.get(label, 0)) for label, calls in due.items())

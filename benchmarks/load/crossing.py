@@ -1,7 +1,9 @@
 """Run good tenants alone, alone once more, and beside hostile ones, with one seed; compare all that leaves.
 
-Contains: the three runs and their comparison. Must not depend on: faults. Each run has a proxy, a provider and a Redis
-of its own, and no fault.
+Contains: the three runs and their comparison. Must not depend on: faults. Each run has a provider and a Redis of its
+own and no fault, and two proxies of one worker each: one serves the good tenants and half of the hostile requests, the
+other one the rest, so that harm through a process and harm through the store are both seen. With several workers behind
+one port, chance would decide which of them serves a request, and so would some breakpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from benchmarks.load.client import Client
 from benchmarks.load.hostile import Hostile, beside
 from benchmarks.load.processes import SECRET, provider, proxy, received
 from benchmarks.load.provider import Received
-from benchmarks.load.traffic import MODEL, Tenants, paced
+from benchmarks.load.traffic import Tenants, paced
 from benchmarks.redis_servers import standalone
+from benchmarks.workloads.generated import MODEL
 
-WORKERS = 1  # with more, which worker serves a request is chance, and so are some breakpoints
 _SEED, _TENANTS, _CONVERSATIONS = "crossing", 5, 20
+_LIFETIME = 30  # new conversations after which other tenants come
 
 
 @dataclass
@@ -74,25 +77,35 @@ def _run(
     folder: Path, requests: int, rate: float, hostile: float, deadline: float
 ) -> tuple[list[Sample], list[Received], int]:
     with standalone() as server, provider(folder) as upstream:
-        with proxy(folder, upstream.url, server.url, WORKERS) as served:
-            samples = uvloop.run(_traffic(served.port, requests, rate, hostile, deadline))
-            served.stop()
+        with (
+            proxy(folder, upstream.url, server.url, 1) as first,
+            proxy(folder, upstream.url, server.url, 1) as second,
+        ):
+            ports = (first.port, second.port)
+            samples = uvloop.run(_traffic(ports, requests, rate, hostile, deadline))
+            first.stop()
+            second.stop()
         reader = cachemw.Middleware(provider="databricks", store=server.url, secret=SECRET)
         calls: Counter[str] = Counter()
         for row in reader.report().rows:
-            calls[dict(row.labels).get("app", "")] += row.calls
+            calls.update({f"{name}={value}": row.calls for name, value in row.labels.items()})
         reader.close()
         return samples, received(upstream), unreported(samples, calls)
 
 
-async def _traffic(port: int, requests: int, rate: float, hostile: float, deadline: float) -> list[Sample]:
-    tenants = Tenants(_SEED, _TENANTS, _CONVERSATIONS)
-    client, other, stop = Client(port, deadline), Client(port, deadline), asyncio.Event()
-    evil = Hostile(_SEED, tenants.heads)
-    running = asyncio.ensure_future(beside(evil, other, hostile * rate, stop)) if hostile else None
+async def _traffic(
+    ports: tuple[int, int], requests: int, rate: float, hostile: float, deadline: float
+) -> list[Sample]:
+    tenants, client = Tenants(_SEED, _TENANTS, _CONVERSATIONS, _LIFETIME), Client(ports[0], deadline)
+    others, stop = [Client(port, deadline) for port in ports], asyncio.Event()
+    crowd = []
+    if hostile:
+        evil = Hostile(_SEED, tenants.heads)
+        crowd = [asyncio.ensure_future(beside(evil, one, hostile * rate / 2, stop)) for one in others]
     samples = await paced(lambda: tenants.ask(client, {}), requests, rate)
     stop.set()
-    samples += await running if running is not None else []
-    client.close()
-    other.close()
+    for more in await asyncio.gather(*crowd):
+        samples += more
+    for one in (client, *others):
+        one.close()
     return samples

@@ -15,8 +15,9 @@ from benchmarks.load.accounts import Sample
 from benchmarks.load.bodies import digest
 from benchmarks.load.client import Client, message
 from benchmarks.load.provider import PAID
-from benchmarks.load.traffic import MODEL, asked
+from benchmarks.load.traffic import asked
 from benchmarks.workloads.conversations import small
+from benchmarks.workloads.generated import MODEL
 
 FIRST = 500_000_000  # their requests' numbers begin here
 
@@ -67,13 +68,13 @@ class Hostile:
         return await asked(client, sample, message(headers, raw), left)
 
     def _labels(self) -> tuple[dict[str, str], bytes]:
-        junk = {
-            f"x-cachemw-label-{self._word()}": self._word() for _ in range(self._rng.choice((1, 5, 40)))
-        }
+        junk = {f"x-cachemw-label-{self._word()}": self._word() for _ in range(self._rng.choice((1, 5, 40)))}
         return {**junk, "x-cachemw-label-app": self._word()}, self._small(self._word())
 
     def _models(self) -> tuple[dict[str, str], bytes]:
-        name = self._rng.choice(("{}", "claude-{}", "databricks-claude-sonnet-{}", "gpt-{}")).format(self._word())
+        name = self._rng.choice(("{}", "claude-{}", "databricks-claude-sonnet-{}", "gpt-{}")).format(
+            self._word()
+        )
         return {}, self._small(self._word(), model=name)
 
     def _junk(self) -> tuple[dict[str, str], bytes]:
@@ -88,7 +89,9 @@ class Hostile:
         return key, self._small(self._word(), self._rng.choice(self._heads))
 
     def _own_markers(self) -> tuple[dict[str, str], bytes]:
-        wrong = self._rng.choice(({"type": "persistent"}, {"type": "ephemeral", "ttl": "9h"}, {"type": 1}, "x"))
+        wrong = self._rng.choice(
+            ({"type": "persistent"}, {"type": "ephemeral", "ttl": "9h"}, {"type": 1}, "x")
+        )
         part = {"type": "text", "text": "question", "cache_control": wrong}
         body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}]}
         return {} if self._rng.random() < 0.7 else {"key": f"stolen-{self._word()}"}, orjson.dumps(body)

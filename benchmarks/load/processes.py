@@ -24,7 +24,7 @@ from benchmarks.load.provider import Received
 from benchmarks.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-SECRET = "chaos"
+SECRET = "of the run"  # noqa: S105 - workers on loopback, for minutes
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -72,7 +72,13 @@ def running(
     kept |= {"PYTHONPATH": str(ROOT), **(environment or {})}
     with log.open("ab") as out:
         popen = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.PIPE, env=kept, start_new_session=True, cwd=log.parent
+            command,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.PIPE,
+            env=kept,
+            start_new_session=True,
+            cwd=log.parent,
         )
     try:
         end = time.monotonic() + 60
@@ -84,7 +90,7 @@ def running(
     finally:
         with suppress(ProcessLookupError):
             os.killpg(popen.pid, signal.SIGKILL)
-        popen.wait(10)
+        popen.communicate(timeout=10)
 
 
 @contextmanager
@@ -137,7 +143,7 @@ def ports_of(pid: int, port: int) -> set[int]:
     with suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(OSError):
-                inodes.add(os.readlink(link))
+                inodes.add(str(link.readlink()))
     found = set()
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         fields = line.split()

@@ -97,9 +97,7 @@ class Provider:
 class _Altered:
     """The answer of the gateway, numbered, recorded, and broken where the fault says so."""
 
-    def __init__(
-        self, send: Send, receive: Receive, connection: Any, row: Received, fault: str
-    ) -> None:
+    def __init__(self, send: Send, receive: Receive, connection: Any, row: Received, fault: str) -> None:
         self._send, self._receive, self._connection = send, receive, connection
         self._row, self._fault, self._over = row, fault, False
 
@@ -119,7 +117,9 @@ class _Altered:
             body = without_usage(body)
         if self._fault in ("half", "stall") and body:
             self._over = True
-            await self._send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
+            await self._send(
+                {"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True}
+            )
             if self._fault == "stall":
                 await _gone(self._receive)
             else:
@@ -144,7 +144,9 @@ def without_usage(body: bytes) -> bytes:
     return _USAGE.sub(lambda found: b'"usage":null'.ljust(len(found[0])), body)
 
 
-async def _answer(send: Send, status: int, body: bytes, more: list[tuple[bytes, bytes]] | None = None) -> None:
+async def _answer(
+    send: Send, status: int, body: bytes, more: list[tuple[bytes, bytes]] | None = None
+) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *(more or [])]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -41,9 +41,7 @@ class Relay:
         server = await asyncio.start_server(one, "127.0.0.1", port)
         await server.serve_forever()
 
-    async def _relayed(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int
-    ) -> None:
+    async def _relayed(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
         if self._refusing:
             writer.transport.abort()
             return

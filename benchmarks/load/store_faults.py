@@ -181,5 +181,3 @@ def mended(store: Store) -> None:
         with node.client() as client:
             client.config_set("maxmemory", "0")
     store.until_whole()
-
-

@@ -19,11 +19,11 @@ from benchmarks.load.bodies import digest
 from benchmarks.load.client import Client, message
 from benchmarks.load.provider import PAID
 from benchmarks.workloads.conversations import small
-from benchmarks.workloads.generated import MODEL
 from cachemw.simulation.traffic import Body
 
 _STREAMED = 0.5  # share of requests that ask for a stream
 _TURNS = (4, 24)
+_LABELS = ("app", "team")  # names of labels, by generation of tenants
 
 
 @dataclass
@@ -31,6 +31,7 @@ class Conversation:
     """A conversation of a tenant: its requests come one after another."""
 
     tenant: str
+    label: str
     bodies: Iterator[Body]
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -48,10 +49,13 @@ class Tenants:
         self._numbers, self._names = count(1), count()
         self._ready = deque(self._new() for _ in range(conversations))
 
-    async def ask(self, client: Client, faults: Mapping[str, float]) -> Sample:
+    async def ask(
+        self, client: Client, faults: Mapping[str, float], leave_after: float | None = None
+    ) -> Sample:
         """Send the next request of the conversation that has rested longest, and return how it ended.
 
-        `faults` has the share of requests on which the provider shall fail, by fault.
+        `faults` has the share of requests on which the provider shall fail, by fault; with `leave_after` the client
+        leaves after so many seconds.
         """
         number, rng = next(self._numbers), self._rng
         talk = self._ready.popleft()
@@ -62,11 +66,12 @@ class Tenants:
         self._ready.append(talk)
         raw = orjson.dumps({**body, "stream": True} if rng.random() < _STREAMED else body)
         fault = _drawn(rng, faults)
-        sample = Sample(number, f"{PAID}{talk.tenant}", digest(raw), fault, app=talk.tenant)
-        headers = {"authorization": f"Bearer {sample.key}", "x-cachemw-label-app": talk.tenant}
+        label = f"{talk.label}={talk.tenant}"
+        sample = Sample(number, f"{PAID}{talk.tenant}", digest(raw), fault, label=label)
+        headers = {"authorization": f"Bearer {sample.key}", f"x-cachemw-label-{talk.label}": talk.tenant}
         headers |= {"x-chaos-request": str(number), "x-chaos-fault": fault}
         async with talk.turn:
-            return await asked(client, sample, message(headers, raw))
+            return await asked(client, sample, message(headers, raw), leave_after)
 
     @property
     def heads(self) -> list[str]:
@@ -78,7 +83,8 @@ class Tenants:
         generation = number // self._lifetime if self._lifetime else 0
         tenant = f"tenant-{generation}-{number % self._tenants}"
         turns = self._rng.randint(*_TURNS)
-        return Conversation(tenant, small(f"{self._seed} {number}", self._head(tenant), turns))
+        bodies = small(f"{self._seed} {number}", self._head(tenant), turns)
+        return Conversation(tenant, _LABELS[generation % len(_LABELS)], bodies)
 
     def _head(self, tenant: str) -> str:
         return f"{self._seed} {tenant}"
@@ -89,10 +95,8 @@ async def asked(client: Client, sample: Sample, raw: bytes, leave_after: float |
     answer = await client.ask(raw, leave_after)
     sample.began, sample.ended, sample.port = answer.began, answer.ended, answer.port
     sample.status, sample.whole, sample.error = answer.status, answer.whole, answer.error
-    inside = b"chatcmpl-%09d" % sample.number
-    sample.echoed = answer.number == str(sample.number) and (
-        answer.status != 200 or inside in answer.body
-    )
+    inside = b"chatcmpl-%09d" % sample.number in answer.body or not answer.whole or answer.status != 200
+    sample.echoed = inside and answer.number == str(sample.number)
     return sample
 
 
