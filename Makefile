@@ -7,7 +7,7 @@ PEERS := .venv-peers/.ready
 LITELLM := .venv-litellm/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy lock clean
+.PHONY: help demo test test-redis check test-clients test-promises bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy chaos soak lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -59,6 +59,12 @@ bench-litellm: $(READY) $(LITELLM) ## the same savings through the real LiteLLM 
 
 bench-proxy: $(READY) $(LITELLM) ## what the proxy adds, against a bare one and against LiteLLM's; 1,000 streams
 	@$(BIN)/python -m benchmarks.proxy_load
+
+chaos: $(READY) ## 50,000 requests through faults of provider, workers and store, beside hostile tenants (REQUESTS=50000)
+	@$(BIN)/python -m benchmarks.chaos --requests $(or $(REQUESTS),50000)
+
+soak: $(READY) ## a steady rate for long: memory, files, keys and latency must stay flat (MINUTES=30)
+	@$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 lock: $(READY) ## pin every dependency anew
 	$(BIN)/pip install -q uv
