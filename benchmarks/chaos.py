@@ -34,7 +34,7 @@ from benchmarks.load import crossing, store_faults
 from benchmarks.load.accounts import Account, Kill, account
 from benchmarks.load.client import Client
 from benchmarks.load.hostile import Hostile, beside
-from benchmarks.load.processes import Process, ports_of, provider, proxy, received
+from benchmarks.load.processes import Process, busy_seconds, ports_of, provider, proxy, received
 from benchmarks.load.store_faults import Store, relayed_cluster
 from benchmarks.load.traffic import Tenants, paced
 from benchmarks.redis_servers import until
@@ -191,9 +191,11 @@ def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Co
         with proxy(folder, upstream.url, store.url, WORKERS, *_LIMITS) as served:
             run = Run(served, upstream, store, Tenants("chaos", _TENANTS, _CONVERSATIONS))
             for phase in phases:
-                begun = time.monotonic()
+                begun, busy = time.monotonic(), busy_seconds()
                 accounts[phase.name] = uvloop.run(run.phase(phase, each, rate))
-                console.print(f"{phase.name}: {time.monotonic() - begun:.0f} s", style="dim", highlight=False)
+                seconds, busy = time.monotonic() - begun, busy_seconds() - busy
+                words = f"{phase.name}: {seconds:.0f} s, {busy / seconds:.1f} cores of the machine busy"
+                console.print(words, style="dim", highlight=False)
             workers, code = len(served.workers()), served.stop() if served.alive else None
         log = served.log.read_text(errors="replace")
     console.print(table(accounts))
@@ -213,7 +215,7 @@ def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Co
 
 def tenants_apart(folder: Path, each: int, console: Console) -> bool:
     """Compare good tenants alone and beside hostile ones; show the figures, and return whether they are equal."""
-    found = crossing.run(folder, each, min(RATE, each / SHORTEST) / 2, 1.0, DEADLINE)
+    found = crossing.run(folder, each, min(RATE, each / SHORTEST) / 3, 1.0, DEADLINE)
     names = ("alone", "alone, once more", "beside hostile")
     console.print(table(dict(zip(names, found.accounts, strict=True))))
     console.print(

@@ -37,11 +37,20 @@ from benchmarks.load.accounts import Sample, fate
 from benchmarks.load.bodies import digest
 from benchmarks.load.client import Client, message
 from benchmarks.load.flatness import Verdict
-from benchmarks.load.processes import Process, cpu_seconds, descriptors, provider, proxy, received, resident
+from benchmarks.load.processes import (
+    Process,
+    busy_seconds,
+    cpu_seconds,
+    descriptors,
+    provider,
+    proxy,
+    received,
+    resident,
+)
 from benchmarks.load.provider import PAID
 from benchmarks.load.traffic import Tenants, asked, paced
 from benchmarks.redis_servers import Server, standalone
-from benchmarks.workloads.generated import MODEL
+from benchmarks.workloads.conversations import small
 
 WORKERS = 2
 RATE = 60.0  # requests a second: the proxy takes about a third of a core
@@ -50,8 +59,8 @@ DEADLINE = 30.0
 _SEED, _TENANTS, _CONVERSATIONS, _LIFETIME = "soak", 10, 120, 300
 _FAULTS = {"401": 0.005, "429": 0.005, "500": 0.005, "half": 0.005, "closed": 0.002}
 _LEAVE = 0.01  # share of clients that leave before their answer
-# To fill what has a bound: prefixes that workers remember (32,768 each), and the store's memory.
-_FILLING, _MESSAGES, _AT_ONCE = 2_200, 180, 4
+# To fill what has a bound: blocks and prefixes that workers remember (32,768 each), and the store's memory.
+_FILLING, _TURNS, _AT_ONCE = 2_200, 90, 4
 _STORE = "24mb"
 _FIRST_FILLING = 700_000_000
 
@@ -85,6 +94,7 @@ class Soak:
     sampled: Sampled
     samples: list[Sample]
     cpu: float
+    machine: float
     exit_code: int | None
 
     @property
@@ -121,15 +131,13 @@ class Soak:
 
 async def _filled(port: int) -> None:
     """Send prompts of many blocks, each once, so that all that has a bound is full before the run begins."""
-    client, rng, numbers = Client(port, DEADLINE), random.Random(_SEED), count(_FIRST_FILLING)
+    client, numbers = Client(port, DEADLINE), count(_FIRST_FILLING)
 
     async def some() -> None:
         for _ in range(_FILLING // _AT_ONCE):
-            texts = [f"{rng.getrandbits(64):016x} " * 12 for _ in range(_MESSAGES)]
-            roles = ("user", "assistant")
-            messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
-            raw = orjson.dumps({"model": MODEL, "messages": messages})
             number, key = next(numbers), f"{PAID}filling"
+            *_, whole = small(f"filling {number}", "filling", _TURNS)
+            raw = orjson.dumps(whole)
             headers = {"authorization": f"Bearer {key}", "x-chaos-request": str(number)}
             await asked(client, Sample(number, key, digest(raw)), message(headers, raw))
 
@@ -141,7 +149,6 @@ async def _traffic(
     served: Process, upstream: Process, server: Server, sampled: Sampled, requests: int, rate: float
 ) -> list[Sample]:
     """Send requests at the rate, and sample meanwhile."""
-    await _filled(served.port)
     tenants = Tenants(_SEED, _TENANTS, _CONVERSATIONS, _LIFETIME)
     client, rng = Client(served.port, DEADLINE), random.Random(_SEED)
 
@@ -181,12 +188,13 @@ def run(minutes: float, rate: float) -> Soak:
     with tempfile.TemporaryDirectory(prefix="soak-") as name, standalone("valkey", *options) as server:
         folder = Path(name)
         with provider(folder) as upstream, proxy(folder, upstream.url, server.url, WORKERS) as served:
-            begun = cpu_seconds(served.pids())
-            start = time.monotonic()
+            uvloop.run(_filled(served.port))
+            begun, busy, start = cpu_seconds(served.pids()), busy_seconds(), time.monotonic()
             samples = uvloop.run(_traffic(served, upstream, server, sampled, requests, rate))
-            cpu = (cpu_seconds(served.pids()) - begun) / (time.monotonic() - start)
+            seconds = time.monotonic() - start
+            cpu, machine = cpu_seconds(served.pids()) - begun, busy_seconds() - busy
             sampled.endless = endless(server)
-            return Soak(sampled, samples, cpu, served.stop())
+            return Soak(sampled, samples, cpu / seconds, machine / seconds, served.stop())
 
 
 def table(soak: Soak) -> Table:
@@ -226,8 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     soak = run(given.minutes, given.rate)
     console.print(table(soak))
     console.print(
-        f"\n{len(soak.samples)} requests, {soak.rate:.1f} a second; the proxy took {soak.cpu:.2f} of a core, the"
-        f" warm-up included; Redis dropped {soak.sampled.evicted} keys at its bound.",
+        f"\n{len(soak.samples)} requests, {soak.rate:.1f} a second; the proxy took {soak.cpu:.2f} of a core, all"
+        f" processes of the machine {soak.machine:.2f}; Redis dropped {soak.sampled.evicted} keys at its bound.",
         highlight=False,
     )
     found = soak.verdicts()

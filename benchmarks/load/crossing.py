@@ -27,6 +27,7 @@ from benchmarks.workloads.generated import MODEL
 
 _SEED, _TENANTS, _CONVERSATIONS = "crossing", 5, 20
 _LIFETIME = 30  # new conversations after which other tenants come
+_PAUSE = 0.05  # seconds for what a worker writes to the store after an answer
 
 
 @dataclass
@@ -96,7 +97,8 @@ def _run(
 async def _traffic(
     ports: tuple[int, int], requests: int, rate: float, hostile: float, deadline: float
 ) -> list[Sample]:
-    tenants, client = Tenants(_SEED, _TENANTS, _CONVERSATIONS, _LIFETIME), Client(ports[0], deadline)
+    tenants = Tenants(_SEED, _TENANTS, _CONVERSATIONS, _LIFETIME, _PAUSE)
+    client = Client(ports[0], deadline)
     others, stop = [Client(port, deadline) for port in ports], asyncio.Event()
     crowd = []
     if hostile:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 
 import orjson
@@ -33,18 +33,22 @@ class Conversation:
     tenant: str
     label: str
     bodies: Iterator[Body]
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    turn: asyncio.Lock
 
 
 class Tenants:
     """Good tenants, each with its own key, label, tools and system prompt, and several conversations at once.
 
     After `lifetime` new conversations the tenants leave and others come, with new keys and labels; 0 keeps them.
-    The same seed makes the same requests in the same order.
+    The same seed makes the same requests in the same order. With `pause` all requests of a tenant come one after
+    another, so many seconds after the answer before: then breakpoints do not depend on how busy the machine is.
     """
 
-    def __init__(self, seed: str, tenants: int, conversations: int, lifetime: int = 0) -> None:
-        self._rng = random.Random(seed)
+    def __init__(
+        self, seed: str, tenants: int, conversations: int, lifetime: int = 0, pause: float = 0.0
+    ) -> None:
+        self._rng, self._pause = random.Random(seed), pause
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._seed, self._tenants, self._lifetime = seed, tenants, lifetime
         self._numbers, self._names = count(1), count()
         self._ready = deque(self._new() for _ in range(conversations))
@@ -71,7 +75,9 @@ class Tenants:
         headers = {"authorization": f"Bearer {sample.key}", f"x-cachemw-label-{talk.label}": talk.tenant}
         headers |= {"x-chaos-request": str(number), "x-chaos-fault": fault}
         async with talk.turn:
-            return await asked(client, sample, message(headers, raw), leave_after)
+            await asked(client, sample, message(headers, raw), leave_after)
+            await asyncio.sleep(self._pause)
+        return sample
 
     @property
     def heads(self) -> list[str]:
@@ -84,7 +90,8 @@ class Tenants:
         tenant = f"tenant-{generation}-{number % self._tenants}"
         turns = self._rng.randint(*_TURNS)
         bodies = small(f"{self._seed} {number}", self._head(tenant), turns)
-        return Conversation(tenant, _LABELS[generation % len(_LABELS)], bodies)
+        turn = self._turns[tenant] if self._pause else asyncio.Lock()
+        return Conversation(tenant, _LABELS[generation % len(_LABELS)], bodies, turn)
 
     def _head(self, tenant: str) -> str:
         return f"{self._seed} {tenant}"
