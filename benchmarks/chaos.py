@@ -31,12 +31,12 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.load import crossing, store_faults
-from benchmarks.load.accounts import Account, Kill, account
+from benchmarks.load.accounts import Account, Kill, Sample, account
 from benchmarks.load.client import Client
-from benchmarks.load.hostile import Hostile, beside
+from benchmarks.load.hostile import Hostile
 from benchmarks.load.processes import Process, busy_seconds, ports_of, provider, proxy, received
 from benchmarks.load.store_faults import Store, relayed_cluster
-from benchmarks.load.traffic import Tenants, paced
+from benchmarks.load.traffic import Tenants, beside, paced
 from benchmarks.redis_servers import until
 from benchmarks.workloads.generated import MODEL
 
@@ -101,7 +101,7 @@ class Run:
         actors = [asyncio.ensure_future(self._break_store(phase.store, seconds))] if phase.store else []
         actors += [asyncio.ensure_future(self._kill_workers(seconds))] if phase.kills else []
         evil = Hostile(phase.name, self.tenants.heads)
-        crowd = beside(evil, other, phase.hostile * rate, over) if phase.hostile else _none()
+        crowd = beside(lambda: evil.ask(other), phase.hostile * rate, over) if phase.hostile else _none()
         crowded = asyncio.ensure_future(crowd)
         samples = await paced(lambda: self.tenants.ask(client, phase.faults), good, rate)
         over.set()
@@ -140,7 +140,7 @@ class Run:
             until(lambda: len(self.served.workers()) >= WORKERS, "workers are missing", RESTARTED, 0.1)
 
 
-async def _none() -> list[object]:
+async def _none() -> list[Sample]:
     return []
 
 
@@ -169,7 +169,7 @@ def table(accounts: Mapping[str, Account]) -> Table:
         title="Times are added to those of the healthy phase.",
         box=None, header_style="bold", padding=(0, 1), title_justify="left",
     )  # fmt: skip
-    healthy = accounts.get(_HEALTHY, Account())
+    healthy = accounts.get(_HEALTHY, next(iter(accounts.values())))
     for name, one in accounts.items():
         base = Account() if one is healthy else healthy
         times = [f"{1000 * (one.quantile(q) - base.quantile(q)):+.0f}" for q in (0.5, 0.99, 1.0)]
@@ -214,15 +214,13 @@ def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Co
 
 
 def tenants_apart(folder: Path, each: int, console: Console) -> bool:
-    """Compare good tenants alone and beside hostile ones; show the figures, and return whether they are equal."""
-    found = crossing.run(folder, each, min(RATE, each / SHORTEST) / 3, 1.0, DEADLINE)
-    names = ("alone", "alone, once more", "beside hostile")
-    console.print(table(dict(zip(names, found.accounts, strict=True))))
-    console.print(
-        f"{found.differing} of {found.compared} requests have other breakpoints beside hostile tenants (by chance:"
-        f" {found.noise}); {found.unreported} calls are missing under their label (without hostile tenants:"
-        f" {found.unreported_alone})."
-    )
+    """Compare good tenants beside hostile ones with control runs; show the figures, and return whether they are equal."""
+    found = crossing.run(folder, each, min(RATE, each / SHORTEST) / 3, DEADLINE)
+    console.print(table(found.accounts))
+    for name, numbers in found.differing.items():
+        words = f"{len(numbers)} of {found.compared} requests have other breakpoints {name} tenants"
+        console.print(f"{words}; by chance {found.noise}", highlight=False)
+    console.print(f"Calls missing under their label: {found.unreported}", highlight=False)
     for line in found.examples:
         console.print(f"  {line}", style="dim", highlight=False)
     verdicts({_CROSSING: found.broken()}, console)
@@ -263,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stop_on_sigterm()
     logging.getLogger("cachemw").setLevel(logging.ERROR)
     console = Console(width=max(150, Console().width))
-    # The comparison of tenants makes three runs, one of them with as many hostile requests.
-    each = given.requests // (len(PHASES) + 4)
+    # The comparison of tenants makes four runs, two of them with as many requests of other tenants.
+    each = given.requests // (len(PHASES) + 6)
     phases = [phase for phase in PHASES if phase.name in (_WARM, _HEALTHY, *only)]
     good = True
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

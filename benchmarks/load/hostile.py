@@ -5,7 +5,6 @@ Contains: one request of each kind, by seed. Must not depend on: what they achie
 
 from __future__ import annotations
 
-import asyncio
 import random
 from itertools import count
 
@@ -121,15 +120,3 @@ class Hostile:
 
     def _word(self) -> str:
         return f"{self._rng.getrandbits(40):010x}"
-
-
-async def beside(hostile: Hostile, client: Client, rate: float, stop: asyncio.Event) -> list[Sample]:
-    """Send hostile requests at a rate until the event; return all of them."""
-    tasks, loop = [], asyncio.get_running_loop()
-    start = loop.time()
-    for number in count():
-        await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
-        if stop.is_set():
-            return list(await asyncio.gather(*tasks))
-        tasks.append(asyncio.ensure_future(hostile.ask(client)))
-    raise AssertionError

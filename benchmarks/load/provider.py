@@ -89,9 +89,8 @@ class Provider:
         else:
             if fault == "slow":
                 await asyncio.sleep(SLOW)
-            await self._app(
-                scope, _again(body, receive), _Altered(send, receive, connection, row, fault).send
-            )  # type: ignore[arg-type]
+            altered = _Altered(send, receive, connection, row, fault)
+            await self._app(scope, _again(body, receive), altered.send)  # type: ignore[arg-type]
 
 
 class _Altered:

@@ -41,16 +41,23 @@ class Tenants:
 
     After `lifetime` new conversations the tenants leave and others come, with new keys and labels; 0 keeps them.
     The same seed makes the same requests in the same order. With `pause` all requests of a tenant come one after
-    another, so many seconds after the answer before: then breakpoints do not depend on how busy the machine is.
+    another, so many seconds after the answer before: then breakpoints depend less on how busy the machine is. Numbers
+    of requests begin with `first`, and must be other ones for each `Tenants` of a run.
     """
 
     def __init__(
-        self, seed: str, tenants: int, conversations: int, lifetime: int = 0, pause: float = 0.0
+        self,
+        seed: str,
+        tenants: int,
+        conversations: int,
+        lifetime: int = 0,
+        pause: float = 0.0,
+        first: int = 1,
     ) -> None:
         self._rng, self._pause = random.Random(seed), pause
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._seed, self._tenants, self._lifetime = seed, tenants, lifetime
-        self._numbers, self._names = count(1), count()
+        self._numbers, self._names = count(first), count()
         self._ready = deque(self._new() for _ in range(conversations))
 
     async def ask(
@@ -82,19 +89,20 @@ class Tenants:
     @property
     def heads(self) -> list[str]:
         """Return the seeds of the first tenants' tools and system prompts."""
-        return [self._head(f"tenant-0-{number}") for number in range(self._tenants)]
+        return [self._head(f"{self._seed}-0-{number}") for number in range(self._tenants)]
 
     def _new(self) -> Conversation:
         number = next(self._names)
         generation = number // self._lifetime if self._lifetime else 0
-        tenant = f"tenant-{generation}-{number % self._tenants}"
+        tenant = f"{self._seed}-{generation}-{number % self._tenants}"
         turns = self._rng.randint(*_TURNS)
         bodies = small(f"{self._seed} {number}", self._head(tenant), turns)
         turn = self._turns[tenant] if self._pause else asyncio.Lock()
         return Conversation(tenant, _LABELS[generation % len(_LABELS)], bodies, turn)
 
-    def _head(self, tenant: str) -> str:
-        return f"{self._seed} {tenant}"
+    @staticmethod
+    def _head(tenant: str) -> str:
+        return f"head of {tenant}"
 
 
 async def asked(client: Client, sample: Sample, raw: bytes, leave_after: float | None = None) -> Sample:
@@ -123,4 +131,14 @@ async def paced(ask: Callable[[], Awaitable[Sample]], requests: int, rate: float
     for number in range(requests):
         await asyncio.sleep(max(0.0, start + number / rate - loop.time()))
         tasks.append(asyncio.ensure_future(ask()))
+    return list(await asyncio.gather(*tasks))
+
+
+async def beside(ask: Callable[[], Awaitable[Sample]], rate: float, stop: asyncio.Event) -> list[Sample]:
+    """Send requests at a steady rate until the event; return all of them."""
+    loop, tasks = asyncio.get_running_loop(), []
+    start = loop.time()
+    while not stop.is_set():
+        tasks.append(asyncio.ensure_future(ask()))
+        await asyncio.sleep(max(0.0, start + len(tasks) / rate - loop.time()))
     return list(await asyncio.gather(*tasks))

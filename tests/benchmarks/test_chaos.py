@@ -166,7 +166,7 @@ def test_tenants_of_one_seed_send_the_same_bodies() -> None:
 
     asyncio.run(both())
     assert bodies[:20] == bodies[20:]
-    assert b"x-cachemw-label-app: tenant-0-1" in b"".join(bodies)
+    assert b"x-cachemw-label-app: seed-0-1" in b"".join(bodies)
 
 
 def test_provider_gives_each_fault_the_answer_that_is_due(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_provider_gives_each_fault_the_answer_that_is_due(tmp_path: Path) -> Non
         tenants = Tenants("seed", 1, 1)
         for fault in faults:
             found.append(await tenants.ask(client, {fault: 1.0}))  # noqa: PERF401 - one after another
-        evil = Hostile("seed", ["seed tenant-0-0"])
+        evil = Hostile("seed", ["head of seed-0-0"])
         found += [await evil.ask(client) for _ in range(30)]
         client.close()
         return found
