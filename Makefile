@@ -13,7 +13,7 @@ SECONDS ?= 60
 TARGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies lock sbom wheel clean
+.PHONY: help demo test test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies chaos soak lock sbom wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -68,6 +68,12 @@ bench-litellm: $(READY) $(LITELLM) ## the same savings through the real LiteLLM 
 
 bench-proxy: $(READY) $(LITELLM) ## what the proxy adds, against a bare one and against LiteLLM's; 1,000 streams
 	@$(BIN)/python -m benchmarks.proxy_load
+
+chaos: $(READY) ## 50,000 requests through faults of provider, workers and store, beside hostile tenants (REQUESTS=50000)
+	@$(BIN)/python -m benchmarks.chaos --requests $(or $(REQUESTS),50000)
+
+soak: $(READY) ## a steady rate for long: memory, files, keys and latency must stay flat (MINUTES=30)
+	@$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
 
 bench-bodies: $(READY) ## how long one large request keeps the proxy from others; fails above 100 ms
 	@$(BIN)/python -m benchmarks.large_bodies

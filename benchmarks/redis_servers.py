@@ -290,7 +290,8 @@ def cluster(
             client.execute_command("CLUSTER REPLICATE", ids[index % nodes])
         whole = nodes * replicas
         until(
-            lambda: all(_whole(client, nodes, whole) for client in clients), "the cluster does not get whole"
+            lambda: all(is_whole(client, nodes, whole) for client in clients),
+            "the cluster does not get whole",
         )
         yield made
 
@@ -401,7 +402,8 @@ def _facts(client: Any) -> dict[str, str]:
     )
 
 
-def _whole(client: Any, nodes: int, replicas: int) -> bool:
+def is_whole(client: Any, nodes: int, replicas: int) -> bool:
+    """Say whether a node sees all masters, all slots served, and all replicas."""
     facts = _facts(client)
     if facts["cluster_state"] != "ok" or int(facts["cluster_size"]) != nodes:
         return False
