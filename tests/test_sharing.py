@@ -55,8 +55,9 @@ class Worker:
         if accepted:
             write, _ = self.decisions.begun(call)
             assert write is not None
-            assert write.arrived == now
-            self.store.observe(write.arrival, write.arrived)
+            assert write.accepted is not None
+            records = self.store.observe(write.arrival, write.accepted.start)
+            self.decisions.observe(write.accepted, records)
         else:
             self.decisions.fail(call)
         return call.plan.write_5m

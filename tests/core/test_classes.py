@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.core import classes as module
 from cachemw.core import merging
-from cachemw.core.classes import Classes, Name, Observation
+from cachemw.core.classes import Classes, End, Name
 from cachemw.settings import Settings
 
 SECRET = b"a secret"
@@ -19,21 +21,10 @@ OWNER = "me"
 
 
 def begin(
-    classes: Classes,
-    now: float,
-    *,
-    owner: str = OWNER,
-    name: Name = NAME,
-    levels: list[Name] = LEVELS,
-    sighting: int = 1,
-) -> float:
-    """Let a prefix arrive in a request that the provider accepts, and return the chance that was forecast."""
-    shown = Observation()
-    view = classes.view(owner, shown, now)
-    soon = classes.soon(view, name, sighting, -1, levels, 0.5, now, shown.begins)
-    classes.late(view, name, sighting, levels, now, shown.begins)
-    classes.observe(owner, shown, now)
-    return soon
+    classes: Classes, now: float, *, owner: str = OWNER, name: Name = NAME, levels: list[Name] = LEVELS
+) -> None:
+    """Let a prefix arrive for the first time, in a request that the provider accepts."""
+    classes.observe(owner, (), classes.begins(name, 1, -1, levels), now)
 
 
 def end(
@@ -43,29 +34,33 @@ def end(
     *,
     owner: str = OWNER,
     name: Name = NAME,
-    levels: list[Name] = LEVELS,
     whole: bool = False,
 ) -> None:
     """Let one come again."""
-    ends = classes.ended(name, 1, -1, levels, passed, whole=whole)
-    classes.observe(owner, Observation(ends=ends), now)
+    classes.observe(owner, classes.ends(name, 1, -1, LEVELS, passed, whole=whole), (), now)
 
 
 def chance(
-    classes: Classes, now: float, *, owner: str = OWNER, name: Name = NAME, prior: float = 0.5
+    classes: Classes,
+    now: float,
+    *,
+    owner: str = OWNER,
+    name: Name = NAME,
+    prior: float = 0.5,
+    ends: Iterable[End] = (),
 ) -> float:
-    """Return how likely such a prefix is to come again within five minutes; nothing is counted."""
-    return classes.soon(classes.view(owner, Observation(), now), name, 1, -1, LEVELS, prior, now)
+    """Return how likely such a prefix is to come again within five minutes, after these ends of trials."""
+    return classes.soon(classes.view(owner, ends, now), name, 1, -1, LEVELS, prior, own=False)
 
 
-def late_chance(classes: Classes, now: float, *, owner: str = OWNER) -> float:
+def late_chance(classes: Classes, now: float, *, owner: str = OWNER, ends: Iterable[End] = ()) -> float:
     """Return how likely it is to come again within the hour if it does not within five minutes."""
-    return classes.late(classes.view(owner, Observation(), now), NAME, 1, LEVELS, now)
+    return classes.late(classes.view(owner, ends, now), NAME, 1, LEVELS)
 
 
 def whole_share(classes: Classes, now: float) -> float:
     """Return the share of returns that came as a whole prompt."""
-    return classes.whole(classes.view(OWNER, Observation(), now), NAME, 1, -1)
+    return classes.whole(classes.view(OWNER, (), now), NAME, 1, -1)
 
 
 def counted(classes: Classes, owner: str = OWNER, name: Name = NAME) -> list[tuple[float, ...]]:
@@ -339,16 +334,14 @@ def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: byte
     classes = taught(Classes(hours=True, secret=secret), OWNER)
     classes.news(START + 60)
     before, later = counted(classes), chance(classes, START + 60)
+    ends = classes.ends(NAME, 1, -1, LEVELS, 400.0, whole=True)
     for _ in range(50):
-        shown = Observation(ends=classes.ended(NAME, 1, -1, LEVELS, 400.0, whole=True))
-        view = classes.view(OWNER, shown, START + 60)
-        classes.soon(view, NAME, 1, -1, LEVELS, 0.5, START + 60, shown.begins)
-        classes.late(view, NAME, 1, LEVELS, START + 60, shown.begins)
+        assert chance(classes, START + 60, ends=ends) < later
+        assert late_chance(classes, START + 60, ends=ends) > 0.0
     assert chance(classes, START + 60) == later
     for found, once in zip(counted(classes), before, strict=True):
         assert found == pytest.approx(once, rel=0.02)  # evidence ages by a minute
     assert classes.news(START + 60)[1] == {}
-    assert len(shown.begins) == len(shown.ends) == 2 * len(LEVELS)
 
 
 def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
@@ -356,9 +349,8 @@ def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
     classes = Classes(hours=False)
     for _ in range(4):
         begin(classes, START)
-    shown = Observation(ends=classes.ended(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4)
-    view = classes.view(OWNER, shown, START + 60)
-    ahead = classes.soon(view, NAME, 1, -1, LEVELS, 0.5, START + 60)
+    ends = classes.ends(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4
+    ahead = chance(classes, START + 60, ends=ends)
     assert chance(classes, START + 60) < 0.5 < ahead
-    classes.observe(OWNER, shown, START + 60)
+    classes.observe(OWNER, ends, (), START + 60)
     assert chance(classes, START + 60) == pytest.approx(ahead, abs=0.01)
