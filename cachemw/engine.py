@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -34,6 +33,7 @@ from cachemw.ledger import Report
 from cachemw.settings import Settings
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Store
+from cachemw.threads import start
 from cachemw.writer import PULSE, Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
@@ -62,7 +62,7 @@ class _Engine:
         self._turns = Turns(self._decisions) if coalesces else None
         self._shared_at = float("-inf")
         if self.settings.tokens == "tiktoken":
-            threading.Thread(target=self._count_exactly, name="cachemw-tokens", daemon=True).start()
+            start(self._count_exactly)
 
     @property
     def counts(self) -> dict[str, int]:
