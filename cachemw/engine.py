@@ -253,7 +253,11 @@ class Middleware(_Engine):
 
     def close(self) -> None:
         """Write what is queued, within five seconds, and give back the store; again does nothing."""
-        self._finish()
+        if (finalizer := self._finish.peek()) is not None:
+            _, finish, arguments, _ = finalizer
+            finish(*arguments)
+            # Only now: where a signal handler raised meanwhile, closing again does the rest.
+            self._finish.detach()
 
     def _later(self, job: Callable[[], None]) -> None:
         if self._store.local:
@@ -444,15 +448,20 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.close`."""
         if self._closed:
             return
-        self._closed = True
         self._enter_loop()
         if self._pulsing is not None:
             self._pulsing.cancel()
-        for close in (self.flush, self._store.close):
-            try:
-                await close()
-            except Exception as error:
-                self._failed("close", error)
+        try:
+            await self._ending(self.flush)
+        finally:  # where this task is cancelled, too
+            await self._ending(self._store.close)
+        self._closed = True
+
+    async def _ending(self, close: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        try:
+            await close()
+        except Exception as error:
+            self._failed("close", error)
 
     def _enter_loop(self) -> None:
         """Forget the tasks of another loop than the running one: they may never end."""

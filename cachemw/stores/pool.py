@@ -310,11 +310,21 @@ class AsyncPool:
         """See `Pool.close`; what is being opened is given up."""
         self.closed = True
         while self._opening:
-            if (connection := await self._opening.pop().cancel()) is not None:
-                self._idle.append(connection)
+            opening = self._opening[-1]
+            connection = await opening.cancel()
+            # Another task may close it, too.
+            if opening in self._opening:
+                self._opening.remove(opening)
+                if connection is not None:
+                    self._idle.append(connection)
         # Taken out first: nobody is lent what is being ended.
         idle, self._idle = self._idle, []
-        await asyncio.gather(*map(ended, idle))
+        try:
+            await asyncio.gather(*map(ended, idle))
+        except asyncio.CancelledError:
+            for connection in idle:
+                await connection.disconnect(nowait=True)
+            raise
 
     async def _idle_one(self) -> Connection | None:
         while (connection := _last(self._idle)) is not None:
