@@ -9,6 +9,7 @@ request path keeps these rules, and `tests/test_interrupts.py` raises at each of
 
 - `threading.Lock` is used in a `with` statement only. CPython 3.11 enters it and reaches its body, and leaves the
   body and releases it, without running a handler in between. `lock.acquire()` followed by `try` leaves a gap.
+  Later versions are tested by the same program; 3.14 compiles `with` to a call, after which a handler may run.
 - Waits and hand-overs use `queue.SimpleQueue`, which is written in C, with a timeout. Semaphores, conditions,
   events, `queue.Queue` and futures run Python code while they hold a lock of their own, and an exception in that
   code leaves the lock held for good.
