@@ -19,6 +19,8 @@ import pytest
 
 import cachemw
 from benchmarks.redis_servers import standalone
+from cachemw.stores import servers
+from cachemw.stores.routes import Errand
 from tests.interrupted import CONNECTIONS, PATIENT, USAGE, body, middleware
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +120,19 @@ def unsafe(module: ast.Module) -> Iterator[str]:
         called = node.func if isinstance(node, ast.Call) and node not in awaited else None
         if isinstance(called, ast.Attribute) and called.attr == "acquire":
             yield "acquire"
+
+
+def test_numbers_reach_hiredis_as_text() -> None:
+    """Its `pack_command` ends the process where a signal handler raises while it turns a number into text."""
+    sent: list[object] = []
+
+    class Recorder:
+        def pack_command(self, *parts: object) -> list[bytes]:
+            sent.extend(parts)
+            return [b""]
+
+    servers._packed(Recorder(), [Errand(0, ("EVALSHA", "sha", 2, b"key", -1))])
+    assert sent == ["EVALSHA", "sha", "2", b"key", "-1"]
 
 
 @coroutine
