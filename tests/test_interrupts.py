@@ -217,9 +217,11 @@ async def test_a_task_that_is_cancelled_at_any_wait_of_close_leaves_no_connectio
     """Closing goes on to the store, and closing again does the rest."""
     for at in count():
         mw = middleware(server, False, cachemw.AsyncMiddleware)
-        await cycle(mw, 0)
+        # Two connections, only one of which the closing itself uses.
+        await asyncio.gather(cycle(mw, 0), cycle(mw, 1))
         held = [connection for pool in pools(mw) for connection in pool._idle]
-        assert held
+        assert len(held) == CONNECTIONS
+        await mw.prepare(body(0, "to be counted by the flush"))
         was_cancelled = await cancelled(mw.close(), at, False)
         await mw.close()
         assert not [connection for connection in held if connection.is_connected], at
