@@ -13,7 +13,6 @@ import asyncio
 import functools
 import logging
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -36,6 +35,7 @@ from cachemw.settings import Settings
 from cachemw.slices import run, run_in_loop
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.base import Store
+from cachemw.threads import start
 from cachemw.writer import PULSE, Writer
 
 _KEEP = ledger.KEEP_HOURS * ledger.HOUR
@@ -64,7 +64,7 @@ class _Engine:
         self._turns = Turns(self._decisions) if coalesces else None
         self._shared_at = float("-inf")
         if self.settings.tokens == "tiktoken":
-            threading.Thread(target=self._count_exactly, name="cachemw-tokens", daemon=True).start()
+            start(self._count_exactly)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -256,7 +256,11 @@ class Middleware(_Engine):
 
     def close(self) -> None:
         """Write what is queued, within five seconds, and give back the store; again does nothing."""
-        self._finish()
+        if (finalizer := self._finish.peek()) is not None:
+            _, finish, arguments, _ = finalizer
+            finish(*arguments)
+            # Only now: where a signal handler raised meanwhile, closing again does the rest.
+            self._finish.detach()
 
     def _later(self, job: Callable[[], None]) -> None:
         if self._store.local:
@@ -452,15 +456,20 @@ class AsyncMiddleware(_Engine):
         """See `Middleware.close`."""
         if self._closed:
             return
-        self._closed = True
         self._enter_loop()
         if self._pulsing is not None:
             self._pulsing.cancel()
-        for close in (self.flush, self._store.close):
-            try:
-                await close()
-            except Exception as error:
-                self._failed("close", error)
+        try:
+            await self._ending(self.flush)
+        finally:  # where this task is cancelled, too
+            await self._ending(self._store.close)
+        self._closed = True
+
+    async def _ending(self, close: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        try:
+            await close()
+        except Exception as error:
+            self._failed("close", error)
 
     def _enter_loop(self) -> None:
         """Forget the tasks of another loop than the running one: they may never end."""

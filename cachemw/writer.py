@@ -6,17 +6,31 @@ Lives here: a bounded queue, its thread, and its pulse. Must not know: what the 
 from __future__ import annotations
 
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
 
 from cachemw.forks import in_child
+from cachemw.threads import start
 
-_LIMIT = 10_000
+_LIMIT, _NO_LIMIT = 10_000, math.inf
 PULSE = 0.1
 """Seconds between what is done now and then."""
 Job = Callable[[], None]
+
+
+class _Line:
+    """A queue and its one thread. `vacant` has one item, which the thread takes as long as it runs."""
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self.ended: SimpleQueue[None] = SimpleQueue()
+        self.vacant = [True]
+        self.started = self.awake = False
+        self.thread: int | None = None
 
 
 class Writer:
@@ -34,78 +48,97 @@ class Writer:
     def _forked(self) -> None:
         """Have no thread and no job: those are the parent's."""
         self._lock = threading.Lock()
-        self._queue: queue.Queue[Job | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._awake = False
+        self._line = _Line()
 
     def submit(self, job: Job) -> None:
         """Queue a job; never waits."""
-        with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._run, args=(self._queue,), name="cachemw-writer", daemon=True
-                )
-                self._thread.start()
-            # The queue itself has no bound: there is always room for what ends its thread.
-            full = self._queue.qsize() >= _LIMIT
-            if not full:
-                self._queue.put(job)
-        if full:
+        if not self._put(job, _LIMIT):
             self._lost()
 
     def wake(self) -> None:
         """See that the pulse runs soon; never waits."""
-        running = self._thread is not None and self._thread.is_alive()
-        if not (running and self._awake):
-            self.submit(lambda: None)
+        line = self._line
+        if not (line.started and line.awake):
+            self.submit(_nothing)
 
     def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until the queue is empty; say whether it is."""
-        deadline, jobs = time.monotonic() + timeout, self._queue
-        while jobs.unfinished_tasks:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.001)
+        """Wait up to `timeout` seconds until what is queued by now is done; say whether it is."""
+        if not self._line.started and self._line.jobs.empty():
+            return True
+        reached: SimpleQueue[None] = SimpleQueue()
+        self._put(partial(reached.put, None), _NO_LIMIT)
+        try:
+            reached.get(timeout=timeout)
+        except Empty:
+            return False
         return True
 
     def close(self, timeout: float) -> None:
         """Finish what is queued, within `timeout` seconds, and end the thread."""
-        deadline = time.monotonic() + timeout
-        # The last job may have held the last reference to whoever closes at his end; it can't wait for itself.
-        within = threading.current_thread() is self._thread
-        if not within:
-            self.flush(timeout)
+        fresh = _Line()
         with self._lock:
-            thread, self._thread = self._thread, None
-            if thread is None or not thread.is_alive():
+            line = self._line
+            if not line.started and line.jobs.empty():
                 return
-            self._queue.put(None)
-            # What is queued from here on is for another thread.
-            self._queue = queue.Queue()
-        if not within:
-            thread.join(max(deadline - time.monotonic(), 0.0))
+            self._start(line)
+            # What is queued from here on is for another thread. No exception comes between these two lines.
+            self._line = fresh
+            line.jobs.put(None)
+        # The last job may have held the last reference to whoever closes at his end; it can't wait for itself.
+        if line.thread != threading.get_ident():
+            with suppress(Empty):
+                line.ended.get(timeout=timeout)
 
-    def _run(self, jobs: queue.Queue[Job | None]) -> None:
+    def _put(self, job: Job, limit: float) -> bool:
+        """Queue a job if fewer than `limit` wait; say whether it is queued."""
+        with self._lock:
+            line = self._line
+            self._start(line)
+            room = line.jobs.qsize() < limit
+            if room:
+                line.jobs.put(job)
+        return room
+
+    def _start(self, line: _Line) -> None:
+        if not line.started:
+            # Where an exception comes before the next line, another thread is started, and finds no vacancy.
+            start(partial(self._run, line))
+            line.started = True
+
+    def _run(self, line: _Line) -> None:
+        try:
+            place = line.vacant.pop()
+        except IndexError:
+            return
+        line.thread = threading.get_ident()
+        try:
+            self._work(line)
+        finally:
+            line.started = line.awake = False
+            line.vacant.append(place)
+            line.ended.put(None)
+
+    def _work(self, line: _Line) -> None:
         due = math.inf
         while True:
             try:
-                job = jobs.get(timeout=None if due == math.inf else max(due - time.monotonic(), 0.0))
-            except queue.Empty:
+                job = line.jobs.get(timeout=None if due == math.inf else max(due - time.monotonic(), 0.0))
+            except Empty:
                 pass
             else:
-                try:
-                    if job is None:
-                        self._awake = False
-                        return
-                    job()
-                finally:
-                    jobs.task_done()
-                    # Waiting for the next one must not keep alive what this one was about.
-                    del job
+                if job is None:
+                    return
+                job()
+                # Waiting for the next one must not keep alive what this one was about.
+                del job
             if due == math.inf:
-                self._awake, due = True, time.monotonic() + PULSE
+                line.awake, due = True, time.monotonic() + PULSE
             elif time.monotonic() >= due:
                 # Whoever wakes it from here on may have come too late for this pulse, and asks for another.
-                self._awake = False
+                line.awake = False
                 due = time.monotonic() + PULSE if self._pulse() else math.inf
-                self._awake = due < math.inf
+                line.awake = due < math.inf
+
+
+def _nothing() -> None:
+    """Do nothing: the job of a `wake`."""

@@ -993,7 +993,7 @@ def test_what_is_queued_holds_no_request() -> None:
         mw.begun(call)
         mw.settle(call, usage(written=3000))
     del bodies, body, call
-    assert mw._writer._queue.qsize() >= 4
+    assert mw._writer._line.jobs.qsize() >= 4
     assert [reference() for reference in gone] == [None] * 3
     gate.set()
     mw.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,28 +29,27 @@ def losses(writer: Writer) -> int:
     return len(writer.losses)  # type: ignore[attr-defined]
 
 
-def threads() -> int:
-    """Return how many writer threads are alive."""
-    return sum(thread.name == "cachemw-writer" for thread in threading.enumerate())
+def ended(writer: Writer) -> bool:
+    """Return True if the writer has no thread."""
+    return not writer._line.started
 
 
 def test_jobs_run_in_order_on_one_thread(writer: Writer) -> None:
     """The first job starts the one thread, which runs all of them as they came."""
-    before, done = threads(), list[tuple[int, int]]()
+    done: list[tuple[int, int]] = []
     assert writer.flush(0.0)
     for number in range(100):
         writer.submit(lambda number=number: done.append((number, threading.get_ident())))
     assert writer.flush(5.0)
     assert [number for number, _ in done] == list(range(100))
     assert len({thread for _, thread in done}) == 1
-    assert threads() == before + 1
 
 
 def test_no_thread_before_the_first_job(writer: Writer) -> None:
     """A writer that is never used starts nothing."""
-    assert writer._thread is None
+    assert ended(writer)
     writer.close(0.1)
-    assert writer._thread is None
+    assert ended(writer)
 
 
 def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         list[int](),
     )
     writer.submit(gate.wait)
-    while not writer._queue.empty():
+    while not writer._line.jobs.empty():
         time.sleep(0.001)
     started = time.monotonic()
     for number in range(10):
@@ -83,7 +83,7 @@ def test_close_finishes_the_queue(writer: Writer) -> None:
         writer.submit(lambda number=number: done.append(number))
     writer.close(5.0)
     assert len(done) == 50
-    assert writer._thread is None
+    assert ended(writer)
     writer.close(5.0)
 
 
@@ -101,11 +101,9 @@ def test_a_job_may_close() -> None:
     """It waits for nobody, least of all for itself; the thread ends after it."""
     writer = Writer(lost=lambda: None, pulse=lambda: False)
     started = time.monotonic()
+    line = writer._line
     writer.submit(lambda: writer.close(5.0))
-    thread = writer._thread
-    assert thread is not None
-    thread.join(2.0)
-    assert not thread.is_alive()
+    line.ended.get(timeout=2.0)
     assert time.monotonic() - started < 2
 
 
@@ -161,7 +159,7 @@ def test_a_thread_that_hangs_at_its_end_is_left_alone() -> None:
     assert started.wait(5.0)
     closing = threading.Thread(target=writer.close, args=(2.0,))
     closing.start()
-    until(lambda: writer._thread is None)
+    until(lambda: ended(writer))
     writer.submit(lambda: done.append(1))
     until(lambda: done == [1])
     assert closing.is_alive()
@@ -188,28 +186,27 @@ def test_closing_loses_no_job(writer: Writer) -> None:
     assert losses(writer) == 0
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_job_that_raises(writer: Writer) -> None:
-    """Jobs must not raise; one that does loses itself only."""
-    done: list[int] = []
+def test_a_job_that_raises(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs must not raise; one that does loses itself only, and is reported."""
+    done, reported = list[int](), list[object]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda failure: reported.append(failure.exc_type))
+    line = writer._line
     writer.submit(lambda: done.append(1 // 0))
-    thread = writer._thread
-    assert thread is not None
-    thread.join(5.0)
+    line.ended.get(timeout=5.0)
     writer.submit(lambda: done.append(2))
     assert writer.flush(5.0)
     assert done == [2]
     assert losses(writer) == 0
+    until(lambda: reported == [ZeroDivisionError])
 
 
 def test_many_threads(writer: Writer) -> None:
     """Any number of threads may queue at once: one writer thread, every job once."""
     done: list[int] = []
-    before = threads()
 
     def queue() -> None:
         for _ in range(200):
-            writer.submit(lambda: done.append(1))
+            writer.submit(lambda: done.append(threading.get_ident()))
 
     callers = [threading.Thread(target=queue) for _ in range(8)]
     for caller in callers:
@@ -218,7 +215,7 @@ def test_many_threads(writer: Writer) -> None:
         caller.join()
     assert writer.flush(5.0)
     assert len(done) == 1600
-    assert threads() == before + 1
+    assert len(set(done)) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
@@ -28,6 +27,7 @@ from redis.retry import Retry
 
 from cachemw.stores.sockets import AsyncPlain, AsyncTls, AsyncUnix, Plain, Tls, Unix, contexts
 from cachemw.stores.url import Address, Target
+from cachemw.threads import start
 
 Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed face
 T = TypeVar("T")
@@ -120,7 +120,7 @@ async def _on_a_thread(work: Callable[[], T]) -> T:
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(tell, error, result)
 
-    threading.Thread(target=run, name="cachemw-connect", daemon=True).start()
+    start(run)
     return await done
 
 

@@ -12,19 +12,25 @@ each.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
-from typing import Any, Generic, TypeVar, cast
+from functools import partial
+from itertools import islice, repeat
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from cachemw.stores.connect import Connection, ended
+from cachemw.threads import start
 
 T = TypeVar("T")
+Permit: TypeAlias = "SimpleQueue[Any]"
+# No process has more sockets than this to one server.
+_SOCKETS = 1 << 16
 
 
 class Background(Generic[T]):
@@ -35,24 +41,26 @@ class Background(Generic[T]):
 
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._future: Future[T] = Future()
-        threading.Thread(target=self._run, name="cachemw-connect", daemon=True).start()
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self._done = False
+        self._ended: SimpleQueue[None] = SimpleQueue()
+        self._then: list[Callable[[T], object]] = []
+        start(self._run)
 
     @property
     def done(self) -> bool:
         """Say whether it has ended."""
-        return self._future.done()
+        return self._done
 
     @property
     def failed(self) -> bool:
         """Say whether it has ended with an error."""
-        return self.done and self._future.exception() is not None
+        return self._error is not None
 
     def result(self, deadline: float, seconds: float) -> T:
         """Return what came of it; raise `TimeoutError` at the deadline, at once where as long was waited before."""
-        if not self.done and (
-            self.waited >= seconds or not wait((self._future,), max(0.0, deadline - time.monotonic())).done
-        ):
+        if not self._done and (self.waited >= seconds or not self._wait(deadline)):
             self.waited = max(self.waited, seconds)
             raise TimeoutError
         self.taken = True
@@ -60,22 +68,36 @@ class Background(Generic[T]):
 
     def got(self) -> T:
         """Return or raise what came of it; it has ended."""
-        return self._future.result()
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._value)
 
     def then(self, act: Callable[[T], object]) -> None:
         """Do something with what it returns, at once where it has."""
+        self._then.append(act)
+        if self._done:
+            self._act()
 
-        def told(future: Future[T]) -> None:
-            if future.exception() is None:
-                act(future.result())
-
-        self._future.add_done_callback(told)
+    def _wait(self, deadline: float) -> bool:
+        with suppress(Empty):
+            self._ended.get(timeout=max(0.0, deadline - time.monotonic()))
+            # One token wakes each waiting thread in turn.
+            self._ended.put(None)
+        return self._done
 
     def _run(self) -> None:
         try:
-            self._future.set_result(self._work())
+            self._value = self._work()
         except BaseException as error:
-            self._future.set_exception(error)
+            self._error = error
+        self._done = True
+        self._ended.put(None)
+        self._act()
+
+    def _act(self) -> None:
+        while (act := _last(self._then)) is not None:
+            if self._error is None:
+                act(cast("T", self._value))
 
 
 class AsyncBackground(Generic[T]):
@@ -137,40 +159,41 @@ class AsyncBackground(Generic[T]):
 class Pool:
     """Lend connections to threads, the one given back last first, at most `size` at a time.
 
-    One that is `closed` still lends, and keeps nothing.
+    One that is `closed` still lends, and keeps nothing. A call takes a connection and a permit, which goes back to
+    `room`. An exception that a signal handler raises may cost the connection, but not the permit: one call of a C
+    function takes it from `room` into the list of the caller, and one such call in the caller's `finally` block,
+    `deque(map(SimpleQueue.put, permits, permits), 0)`, puts all permits back.
     """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:
         self._connect = connect
-        self._room = threading.Semaphore(size)
+        # Each permit is a reference to the queue itself, so that it needs no further note of its pool.
+        self.room: Permit = SimpleQueue()
+        deque(map(self.room.put, repeat(self.room, min(size, _SOCKETS))), 0)
         self.closed = False
         # Lists are used where one operation is all: those need no lock.
         self._idle: list[Connection] = []
         self._opening: list[Background[Connection]] = []
         self._where: Any = None
 
-    def take(self, deadline: float, seconds: float) -> Connection:
-        """Lend a connection that can be sent over, until it is given back.
+    def take(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
+        """Add a permit to `permits` and return a connection that can be sent over.
 
         Raises what opening one raised, or `TimeoutError` at the deadline.
         """
-        if not self._room.acquire(blocking=False) and not self._room.acquire(
-            timeout=max(0.0, deadline - time.monotonic())
-        ):
-            raise TimeoutError
+        get = partial(self.room.get, True, max(0.0, deadline - time.monotonic()))
         try:
-            _settle(self._opening, self._idle)
-            return self._idle_one(deadline) or self._opened_one(deadline, seconds)
-        except BaseException:
-            self._room.release()
-            raise
+            permits.extend(islice(iter(get, None), 1))
+        except Empty:
+            raise TimeoutError from None
+        _settle(self._opening, self._idle)
+        return self._idle_one(deadline) or self._opened_one(deadline, seconds)
 
-    def give(self, connection: Connection) -> None:
-        """Take a connection back; one that was disconnected is forgotten."""
+    def keep(self, connection: Connection) -> None:
+        """Keep a connection for the next call; one that was disconnected is forgotten."""
         if connection.is_connected:
             self._idle.append(connection)
         self._end_what_was_kept()
-        self._room.release()
 
     def forget(self) -> None:
         """Disconnect all connections that are not lent."""
@@ -255,25 +278,23 @@ class AsyncPool:
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
         self._connect = connect
-        self._room = asyncio.Semaphore(size)
+        self.room = asyncio.Semaphore(size)
         self.closed = False
         self._idle: list[Connection] = []
         self._opening: list[AsyncBackground[Connection]] = []
         self._where: Any = None
 
-    async def take(self, limit: asyncio.Timeout, seconds: float) -> Connection:
-        """See `Pool.take`; `limit` is the caller's own."""
-        await self._room.acquire()
-        try:
-            _settle(self._opening, self._idle)
-            return await self._idle_one() or await self._opened_one(limit, seconds)
-        except BaseException:
-            self._room.release()
-            raise
+    async def take(
+        self, permits: list[asyncio.Semaphore], limit: asyncio.Timeout, seconds: float
+    ) -> Connection:
+        """See `Pool.take`; `limit` is the caller's own, and the caller releases each of `permits`."""
+        await self.room.acquire()
+        permits.append(self.room)
+        _settle(self._opening, self._idle)
+        return await self._idle_one() or await self._opened_one(limit, seconds)
 
-    async def give(self, connection: Connection) -> None:
-        """See `Pool.give`."""
-        self._room.release()
+    async def keep(self, connection: Connection) -> None:
+        """See `Pool.keep`."""
         if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
@@ -289,20 +310,35 @@ class AsyncPool:
         """See `Pool.close`; what is being opened is given up."""
         self.closed = True
         while self._opening:
-            if (connection := await self._opening.pop().cancel()) is not None:
-                self._idle.append(connection)
+            opening = self._opening[-1]
+            connection = await opening.cancel()
+            # Another task may close it, too.
+            if opening in self._opening:
+                self._opening.remove(opening)
+                if connection is not None:
+                    self._idle.append(connection)
         # Taken out first: nobody is lent what is being ended.
         idle, self._idle = self._idle, []
-        await asyncio.gather(*map(ended, idle))
+        try:
+            await asyncio.gather(*map(ended, idle))
+        except asyncio.CancelledError:
+            for connection in idle:
+                await connection.disconnect(nowait=True)
+            raise
 
     async def _idle_one(self) -> Connection | None:
         while (connection := _last(self._idle)) is not None:
+            quiet = False
             try:
-                if not await connection.can_read():
-                    return connection
+                quiet = not await connection.can_read()
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 pass
-            await connection.disconnect(nowait=True)
+            finally:
+                # Where this task was cancelled, too.
+                if not quiet:
+                    await connection.disconnect(nowait=True)
+            if quiet:
+                return connection
         return None
 
     async def _opened_one(self, limit: asyncio.Timeout, seconds: float) -> Connection:

@@ -14,14 +14,16 @@ import asyncio
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, ResponseError
 
 from cachemw.stores.commands import Command
 from cachemw.stores.connect import Connection, async_opener, opener
-from cachemw.stores.pool import AsyncBackground, AsyncPool, Background, Pool
+from cachemw.stores.pool import AsyncBackground, AsyncPool, Background, Permit, Pool
 from cachemw.stores.routes import Errand, Slots, grouped
 from cachemw.stores.url import Address, Target
 
@@ -54,11 +56,7 @@ class _Topology:
         return known
 
     def _may_look(self) -> bool:
-        now = time.monotonic()
-        if now - self._looked < _SLOTS_PAUSE:
-            return False
-        self._looked = now
-        return True
+        return time.monotonic() - self._looked >= _SLOTS_PAUSE
 
     def _stale(self, refusal: ResponseError, address: Address) -> bool:
         """Say whether a refusal means that slots have changed, and learn what it tells."""
@@ -100,12 +98,13 @@ class Servers(_Topology):
 
     def send(self, groups: Groups, deadline: float, seconds: float) -> list[list[Any]]:
         """Send all errands, then read all answers, in the order of the groups; a refusal is an answer."""
+        permits: list[Permit] = []
         taken: list[tuple[Pool, Connection]] = []
         unread: list[Connection] = []
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, pool.take(deadline, seconds)))
+                taken.append((pool, pool.take(permits, deadline, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 connection.send_packed_command(_packed(connection, group), check_health=False)
@@ -119,11 +118,14 @@ class Servers(_Topology):
                 self._look()
             raise
         finally:
-            # What is still to come would be read as the next call's answer.
-            for connection in unread:
-                connection.disconnect()
-            for pool, connection in taken:
-                pool.give(connection)
+            try:
+                # What is still to come would be read as the next call's answer.
+                for connection in unread:
+                    connection.disconnect()
+                for pool, connection in taken:
+                    pool.keep(connection)
+            finally:
+                deque(map(SimpleQueue.put, permits, permits), 0)  # see `Pool`
 
     def note(self, refusal: ResponseError, address: Address) -> None:
         """Draw the conclusions from a server's refusal."""
@@ -153,6 +155,7 @@ class Servers(_Topology):
         with self._one_looks:
             if (self._looking is None or self._looking.done) and self._may_look():
                 self._looking = Background(self._find)
+                self._looked = time.monotonic()
 
     def _find(self) -> None:
         failure: Exception | None = None
@@ -193,12 +196,13 @@ class AsyncServers(_Topology):
 
     async def send(self, groups: Groups, limit: asyncio.Timeout, seconds: float) -> list[list[Any]]:
         """See `Servers.send`."""
+        permits: list[asyncio.Semaphore] = []
         taken: list[tuple[AsyncPool, Connection]] = []
         unread: list[Connection] = []
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, await pool.take(limit, seconds)))
+                taken.append((pool, await pool.take(permits, limit, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 await connection.send_packed_command(_packed(connection, group), check_health=False)
@@ -212,10 +216,13 @@ class AsyncServers(_Topology):
                 self._look()
             raise
         finally:
+            # Without a wait, which a second cancellation could end before all permits are back.
+            for permit in permits:
+                permit.release()
             for connection in unread:
                 await connection.disconnect(nowait=True)
             for pool, connection in taken:
-                await pool.give(connection)
+                await pool.keep(connection)
 
     async def note(self, refusal: ResponseError, address: Address) -> None:
         """See `Servers.note`."""
@@ -245,6 +252,7 @@ class AsyncServers(_Topology):
     def _look(self) -> None:
         if (self._looking is None or self._looking.done) and self._may_look():
             self._looking = AsyncBackground(self._find)
+            self._looked = time.monotonic()
 
     async def _find(self) -> None:
         failure: Exception | None = None
@@ -269,7 +277,10 @@ def _packed(connection: Connection, group: Sequence[Errand]) -> list[bytes]:
     for errand in group:
         if errand.asking:
             chunks += connection.pack_command(*_ASKING)
-        chunks += connection.pack_command(*errand.command)
+        # Numbers as text: hiredis ends the process where a signal handler raises while it converts one.
+        chunks += connection.pack_command(
+            *[part if isinstance(part, (bytes, str)) else repr(part) for part in errand.command]
+        )
     return chunks if len(chunks) == 1 else [b"".join(chunks)]
 
 

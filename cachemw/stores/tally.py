@@ -71,8 +71,11 @@ class Tally:
         """Return what is to be sent now: of each table one batch, the last one again until it is `added`."""
         with self._lock:
             for key in [key for key in self._waiting if key not in self._sending]:
-                batch = self._sending[key] = self._waiting.pop(key)
+                # In this order an exception in between leaves each batch in one of the two.
+                batch = self._waiting[key]
                 batch.number = next(self._numbers)
+                self._sending[key] = batch
+                del self._waiting[key]
             return list(self._sending.values())
 
     def added(self, batch: Batch) -> None:

@@ -48,15 +48,27 @@ class Opener:
 
 def take(pool: Pool, seconds: float = 1.0) -> Any:
     """Take a connection within seconds."""
-    return pool.take(time.monotonic() + seconds, seconds)
+    permits: list[Any] = []
+    try:
+        return pool.take(permits, time.monotonic() + seconds, seconds)
+    except BaseException:
+        for permit in permits:
+            permit.put(permit)
+        raise
+
+
+def give(pool: Pool, connection: Any) -> None:
+    """Give a connection and its permit back."""
+    pool.keep(connection)
+    pool.room.put(pool.room)
 
 
 def test_the_last_one_given_back_is_lent_first() -> None:
     """So few connections serve a light load, and the others may end."""
     pool = Pool(Fake, 5)
     one, two = take(pool), take(pool)
-    pool.give(one)
-    pool.give(two)
+    give(pool, one)
+    give(pool, two)
     assert [take(pool), take(pool)] == [two, one]
 
 
@@ -69,7 +81,7 @@ def test_a_connection_that_is_noisy_or_gone_is_not_lent() -> None:
     pool = Pool(Fake, 5)
     one, two, three = take(pool), take(pool), take(pool)
     for connection in (one, two, three):
-        pool.give(connection)
+        give(pool, connection)
     three.noisy, two.can_read = True, broken
     assert take(pool) is one
     assert not two.is_connected
@@ -81,11 +93,11 @@ def test_another_address_ends_the_connections_to_the_old_one() -> None:
     ports = iter([1, 1, 2])
     pool = Pool(lambda: Fake(next(ports)), 5)
     one, two = take(pool), take(pool)
-    pool.give(one)
+    give(pool, one)
     take(pool)
-    pool.give(two)
+    give(pool, two)
     two.noisy = True
-    pool.give(one)
+    give(pool, one)
     one.noisy = True
     assert take(pool).port == 2
     assert not one.is_connected
@@ -144,12 +156,12 @@ def test_nothing_is_kept_after_the_end() -> None:
     """What was lent is disconnected when it comes back."""
     pool = Pool(Fake, 2)
     one, two = take(pool), take(pool)
-    pool.give(one)
+    give(pool, one)
     pool.close()
-    pool.give(two)
+    give(pool, two)
     assert not one.is_connected
     assert not two.is_connected
-    pool.give(three := take(pool))
+    give(pool, three := take(pool))
     assert not three.is_connected
 
 
@@ -203,7 +215,7 @@ def test_what_is_being_opened_at_the_end_is_disconnected_when_it_is_open(waited_
     pool.close()
     opener.allowed.set()
     until(lambda: opener.made and not opener.made[0].is_connected, "the connection stays")
-    pool.give(two := take(pool))
+    give(pool, two := take(pool))
     assert not two.is_connected
 
 
@@ -218,7 +230,7 @@ def test_a_connection_that_comes_back_while_the_pool_is_closed_is_disconnected()
     pool = Pool(Fake, 5)
     one = take(pool)
     pool._idle = Late()
-    pool.give(one)
+    give(pool, one)
     assert not one.is_connected
 
 
@@ -259,7 +271,7 @@ async def test_a_task_gets_what_another_did_not_wait_for() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.take(limit, seconds)
+            return await pool.take([], limit, seconds)
 
     task = asyncio.create_task(call(0.05))
     await asyncio.sleep(0)
@@ -292,18 +304,18 @@ async def test_an_async_pool_lends_and_forgets_as_the_other() -> None:
 
     pool = AsyncPool(connect, 5)
     async with asyncio.timeout(2) as limit:
-        one, two = await pool.take(limit, 2), await pool.take(limit, 2)
-        await pool.give(one)
-        await pool.give(two)
-        assert await pool.take(limit, 2) is two
-        await pool.give(two)
+        one, two = await pool.take([], limit, 2), await pool.take([], limit, 2)
+        await pool.keep(one)
+        await pool.keep(two)
+        assert await pool.take([], limit, 2) is two
+        await pool.keep(two)
         two.noisy, one.can_read = True, broken
-        three = await pool.take(limit, 2)
+        three = await pool.take([], limit, 2)
         assert three.port == 2
         assert not one.is_connected
         assert not two.is_connected
         await pool.close()
-        await pool.give(three)
+        await pool.keep(three)
         assert not three.is_connected
 
 
@@ -323,7 +335,7 @@ async def test_an_async_error_is_told_once() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.take(limit, seconds)
+            return await pool.take([], limit, seconds)
 
     with pytest.raises(OSError, match="at once"):
         await call(1)
@@ -347,7 +359,7 @@ async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str)
     pool = AsyncPool(slow, 5)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.take(limit, 0.01)
+            await pool.take([], limit, 0.01)
     allowed.set()
     await asyncio.sleep(0.01)
     if end == "noisy":
@@ -355,7 +367,7 @@ async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str)
     else:
         await (pool.forget() if end == "forgotten" else pool.close())
     async with asyncio.timeout(1) as limit:
-        assert await pool.take(limit, 1) is made[1]
+        assert await pool.take([], limit, 1) is made[1]
     assert not made[0].is_connected
 
 
@@ -374,7 +386,7 @@ async def test_closing_gives_up_what_a_task_was_waiting_for_in_vain() -> None:
     ending = asyncio.create_task(end())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05) as limit:
-            await pool.take(limit, 0.05)
+            await pool.take([], limit, 0.05)
     await ending
     assert asyncio.all_tasks() == before
 
@@ -392,14 +404,14 @@ async def test_closing_takes_what_was_opened_in_vain() -> None:
     for _ in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01) as limit:
-                await pool.take(limit, 0.01)
+                await pool.take([], limit, 0.01)
     await asyncio.sleep(0.05)
     async with asyncio.timeout(1) as limit:
-        lent = await pool.take(limit, 1)
+        lent = await pool.take([], limit, 1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.take(limit, 0.01)
+            await pool.take([], limit, 0.01)
     await pool.close()
     assert lent.is_connected
-    await pool.give(lent)
+    await pool.keep(lent)
     assert not lent.is_connected
