@@ -62,7 +62,8 @@ class Decisions:
         self.hooks = hooks
         # A process by itself shares no hashes, so its own random key serves for all of them.
         alone, secret = settings.store.startswith("memory:"), secret_of(settings)
-        self._content_keys = Keys(memo=process_key, digests=process_key if alone else secret)
+        private = alone and settings.secret is None
+        self._content_keys = Keys(memo=process_key, digests=process_key if private else secret)
         self._parser = Parser(keys=self._content_keys)
         hours = settings.ttl in ("1h", "auto")
         texts = Splitter(LONG if hours else SHORT, self._content_keys.digests)
@@ -323,6 +324,9 @@ class Decisions:
         """Learn what an accepted request shows of its tenant's traffic."""
         space = state.namespace
         with self._lock:
+            # Others may have taken the room since the request was prepared.
+            state.model = self._models.apply(space, {"model": state.model})[0]["model"]
+            state.labels = self._limits.apply(space, state.labels)[0]
             self._models.learn(space, {"model": state.model})
             self._limits.learn(space, state.labels)
             if state.parsed is not None:

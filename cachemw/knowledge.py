@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
-from threading import Lock
+from threading import RLock
 from typing import Any
 
 from cachemw.core import providers
@@ -26,7 +26,7 @@ from cachemw.settings import Settings
 TABLE = "facts"
 KEEP = 7 * 24 * 3600.0
 _LIMIT = 16_384
-_RULES = 1_024
+_RULES, _LONGEST = 1_024, 256
 # A prefix that surely reaches the minimum must go unserved this often before another one is believed.
 _STRIKES = 3
 _HIGHEST_MINIMUM = 8_192
@@ -47,13 +47,13 @@ class Knowledge:
         self._secret = blake2b(secret, digest_size=32).digest()
         self._settings = settings
         self._facts: FairTable[_Fact, Any] = FairTable(_LIMIT)
-        self.row = lru_cache(_RULES)(self._row)
+        self.row = lru_cache(_RULES)(self.resolve)
         self.of = lru_cache(_RULES)(self._of)
         self._forked()
         in_child(self._forked)
 
     def _forked(self) -> None:
-        self._lock = Lock()
+        self.lock = RLock()
         self._news: dict[str, int] = {}  # the parent tells its own
 
     def _of(self, namespace: str) -> Facts:
@@ -61,7 +61,7 @@ class Knowledge:
         name = namespace.encode("utf-8", "surrogatepass")
         return Facts(self, blake2b(name, key=self._secret, digest_size=8).hexdigest())
 
-    def _row(self, provider: str, model: str, learned: str | None) -> Rules | None:
+    def resolve(self, provider: str, model: str, learned: str | None) -> Rules | None:
         """Return the rules of a model at a provider by rows and settings; `learned` is the model it is known to be."""
         settings = self._settings
         return providers.resolve(
@@ -85,24 +85,29 @@ class Knowledge:
 
     def set(self, tag: str, fact: str, model: Model, value: Any, *, news: str | None = None) -> None:
         """Learn a fact; publish it to the other workers under `news` if that is given."""
-        with self._lock:
+        with self.lock:
             self._facts.put(tag, [((fact, *model), value)])
             if news is not None:
                 self._news["|".join((fact, *model, news, tag))] = 1
 
     def news(self) -> dict[str, int]:
         """Return what was learned since the last time, as sums to add to the shared table."""
-        with self._lock:
+        with self.lock:
             news, self._news = self._news, {}
         return news
 
     def absorb(self, facts: Mapping[str, int]) -> None:
         """Take over what all workers have learned: the sums of the shared table."""
+        with self.lock:
+            self._absorb(facts)
+
+    def _absorb(self, facts: Mapping[str, int]) -> None:
         for name, count in facts.items():
-            fact, provider, model, value, tag = [*name.split("|", 5), "", "", "", ""][:5]
-            where = (provider, model)
-            if count <= 0 or not tag:
+            parts = name.split("|", 5)
+            if count <= 0 or len(parts) != 5:
                 continue
+            fact, provider, model, value, tag = parts
+            where = (provider, model)
             if fact == "refused" and value in _KINDS:
                 known = self.get(tag, fact, where) or frozenset()
                 self.set(tag, fact, where, known | {Kind(value)})
@@ -122,7 +127,8 @@ class Facts:
 
     def rules(self, provider: str, model: str) -> Rules | None:
         """Return the rules of a model at a provider; None where nothing says what the model is."""
-        found = self._knowledge.row(provider, model, self._get("model", ("", model)))
+        look = self._knowledge.row if len(model) <= _LONGEST else self._knowledge.resolve
+        found = look(provider, model, self._get("model", ("", model)))
         if found is None:
             return None
         name = _name(found)
@@ -148,7 +154,8 @@ class Facts:
 
     def count_tokens(self, rules: Rules, size: float, tokens: int) -> None:
         """Learn that a request of this size was counted as this many tokens."""
-        self._set("tokens", _name(rules), self.calibration(rules).learn(size, tokens))
+        with self._knowledge.lock:
+            self._set("tokens", _name(rules), self.calibration(rules).learn(size, tokens))
 
     def learn_model(self, name: str, response: Any) -> None:
         """Note which model an unknown name turned out to be, for the next request."""
@@ -161,9 +168,10 @@ class Facts:
 
     def refuse(self, rules: Rules, kinds: Collection[Kind]) -> None:
         """Note that a provider refused markers on these kinds of block."""
-        for kind in kinds:
-            known = self._get("refused", _name(rules)) or frozenset()
-            self._set("refused", _name(rules), known | {kind}, news=kind)
+        with self._knowledge.lock:
+            for kind in kinds:
+                known = self._get("refused", _name(rules)) or frozenset()
+                self._set("refused", _name(rules), known | {kind}, news=kind)
 
     def refuse_hour(self, rules: Rules) -> None:
         """Note that a provider takes no TTL of an hour."""
@@ -182,11 +190,12 @@ class Facts:
         name = _name(rules)
         if tokens * (1 - self.calibration(rules).spread) < rules.minimum:
             return
-        strikes = (self._get("strikes", name) or 0) + 1
-        if strikes >= _STRIKES:
-            strikes, minimum = 0, min(int(tokens) + 1, _HIGHEST_MINIMUM)
-            self._set("minimum", name, minimum, news=str(minimum))
-        self._set("strikes", name, strikes)
+        with self._knowledge.lock:
+            strikes = (self._get("strikes", name) or 0) + 1
+            if strikes >= _STRIKES:
+                strikes, minimum = 0, min(int(tokens) + 1, _HIGHEST_MINIMUM)
+                self._set("minimum", name, minimum, news=str(minimum))
+            self._set("strikes", name, strikes)
 
     def _get(self, fact: str, model: Model) -> Any:
         return self._knowledge.get(self._tag, fact, model)

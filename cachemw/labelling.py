@@ -62,7 +62,7 @@ class Limits:
         limited: dict[str, str] = {}
         cut = 0
         for name, value in labels.items():
-            kept_name = isinstance(value, str) and self._fits(name, known)
+            kept_name = isinstance(value, str) and self._fits(name, {*known, *limited} - {OTHER})
             values = known.get(name, _NO_VALUES) if kept_name else _NO_VALUES
             kept_value = kept_name and self._fits(value, values)
             cut += not kept_value

@@ -78,7 +78,7 @@ def test_a_middleware_goes_on(store: str) -> None:
     for _ in range(3):
         mw.settle(mw.prepare(BODY), USAGE)
     decisions = mw._decisions
-    held = [decisions._lock, decisions._judging, decisions._splitting, decisions.knowledge._lock]
+    held = [decisions._lock, decisions._judging, decisions._splitting, decisions.knowledge.lock]
     with ExitStack() as locks:
         for lock in [*held, *([mw._store._lock] if store == "memory://" else [])]:
             locks.enter_context(lock)

@@ -13,18 +13,22 @@ import pytest
 from xxhash import xxh3_128_digest
 
 import cachemw
-from cachemw.core import blocks, wire
+from cachemw.core import wire
 from cachemw.core.markers import canonical
 from tests.bodies import PARAGRAPH
 
 MODEL = "claude-sonnet-4-6"
 # A second preimage of the public xxh3-128 with the seed that the memo of 0.1.0 used.
 PREIMAGE = Path(__file__).resolve().parents[1] / "../shared/attacks/xxh3_out.json"
-MANY_PARTS = {"role": "user", "content": [{"type": "text", "text": f"part {number}"} for number in range(400)]}
+MANY_PARTS = {
+    "role": "user",
+    "content": [{"type": "text", "text": f"part {number}"} for number in range(400)],
+}
 VICTIM = {"role": "user", "content": PARAGRAPH * 40}
 
 
 def request(message: Any) -> dict[str, Any]:
+    """Return a body of one message."""
     return {"model": MODEL, "messages": [message]}
 
 
@@ -53,7 +57,9 @@ def test_memo_in_which_all_messages_collide_changes_no_request(monkeypatch: pyte
     assert mw.counts == {"pass.bad_path": 3, "skip.unreadable": 3}
 
 
-def test_memo_in_which_all_messages_collide_stays_within_its_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memo_in_which_all_messages_collide_stays_within_its_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Even if every hash collides, the messages of one tenant are not read as another's."""
     monkeypatch.setattr(wire, "xxh3_128_digest", colliding)
     alone, shared = (cachemw.Middleware(provider="databricks", min_tokens=0) for _ in range(2))

@@ -11,7 +11,7 @@ one. A request changes nothing by being forecast; `observe` counts what it shows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -136,18 +136,17 @@ class View:
     """
 
     def __init__(
-        self, counts: Mapping[Name, Counts], ends: Iterable[End], now: float, *, complete: bool
+        self, find: Callable[[Name], Counts | None], ends: Iterable[End], now: float, *, complete: bool
     ) -> None:
-        self._counts, self.now, self.complete = counts, now, complete
+        self._find, self.now, self.complete = find, now, complete
         self._ends: dict[Name, list[End]] = {}
         for end in ends:
-            if end[0] in counts:
-                self._ends.setdefault(end[0], []).append(end)
+            self._ends.setdefault(end[0], []).append(end)
         self._after: dict[Name, Counts] = {}
 
     def get(self, key: Name) -> Counts | None:
         """Return the counts of a class, aged to now; None where nothing was counted yet."""
-        found = self._after.get(key) or self._counts.get(key)
+        found = self._after.get(key) or self._find(key)
         if found is None:
             return None
         if ends := self._ends.pop(key, None):
@@ -174,7 +173,18 @@ class Classes:
 
     def view(self, owner: str, ends: Iterable[End], now: float) -> View:
         """Return an owner's counts as a request with these ends would leave them."""
-        return View(self._classes.read(owner), ends, now, complete=self._merge is not None)
+        own = self._classes.read(owner)
+        if self._merge is None:
+            return View(own.get, ends, now, complete=False)
+        name, named = self._merge.name, self._named
+
+        def find(key: Name) -> Counts | None:
+            if (found := own.get(key)) is not None:
+                return found
+            published = name(owner, key)
+            return named.read(published[:TAG]).get(published)
+
+        return View(find, ends, now, complete=True)
 
     def soon(
         self, view: View, name: Name, sighting: int, gap: int, levels: Sequence[Name], prior: float, *, own: bool

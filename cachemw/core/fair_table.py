@@ -54,12 +54,11 @@ class FairTable(Generic[K, V]):
     def close(self, namespace: str) -> None:
         """Count the entries of a namespace that was changed, and evict if the limit is exceeded."""
         size = len(self._tables.get(namespace, ()))
-        self._total += size - self._sizes.get(namespace, 0)
+        self._total += size - self._sizes.pop(namespace, 0)  # set anew, so that the latest namespace is last
         if size:
             self._sizes[namespace] = size
         else:
             self._tables.pop(namespace, None)
-            self._sizes.pop(namespace, None)
         if self._total > self._limit:
             self._evict()
 
@@ -72,19 +71,23 @@ class FairTable(Generic[K, V]):
         self.close(namespace)
 
     def _evict(self) -> None:
-        """Cut the largest tables to the size at which enough is freed for some more entries."""
+        """Cut the largest tables to one size, or to one less, so that just enough is freed for some more entries.
+
+        Tables of namespaces that were changed longest ago are those cut to one less.
+        """
         needed = self._total - (self._limit - self._limit // 256)
         sizes = sorted(self._sizes.values(), reverse=True)
-        level = freed = 0
+        level = freed = shorter = 0
         for count, (size, smaller) in enumerate(pairwise([*sizes, 0]), 1):
             gain = count * (size - smaller)
             if freed + gain >= needed:
-                level = size - -(-(needed - freed) // count)
+                each, shorter = divmod(needed - freed, count)
+                level = size - each
                 break
             freed += gain
-        for namespace in [name for name, size in self._sizes.items() if size > level]:
+        for rank, namespace in enumerate([name for name, size in self._sizes.items() if size >= level]):
             table = self._tables[namespace]
-            while len(table) > level:
+            while len(table) > level - (rank < shorter):
                 table.popitem(last=False)
             self._total += len(table) - self._sizes[namespace]
             self._sizes[namespace] = len(table)

@@ -42,7 +42,7 @@ def check(text: bytes) -> Generator[None, None, None]:
 
 def _plainly_cheap(text: bytes) -> Generator[None, None, bool]:
     """Say whether the text is within the budget even if no byte of it stood in a string."""
-    cost = len(text) * _OUTSIDE
+    cost = len(text) * (_OUTSIDE + _OTHER)
     for start in range(0, len(text), _SLICE):
         counted = text[start : start + _SLICE].translate(None, _UNCOUNTED)
         cost += _structure(counted) + _ESCAPE * counted.count(b"\\")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _LAG = 60.0
 _TOLD = 256
 # A worker tells of no new class where its table holds so many, and takes in no more than four times as many.
 _CLASSES = 512
+_NAMES = 16_384  # names that are not made again
 
 _LETTERS = "bslow"
 TAG = 8
@@ -51,11 +53,12 @@ class Merge:
 
     def __init__(self, secret: bytes) -> None:
         self._secret = blake2b(secret, digest_size=32).digest()
+        self.name = lru_cache(_NAMES)(self._name)
         # By table and name: what this worker has told, and has been told.
         self._seen: dict[str, dict[str, list[int]]] = {}
         self._read_at: float | None = None
 
-    def name(self, owner: str, key: tuple[object, ...]) -> str:
+    def _name(self, owner: str, key: tuple[object, ...]) -> str:
         """Return a class's name in the store, from its owner and its key here."""
         return self._hash(repr(owner), TAG) + self._hash(repr((owner, key)), _HEX - TAG)
 
@@ -130,8 +133,6 @@ class _Room:
             return True
         share = self._most // (len(self._owners) + 1)
         if self._owners.total() >= self._most and self._owners[name[:TAG]] >= share:
-            return False
-        if self._owners.total() >= 2 * self._most:
             return False
         self._owners[name[:TAG]] += 1
         return True

@@ -59,7 +59,7 @@ def _same(came: Any, leaves: Any, split_text: bool) -> bool:
             if key in ("content", "system")
             else _same(value, leaves[key], split_text)
             for key, value in came.items()
-            if value is not leaves[key]
+            if value is not leaves[key] and not (value is None and key in _MAY_BE_ADDED)
         )
     if isinstance(came, (list, tuple)):
         return _is_list_of(leaves, len(came)) and all(

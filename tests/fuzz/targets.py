@@ -70,7 +70,7 @@ def request(data: bytes) -> None:
         parsed = parser.parse(body, model, wire)
     except BodyError:
         return
-    places = [index for index, block in enumerate(parsed.blocks) if block.markable]
+    places = [i for i, block in enumerate(parsed.blocks) if block.markable and block.marker is None]
     chosen = sorted({source.pick(places) for _ in range(4)}) if places else []
     marked = apply(body, [(parsed.path(index), source.pick(("5m", "1h"))) for index in chosen])
     assert _flat(body) == before, "the caller's body was changed"
@@ -274,12 +274,12 @@ def _field(source: Source) -> Any:
     if kind < 3:
         return str(source.number()).encode()[: source.byte() + 1]
     if kind < 5:
-        return source.take(8).hex().encode() + source.pick((b"b", b"s", b"l", b"o", b"w", b"x", b""))
+        return source.take(12).hex().encode() + source.pick((b"b", b"s", b"l", b"o", b"w", b"x", b""))
     if kind == 5:
         fact = source.pick((b"refused", b"no_hour", b"no_key", b"minimum", b"calls", b"paid"))
         return (
             fact
-            + source.pick((b"|a|m|text", b"|a|m|2000", b"|", b' ["m",[]]', b' ["m",[["a","b"]]]'))
+            + source.pick((b"|a|m|text|tag", b"|a|m|2000|tag", b"|", b' ["m",[]]', b' ["m",[["a","b"]]]'))
             + source.take(source.byte() % 4)
         )
     return source.pick((None, 7, b"", "text")) if kind == 6 else source.take(source.byte())
@@ -289,15 +289,15 @@ def _use(found: list[Any]) -> None:
     """Go on with records as a worker does whose store is away."""
     held, keys = Records(16), [bytes([index]) * 16 for index in range(len(found))]
     if keys:
-        held.heard(keys, found, NOW)
-        held.observe(keys, NOW + 5)
-        held.peek(keys, NOW + 10)
+        held.heard("a", keys, found, NOW)
+        held.observe("a", keys, NOW + 5)
+        held.peek("a", keys, NOW + 10)
     for hours in (False, True):
         watched = [*range(len(_PARSED.blocks))]
         given = [*found, *[None] * len(watched)][: len(watched)]
         reuse = Reuse(hours=hours)
-        depths, observation = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
-        reuse.observe("", observation, NOW)
+        depths = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
+        reuse.observe(_PARSED, _DIGESTS, watched, given, NOW)
         for depth in depths:
             assert 0.0 <= depth.chance <= 1.0, depth
             assert 0.0 <= depth.hour <= 1.0, depth

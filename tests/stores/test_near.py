@@ -58,7 +58,9 @@ def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
     assert [record and record.seen for record in found] == [10, 30, 1, None]
     assert near.owed() == {}
     being_written = announced(70.0)
-    (first_seen, *_), (unknown,) = (near.looked([name], 0, [being_written], 12.0) for name in (b"head 1", b"new"))
+    (first_seen, *_), (unknown,) = (
+        near.looked([name], 0, [being_written], 12.0) for name in (b"head 1", b"new")
+    )
     assert first_seen is not None
     assert (first_seen.seen, first_seen.pending) == (10, 70.0)
     assert unknown == being_written
