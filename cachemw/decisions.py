@@ -152,6 +152,7 @@ class Decisions:
             return body
         with self._splitting:
             body, state.texts = self._splitter.split(body, wire, state.namespace, state.start, state.model)
+            self._splitter.announce(state.namespace, state.texts, state.start)
         return body
 
     def weigh(self, state: State, records: Any) -> None:
@@ -381,6 +382,9 @@ class Decisions:
                 return None, {}
             state.closed = True
         self.count("fail")
+        if self._splitter is not None and not state.begun:
+            with self._splitting:
+                self._splitter.release(state.namespace, state.texts)
         return self.unannounced(state), self._added(state, {"calls": -1}) if state.begun else {}
 
     def unannounced(self, state: State) -> Write | None:

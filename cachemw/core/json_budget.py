@@ -42,7 +42,7 @@ def check(text: bytes) -> Generator[None, None, None]:
 
 def _plainly_cheap(text: bytes) -> Generator[None, None, bool]:
     """Say whether the text is within the budget even if no byte of it stood in a string."""
-    cost = len(text) * (_OUTSIDE + _OTHER)
+    cost = len(text) * _OUTSIDE
     for start in range(0, len(text), _SLICE):
         counted = text[start : start + _SLICE].translate(None, _UNCOUNTED)
         cost += _structure(counted) + _ESCAPE * counted.count(b"\\")
@@ -64,7 +64,8 @@ def _exact(text: bytes) -> Generator[None, None, None]:
         outside = b"".join(pieces[inside::2])
         inside = (inside + len(pieces) - 1) % 2
         structure += _structure(outside) + _MARKS[b'"'] * (len(pieces) - 1) + _OUTSIDE * len(outside)
-        strings += _ESCAPE * part.count(b"\\") + (_ASCII if part.isascii() else _OTHER) * len(part)
+        within = len(part) - len(outside)
+        strings += _ESCAPE * part.count(b"\\") + (_ASCII if part.isascii() else _OTHER) * within
         if structure + strings > BUDGET:
             raise BodyError("too_many_values" if structure > strings else "too_large")
         yield

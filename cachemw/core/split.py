@@ -28,6 +28,7 @@ from cachemw.core.wire import Json
 _LEAST = 1_024  # bytes of a text that is looked at, and of its first part
 # A piece is so many bytes, or this share of what stands before it: what a cut misses is a share of the text.
 _PIECE, _SHARE = 256, 128
+_IN_FLIGHT = 60.0  # seconds in which an answer should have begun
 _LINE = 1_024  # where no line ends within so many bytes, a piece ends with a word
 _CUTS = 15  # of one text
 _TEXTS, _PIECES, _OWNERS = 16_384, 65_536, 1_024
@@ -74,6 +75,8 @@ class Splitter:
         self._pieces: FairTable[bytes, _Text] = FairTable(_PIECES)  # the latest text through each
         self._cuts: FairTable[bytes, Cuts] = FairTable(_TEXTS)  # by the piece after which is cut
         self._tails: FairTable[int, deque[int]] = FairTable(_OWNERS)
+        # Texts of requests under way, by their names and pieces: the next request may come before the answer.
+        self._in_flight: FairTable[bytes, _Text] = FairTable(_PIECES // 4)
 
     def split(
         self, body: Json, wire: Wire, namespace: str, now: float, model: str = ""
@@ -103,6 +106,21 @@ class Splitter:
             fresh["messages"] = [changed.get(index, message) for index, message in enumerate(messages)]
         return ({**body, **fresh} if fresh else body), reader.found
 
+    def announce(self, namespace: str, found: Iterable[Found], now: float) -> None:
+        """Let requests of the next minute part from these texts, unless they are released."""
+        for text in found:
+            if text.borders:
+                announced = _Text(text.cuts, now)
+                self._in_flight.put(namespace, [(key, announced) for key in _keys(text)])
+
+    def release(self, namespace: str, found: Iterable[Found]) -> None:
+        """Forget the texts of a request that got no answer."""
+        pieces = self._in_flight.open(namespace)
+        for text in found:
+            for key in _keys(text):
+                pieces.pop(key, None)
+        self._in_flight.close(namespace)
+
     def learn(self, namespace: str, found: Iterable[Found], now: float) -> None:
         """Learn from the texts of a request that the provider has accepted."""
         for seed, name, cuts, borders, tail in found:
@@ -128,9 +146,15 @@ class Splitter:
         if (known := self._texts.read(namespace).get(name)) is not None:
             return Found(seed, name, known.cuts)
         pieces, known_cuts = self._pieces.read(namespace), self._cuts.read(namespace)
+        in_flight = self._in_flight.read(namespace)
         borders, length = tuple(_borders(raw, seed)), len(raw)
         count = len(borders)
-        while count and not self._came_lately(pieces.get(borders[count - 1][1]), now):
+        if (same := in_flight.get(name)) is not None and now - same.seen <= _IN_FLIGHT:
+            return Found(seed, name, same.cuts, borders)
+        while count:
+            piece = borders[count - 1][1]
+            if _came(pieces.get(piece), now, self._lately) or _came(in_flight.get(piece), now, _IN_FLIGHT):
+                break
             count -= 1
         shared = borders[count - 1][0] if count else 0
         cuts = next((known_cuts[piece] for _, piece in reversed(borders) if piece in known_cuts), ())
@@ -143,12 +167,18 @@ class Splitter:
             cuts = cuts[:-1]
         return Found(seed, name, cuts, borders, length - shared if shared else 0)
 
-    def _came_lately(self, text: _Text | None, now: float) -> bool:
-        return text is not None and now - text.seen <= self._lately
-
     def _seed(self, namespace: str, model: str, role: str) -> int:
         owner = f"{namespace}\0{model}\0{role}".encode("utf-8", "surrogatepass")
         return int.from_bytes(blake2b(owner, key=self._key, digest_size=8).digest())
+
+
+def _came(text: _Text | None, now: float, within: float) -> bool:
+    return text is not None and now - text.seen <= within
+
+
+def _keys(text: Found) -> list[bytes]:
+    """Return the hashes under which a text is known: its own, and those of its pieces."""
+    return [text.name, *(piece for _, piece in text.borders)]
 
 
 class _Reader:

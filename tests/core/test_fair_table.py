@@ -7,6 +7,7 @@ from cachemw.core.fair_table import FairTable
 
 
 def filled(limit: int, **sizes: int) -> FairTable[int, str]:
+    """Return a table in which each namespace was given so many entries."""
     table: FairTable[int, str] = FairTable(limit)
     for namespace, size in sizes.items():
         for key in range(size):

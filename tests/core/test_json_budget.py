@@ -105,7 +105,7 @@ def test_cost_of_strings_does_not_depend_on_where_slices_end(
     """Nothing inside a string counts as structure: not behind escaped quotes, nor where a slice cuts an escape."""
     raw = json.dumps(texts, ensure_ascii=escaped, separators=(",", ":")).encode()
     structure = 400 + 5 * (len(texts) + 1) + 50 * len(texts) + 80 * (len(texts) - 1)
-    cheapest = structure + 12 * raw.count(b"\\") + 0.6 * len(raw)
+    cheapest = structure + 12 * raw.count(b"\\") + 0.6 * (len(raw) - len(texts) - 1)
     dearest = cheapest + 1.2 * len(raw)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_budget, "_SLICE", size)

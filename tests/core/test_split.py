@@ -435,7 +435,7 @@ def test_nothing_kept_is_text() -> None:
         parts(splitter, f"{HEAD}{tail} {HEAD}")
     tables = [table for table in vars(splitter).values() if isinstance(table, FairTable)]
     kept = repr([vars(splitter), *map(vars, tables)])
-    assert len(tables) == 4
+    assert len(tables) == 5
     assert all(map(len, tables))
     assert all(repr(piece) in kept for piece in splitter._pieces.read("me"))
     assert not any(word in kept for word in ("Policy", "line", "xyzzy", "plugh"))
