@@ -63,8 +63,8 @@ _TOOL, _SYSTEM, _CHAT, _NATIVE = range(4)
 # real conversation (Anthropic takes 100,000 messages, but no context window holds so many turns).
 MOST_ITEMS = 10_000
 MOST_BLOCKS = 20_000
-# A slice of work: so many values, new ones among them, and bytes of JSON. Each takes a few milliseconds at most.
-_SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 128, 1 << 20
+# A slice of work: so many values, new values and blocks among them, or bytes of JSON: a few milliseconds each.
+_SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 256, 1 << 20
 
 Reader = Callable[[Any, Reading], Item]
 MemoEntry: TypeAlias = tuple[bytes, Item]
@@ -188,27 +188,32 @@ class Parser:
     ) -> Slices[list[Item]]:
         """Read values in slices; note the unknown ones in `parsed`."""
         items: list[Item] = []
-        reading, size, new_blocks = Reading(parsed.seed, self._counter), 0, 0
+        reading = Reading(parsed.seed, self._counter)
+        size = new_blocks = new_in_slice = 0
         for start in range(0, len(values), _SLICE_VALUES):
             part = values[start : start + _SLICE_VALUES]
             hashes, bytes_read = keys(part, seed)
+            size += bytes_read
+            if size > _SLICE_BYTES:
+                size = 0
+                yield
             found = list(map(memo.get, hashes))
             if not all(found):
                 for index, item in enumerate(found):
                     if item is None:
                         dump(part[index])
+                        if bytes_read > _SLICE_BYTES:
+                            yield
                         found[index] = item = read(part[index], reading)
                         parsed.unknown.append((hashes[index], item))
                         new_blocks += len(item.blocks)
                         if new_blocks > MOST_BLOCKS:
                             raise BodyError("too_many_blocks")
-                        if len(parsed.unknown) % _SLICE_NEW == 0:
+                        new_in_slice += 1 + len(item.blocks)
+                        if new_in_slice >= _SLICE_NEW:
+                            new_in_slice = 0
                             yield
             items += cast("list[Item]", found)
-            size += bytes_read
-            if size > _SLICE_BYTES:
-                size = 0
-                yield
         return items
 
     def _seeds_of(self, namespace: str) -> _Seeds:
