@@ -29,6 +29,7 @@ from cachemw.simulation.usage_forms import databricks_usage
 from tests.bodies import EPHEMERAL, PARAGRAPH, Body, Wire, bodies
 from tests.clocks import Clock
 from tests.faults import NOWHERE, Boom, raising, sampled
+from tests.kept import in_store
 
 MODEL = "databricks-claude-sonnet-4-6"
 TOOLS = [
@@ -267,13 +268,13 @@ def test_settling_twice() -> None:
     mw = middleware()
     call = mw.prepare(agent())
     first = mw.settle(call, usage(written=3000))
-    before = mw.report(), dict(mw._store._records._records)  # type: ignore[attr-defined]
+    before = mw.report(), in_store(mw._store)
     assert mw.settle(call, usage(read=9)) is first
     assert mw.settle(call, None, partial=True) is first
     mw.begun(call)
     mw.fail(call)
     assert mw.refused(call, 400, "cache_control") is None
-    assert (mw.report(), dict(mw._store._records._records)) == before  # type: ignore[attr-defined]
+    assert (mw.report(), in_store(mw._store)) == before
     assert mw.counts.get("settle.partial") is None
     assert mw.counts.get("fail") is None
 
@@ -283,7 +284,9 @@ def test_an_answer_without_usage() -> None:
     mw = middleware()
     assert mw.settle(mw.prepare(agent()), None) == cachemw.Receipt()
     mw.clock.now += 5  # type: ignore[attr-defined]
-    assert mw.prepare(agent()).plan.read > 3000
+    second = mw.prepare(agent())
+    assert second.plan.read > 3000
+    mw.begun(second)
     totals = mw.report().totals
     assert (totals.calls, totals.unsettled, totals.paid, totals.read) == (2, 1, 0, 0)
     assert mw.counts["settle.no_usage"] == 1
@@ -409,13 +412,17 @@ def test_usage_calibrates_tokens() -> None:
 
 
 def test_unsettled_calls() -> None:
-    """A call that nobody settles is counted, whoever's it is, until it is settled or fails after all."""
+    """A call whose answer has begun is unsettled until it is settled or fails after all."""
     mw = middleware()
     calls = [
         mw.prepare(agent(), labels={"app": "a"}),
         mw.prepare(agent(), namespace="tenant"),
         mw.prepare({"model": MODEL, "messages": []}),
     ]
+    mw.prepare(agent())  # counts nowhere, since no answer begins
+    assert mw.report().rows == ()
+    for call in calls:
+        mw.begun(call)
     for _ in range(2):
         mw.clock.now += 3601  # type: ignore[attr-defined]
         report = mw.report()
@@ -429,11 +436,11 @@ def test_unsettled_calls() -> None:
 
 
 def test_a_worker_that_dies_leaves_its_calls_unsettled() -> None:
-    """Any worker reports for all: what another had sent and never settled is told, and its money is not lost."""
+    """Any worker reports for all: answers that began at another and were never settled, and settled money."""
     dead, alive = middleware(), middleware()
     alive._store = dead._store
     dead.settle(dead.prepare(agent()), usage(read=900, plain=100))
-    dead.prepare(agent())
+    dead.begun(dead.prepare(agent()))
     del dead
     totals = alive.report().totals
     assert (totals.calls, totals.unsettled, totals.read) == (2, 1, 900)
@@ -525,14 +532,17 @@ def test_closing() -> None:
 
 
 def test_a_refused_marker() -> None:
-    """A 400 that names one of ours gives the original body once, and the kind is not marked again."""
+    """A 400 that names a marker gives the original body once; if that is accepted, the kind stays unmarked."""
     mw, body = middleware(), agent()
     call = mw.prepare(body)
     refusal = "messages.3.content.0.tool_result.cache_control: Extra inputs are not permitted"
     assert mw.refused(call, 400, {"error_code": "BAD_REQUEST", "message": refusal}) is body
     assert mw.refused(call, 400, refusal) is None
-    assert (mw.counts["refused"], mw.counts["refused.tool_result"]) == (1, 1)
+    assert mw.counts["refused"] == 1
+    assert places(mw.prepare(body).body)[-1] == "messages.3"
+    assert "refused.tool_result" not in mw.counts
     receipt = mw.settle(call, usage(plain=4000))
+    assert (mw.counts["refused"], mw.counts["refused.tool_result"]) == (1, 1)
     assert receipt.saved == 0
     again = mw.prepare(body)
     assert again.plan.ours
@@ -741,9 +751,9 @@ def test_a_bug_at_any_call(step: str, asynchronous: bool, error: Exception) -> N
     reached = set(asyncio.run(every()))
     if isinstance(error, Boom):
         wanted = {
-            "prepare": {"Parser.parse", "chain", "watch", "MemoryStore.observe", "plan", "apply", "Decisions.decide", "Decisions.tell"},
-            "begun": {"Decisions.begun", "MemoryStore.write"},
-            "settle": {"normalise", "receipt", "Decisions.settle", "MemoryStore.add", "amounts", "diagnose", "Decisions.tell", "Calibration.learn"},
+            "prepare": {"Parser.steps", "chain", "watch", "MemoryStore.lookup", "Reuse.forecast", "plan", "apply", "same_structure", "Decisions.decide", "Decisions.tell"},
+            "begun": {"Decisions.begun", "MemoryStore.observe", "Reuse.observe", "MemoryStore.write", "MemoryStore.add", "Parser.learn", "Limits.learn"},
+            "settle": {"MemoryStore.observe", "Reuse.observe", "normalise", "receipt", "Decisions.settle", "MemoryStore.add", "amounts", "diagnose", "Decisions.tell", "Calibration.learn"},
             "fail": {"Decisions.fail", "Counters.add"},
             "refused": {"refused_kinds", "about_markers", "Decisions.refused"},
         }  # fmt: skip
@@ -783,7 +793,7 @@ def test_a_cancelled_prepare_releases_what_it_held() -> None:
         async def hang(*_: Any) -> None:
             await asyncio.sleep(60)
 
-        mw._store.observe = hang  # type: ignore[method-assign, assignment]
+        mw._store.lookup = hang  # type: ignore[method-assign, assignment]
         task = asyncio.create_task(mw.prepare(agent()))
         await asyncio.sleep(0.01)
         task.cancel()
@@ -795,7 +805,7 @@ def test_a_cancelled_prepare_releases_what_it_held() -> None:
     asyncio.run(cancelled())
 
 
-@pytest.mark.parametrize("name", ["observe", "write", "add", "read", "close"])
+@pytest.mark.parametrize("name", ["lookup", "observe", "write", "add", "read", "close"])
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("local", [True, False])
 def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
@@ -815,7 +825,7 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
         body = agent()
         call = await _ours(mw.prepare(body))
         assert canonical(call.body) == canonical(body)
-        assert (call.body is body) is (name == "observe")
+        assert (call.body is body) is (name == "lookup")
         await _ours(mw.begun(call))
         assert (await _ours(mw.settle(call, usage(written=3000)))).usage is not None
         assert await _ours(mw.flush(5.0))
@@ -823,10 +833,8 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
         assert report.totals.calls == (0 if name == "add" else 1)
         assert (await _ours(mw.report("process"))).totals.calls == 1
         await _ours(mw.close())
-        where = {"observe": "prepare", "write": "write", "add": "ledger", "read": "report", "close": "close"}[
-            name
-        ]
-        # What is written is announced before the answer begins, and noted when it has; a call counts, and its end.
+        where = {"lookup": "prepare", "observe": "write", "add": "ledger", "read": "report"}.get(name, name)
+        # An entry is announced before the answer begins, and noted when it has; a call counts, and its end.
         assert mw.counts[f"error.{where}.StoreError"] == (2 if name in ("write", "add") else 1)
 
     asyncio.run(run())
@@ -841,8 +849,10 @@ def test_a_writer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(mw._writer, "submit", refuse)
-    assert mw.settle(mw.prepare(agent()), usage()).usage is not None
-    # The announcement, what workers share, the entries; the ledger, twice.
+    call = mw.prepare(agent())
+    mw.begun(call)
+    assert mw.settle(call, usage()).usage is not None
+    # The announcement, the exchange with other workers, the arrival with its entries; the ledger, twice.
     assert mw.counts["error.writer.RuntimeError"] == 3
     assert mw.counts["error.ledger.RuntimeError"] == 2
     monkeypatch.undo()
@@ -871,7 +881,20 @@ def test_a_clock_that_fails() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize(
-    "name", ["start", "read", "decide", "passed", "announce", "begun", "settle", "fail", "refused", "opened"]
+    "name",
+    [
+        "start",
+        "read",
+        "weigh",
+        "decide",
+        "passed",
+        "announce",
+        "begun",
+        "observe",
+        "settle",
+        "fail",
+        "refused",
+    ],
 )
 def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each decision may fail, in both twins: what the caller gets is what it would have had without us."""
@@ -887,7 +910,7 @@ def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytes
         assert bad.body == {"model": MODEL, "messages": []}
         call, other = [await _ours(mw.prepare(body)) for _ in range(2)]
         assert canonical(call.body) == canonical(body)
-        assert (call.body is body) is (name in ("start", "read", "decide"))
+        assert (call.body is body) is (name in ("start", "read", "weigh", "decide"))
         await _ours(mw.begun(call))
         assert isinstance(await _ours(mw.settle(call, usage(written=3000))), cachemw.Receipt)
         assert await _ours(mw.refused(other, 400, "cache_control: no")) in (None, body)
@@ -952,6 +975,7 @@ def test_workers_share_what_they_learned(asynchronous: bool) -> None:
                 call, 400, "messages.3.content.0.tool_result.cache_control: Extra inputs are not permitted"
             )
         )
+        await _ours(one.settle(call, usage(plain=4000)))
         assert places((await _ours(two.prepare(agent(2)))).body)[-1] == "messages.6"
         for mw in (one, two):
             mw.clock.now += 31
@@ -1219,8 +1243,7 @@ async def _play(mw: Any, drawn: tuple[Wire, Body], operations: list[tuple[Any, .
                 seen.append(await _ours(mw.refused(call, 400, arguments[1])))
             else:
                 seen.append(await _ours(getattr(mw, name)(call)))
-    store = getattr(mw._store, "_store", mw._store)
-    seen += [mw.counts, store._records._records, store._tables, await _ours(mw.report())]
+    seen += [mw.counts, in_store(mw._store), await _ours(mw.report())]
     await _ours(mw.close())
     return seen
 

@@ -7,6 +7,7 @@ runs are tried.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -43,21 +44,33 @@ REFUSALS = [
 OPTIONS = [{}, {"ttl": "auto"}, {"split_text": True, "sort_tools": True}, {"mode": "observe"}]
 
 
+_worlds = itertools.count()
+
+
 class World:
-    """One middleware, with a provider of its own for each tenant."""
+    """One middleware, with a provider of its own for each tenant; worlds on one server share no namespace."""
 
     def __init__(self, now: Callable[[], float], **fields: Any) -> None:
-        self.mw = cachemw.Middleware(provider="databricks", clock=now, max_labels=5, **fields)
+        self.name = f"world {next(_worlds)}"
+        self.mw = cachemw.Middleware(
+            provider="databricks",
+            clock=now,
+            max_labels=5,
+            store_timeout_ms=5_000,
+            namespace=self.name,
+            **fields,
+        )
         self.now = now
         self.providers = {tenant: ProviderCache(MODELS[NAME]) for tenant in "ab"}
 
     def send(self, tenant: str, body: Any, labels: dict[str, str], end: str) -> tuple[Any, ...]:
         """Send a request to its end, and return all that its tenant can see of it."""
         mw, provider = self.mw, self.providers[tenant]
-        call = mw.prepare(body, labels, tenant)
+        call = mw.prepare(body, labels, f"{self.name} {tenant}")
         seen = (call.body, call.plan, dict(call.labels))
         if end == "fail":
             mw.fail(call)
+            mw.flush()
             return seen
         ticket = provider.begin(call.body, self.now())
         provider.answer_began(ticket, self.now())
@@ -126,7 +139,9 @@ def machine(stores: Callable[[], str]) -> type[RuleBasedStateMachine]:
         def tenant_a_sends_junk_names(self, count: int, end: str) -> None:
             for number in range(count):
                 body = request(0, [0], [], f"{NAME}-junk-{number}")
-                call = self.shared.mw.prepare(body, {f"team {number}": "x", "team": f"{number}"}, "a")
+                call = self.shared.mw.prepare(
+                    body, {f"team {number}": "x", "team": f"{number}"}, f"{self.shared.name} a"
+                )
                 self.shared.mw.fail(call) if end == "fail" else self.shared.mw.settle(
                     call, {"model": "gpt-5.6"}
                 )
@@ -134,18 +149,18 @@ def machine(stores: Callable[[], str]) -> type[RuleBasedStateMachine]:
         @rule(system=SYSTEM, turns=TURNS, error=st.sampled_from(REFUSALS), passes=st.booleans())
         def tenant_a_is_refused(self, system: int, turns: list[int], error: str, passes: bool) -> None:
             mw = self.shared.mw
-            call = mw.prepare(request(system, turns, [0, 1, 2]), {}, "a")
+            call = mw.prepare(request(system, turns, [0, 1, 2]), {}, f"{self.shared.name} a")
             mw.refused(call, 400, error)
             mw.settle(call, {"prompt_tokens": 5_000, "completion_tokens": 1}) if passes else mw.fail(call)
 
         @rule(system=SYSTEM, turns=TURNS, usage=st.sampled_from(JUNK_USAGE))
         def tenant_a_reports_junk_usage(self, system: int, turns: list[int], usage: Any) -> None:
-            call = self.shared.mw.prepare(request(system, turns, []), {}, "a")
+            call = self.shared.mw.prepare(request(system, turns, []), {}, f"{self.shared.name} a")
             self.shared.mw.settle(call, usage)
 
         @rule(system=SYSTEM, turns=TURNS)
         def tenant_a_leaves_a_request_open(self, system: int, turns: list[int]) -> None:
-            self.shared.mw.prepare(request(system, turns, [0, 1, 2]), {}, "a")
+            self.shared.mw.prepare(request(system, turns, [0, 1, 2]), {}, f"{self.shared.name} a")
 
         def teardown(self) -> None:
             for world in (getattr(self, "shared", None), getattr(self, "alone", None)):
