@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
-from threading import Lock
+from threading import RLock
 from typing import Any
 from uuid import uuid4
 
@@ -79,7 +79,7 @@ class Decisions:
         in_child(self._forked)
 
     def _renew(self) -> None:
-        self._lock, self._judging, self._splitting = Lock(), Lock(), Lock()
+        self._lock, self._judging, self._splitting = RLock(), RLock(), RLock()
 
     def _forked(self) -> None:
         """Have counted nothing yet: the parent tells its own."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from threading import Lock
+from threading import RLock
 from typing import Protocol, TypeAlias
 
 from cachemw.core.plan import Plan
@@ -62,7 +62,7 @@ class Counters:
         in_child(self._forked)
 
     def _forked(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
 
     def add(self, name: str) -> None:
         """Count one more."""

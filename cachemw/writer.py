@@ -47,7 +47,7 @@ class Writer:
 
     def _forked(self) -> None:
         """Have no thread and no job: those are the parent's."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._line = _Line()
 
     def submit(self, job: Job) -> None:

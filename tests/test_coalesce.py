@@ -22,6 +22,7 @@ from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import databricks_usage
 from tests.bodies import PARAGRAPH, Body
 from tests.faults import NOWHERE, Boom, raising, sampled
+from tests.keys import equal_keys
 
 MODEL = "databricks-claude-sonnet-4-6"
 TOOLS = [
@@ -40,7 +41,8 @@ class Worker:
     def __init__(self, asynchronous: bool, over: Any = None, **settings: Any) -> None:
         kind: Any = cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware
         fields = {"provider": "databricks", "coalesce": True, **settings}
-        self.mw = kind(**fields)
+        with equal_keys():
+            self.mw = kind(**fields)
         self.asynchronous = asynchronous
         self.threads = ThreadPoolExecutor(40)
         if over is not None:
@@ -97,24 +99,31 @@ async def raises_async(*_: Any) -> Any:
 
 
 def overtaken(worker: Worker, by: Worker, body: Body) -> list[cachemw.Call]:
-    """Let another prepare a request between a worker's next observation and its plan; its call."""
+    """Let another prepare a request between a worker's next lookup and its plan; return its call."""
     store, calls = worker.mw._store, list[cachemw.Call]()
-    observe = store.observe
+    lookup = store.lookup
 
     def late(*arguments: Any) -> Any:
-        store.observe = observe
-        records = observe(*arguments)
+        store.lookup = lookup
+        records = lookup(*arguments)
         calls.append(by.mw.prepare(body))
         return records
 
     async def late_async(*arguments: Any) -> Any:
-        store.observe = observe
-        records = await observe(*arguments)
+        store.lookup = lookup
+        records = await lookup(*arguments)
         calls.append(await by.mw.prepare(body))
         return records
 
-    store.observe = late_async if worker.asynchronous else late
+    store.lookup = late_async if worker.asynchronous else late
     return calls
+
+
+def looking_again_by(store: Any, peek: Any) -> Any:
+    """Replace how a store looks again at records, but not its first lookup; return how it did."""
+    before, store.peek = store.peek, peek
+    store.lookup = before  # a memory store looks up by its own `peek`
+    return before
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -162,7 +171,8 @@ async def test_workers_of_all_kinds_take_turns_over_one_server() -> None:
 async def test_without_the_option_nobody_waits_or_claims(asynchronous: bool) -> None:
     """The store is asked what it always was, and a request that comes too early goes plain."""
     worker = Worker(asynchronous, coalesce=False)
-    worker.mw._store.claim = worker.mw._store.peek = None
+    worker.mw._store.claim = None
+    looking_again_by(worker.mw._store, None)
     first, _ = await worker.prepare(question(1))
     second, _ = await worker.prepare(question(1))
     assert first.plan.write_5m > 0
@@ -319,13 +329,12 @@ async def test_what_was_waited_for_in_vain_is_remembered_within_bounds(
 async def test_looks_are_few(asynchronous: bool) -> None:
     """The pauses between two looks grow, to a fortieth of a second."""
     worker, looks = Worker(asynchronous, coalesce_wait_ms=300), list[float]()
-    peek = worker.mw._store.peek
 
     def counted(*arguments: Any) -> Any:
         looks.append(time.monotonic())
         return peek(*arguments)
 
-    worker.mw._store.peek = counted
+    peek = looking_again_by(worker.mw._store, counted)
     await worker.prepare(question(0))
     await worker.prepare(question(0))
     assert 3 <= len(looks) <= 16
@@ -336,9 +345,12 @@ async def test_looks_are_few(asynchronous: bool) -> None:
 async def test_a_store_that_is_away_holds_nobody(asynchronous: bool, name: str) -> None:
     """A request goes on as it was planned, at the first failure, and the failure is counted."""
     worker = Worker(asynchronous)
+    away = raises_async if asynchronous else raises
     if name == "peek":
         await worker.prepare(question(0))
-    setattr(worker.mw._store, name, raises_async if asynchronous else raises)
+        looking_again_by(worker.mw._store, away)
+    else:
+        worker.mw._store.claim = away
     call, held = await worker.prepare(question(0))
     assert held < SOON
     assert (call.plan.write_5m > 0) is (name == "claim")
@@ -368,6 +380,7 @@ async def test_a_cancelled_waiter_gives_back_nothing() -> None:
     await worker.mw.begun(first)
     call, _ = await waiting
     assert call.plan.read > 0
+    await worker.mw.begun(call)
     assert (await worker.mw.report("process")).totals.unsettled == 2
 
 

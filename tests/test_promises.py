@@ -22,6 +22,7 @@ from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage
 from tests.bodies import SAME, Body, Wire, bodies, broken, chat_bodies, pairs, walk
 from tests.faults import Boom, raising
+from tests.kept import in_store, plain
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "200"))
 many = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -127,13 +128,15 @@ def test_nothing_but_markers_never_too_many_never_refused() -> None:
         assert not [name for name in mw.counts if name.startswith("error")], mw.counts
         assert mw.report("process").totals.unsettled == 0
 
-    arrive()
-    assert seen["ours"] > EXAMPLES, f"almost everything passed unmarked: {seen}"
-    assert seen["refused as it came"] < 2 * EXAMPLES
-    for reason in ("tail", "end_of_system", "end_of_tools", "earlier_tail"):
-        assert seen[reason], seen
-    for often in ("5m after 0 own", "1h after 0 own", "5m after 1 own", "5m after 2 own"):
-        assert seen[often], seen
+    reasons = ("tail", "end_of_system", "end_of_tools", "earlier_tail")
+    lives = ("5m after 0 own", "1h after 0 own", "5m after 1 own", "5m after 2 own")
+    for rounds in range(1, 6):  # some are rare enough that a round may miss them
+        arrive()
+        assert seen["ours"] > rounds * EXAMPLES, f"almost everything passed unmarked: {seen}"
+        assert seen["refused as it came"] < 2 * rounds * EXAMPLES
+        if all(seen[name] for name in reasons + lives):
+            return
+    raise AssertionError(seen)
 
 
 def test_a_marker_that_is_overlooked_makes_no_request_refused() -> None:
@@ -251,6 +254,6 @@ def test_stores_hold_no_text(drawn: tuple[Wire, Body]) -> None:
         tool.get("function", tool)["name"] = secret
     mw = cachemw.Middleware(provider="databricks", min_tokens=0, clock=lambda: 1e6)
     mw.settle(mw.prepare(marked, wire=wire), None)
-    store: Any = mw._store
-    kept = repr((store._records, store._tables, mw.counts, vars(mw._decisions), mw._decisions._parser._memo))
+    kept = repr((in_store(mw._store), mw.counts, plain(mw._decisions)))
     assert secret not in kept
+    assert "FairTable" in kept

@@ -6,7 +6,7 @@ Lives here: three states and the rule between them. Must not know: the calls, th
 
 from __future__ import annotations
 
-from threading import Lock
+from threading import RLock
 
 from cachemw.forks import in_child
 
@@ -28,7 +28,7 @@ class Breaker:
         in_child(self._forked)
 
     def _forked(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
 
     @property
     def closed(self) -> bool:

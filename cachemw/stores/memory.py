@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from threading import Lock
+from threading import RLock
 
 from cachemw.core.reuse import Prefix
 from cachemw.forks import in_child
@@ -31,7 +31,7 @@ class MemoryStore:
         in_child(self._forked)
 
     def _forked(self) -> None:
-        self._lock = Lock()
+        self._lock = RLock()
 
     def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
         """See `Store.lookup`."""

@@ -11,7 +11,7 @@ sends the arrivals that it counted meanwhile as one number.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from threading import Lock
+from threading import RLock
 from typing import NamedTuple
 
 from cachemw.core.reuse import Prefix, arrive, arrive_often, first
@@ -64,12 +64,12 @@ class Near:
         # before that may still be on their way.
         self._owed: set[bytes] = set()
         self._given: dict[bytes, bool] = {}
-        self._lock = Lock()
+        self._lock = RLock()
         in_child(self._forked)
 
     def _forked(self) -> None:
         """Leave to the parent what is yet to be sent."""
-        self._lock = Lock()
+        self._lock = RLock()
         self._owed, self._given = set(), {}
         for head in self._heads.values():
             head.count, head.entry = 0, None

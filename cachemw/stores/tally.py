@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
-from threading import Lock
+from threading import RLock
 from uuid import uuid4
 
 from cachemw.forks import in_child
@@ -40,7 +40,7 @@ class Tally:
 
     def _forked(self) -> None:
         """Hold nothing: the parent sends what it has."""
-        self._lock = Lock()
+        self._lock = RLock()
         self._numbers = count(1)
         self._waiting: dict[tuple[str, str], Batch] = {}
         self._sending: dict[tuple[str, str], Batch] = {}

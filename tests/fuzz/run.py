@@ -32,6 +32,7 @@ def fuzz(name: str, seconds: int) -> tuple[str, int]:
         [*command, str(kept), str(HERE / "seeds" / name)], capture_output=True, text=True, errors="replace"
     )
     output = ran.stderr + ran.stdout
+    found.mkdir(parents=True, exist_ok=True)  # git drops an empty folder when it switches branches
     new = sorted(set(found.iterdir()) - before)
     if not any(found.iterdir()):
         found.rmdir()
