@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -60,8 +61,10 @@ class Turns:
             if isinstance(step, Look):
                 time.sleep(step.pause)
                 answer = store.peek(arrival, clock())
-            elif answer := store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, clock()):
-                state.held = step.entries
+                continue
+            with _holding(state, step):
+                answer = store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, clock())
+                state.held = step.entries if answer else ()
 
     async def wait_async(self, store: AsyncStore, state: State) -> None:
         """See `wait`. One that is cancelled while it claims notes what it got."""
@@ -84,9 +87,9 @@ class Turns:
 
     async def _claim(self, store: AsyncStore, arrival: Arrival, state: State, step: Claim) -> bool:
         now = self._decisions.clock()
-        got = await store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, now)
-        if got:
-            state.held = step.entries
+        with _holding(state, step):
+            got = await store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, now)
+            state.held = step.entries if got else ()
         return got
 
     def _steps(self, state: State) -> Steps:
@@ -131,6 +134,20 @@ class Turns:
             self._hopeless.clear()
         if prefix is not None:
             self._hopeless[prefix] = time.monotonic() + IN_FLIGHT
+
+
+@contextmanager
+def _holding(state: State, claim: Claim) -> Iterator[None]:
+    """Have an interrupt inside give the entries back, since nothing says whether the store noted them.
+
+    Where it had refused them, two requests may write the same prefix; otherwise all others would wait in vain.
+    """
+    state.held = claim.entries
+    try:
+        yield
+    except Exception:
+        state.held = ()
+        raise
 
 
 def _much(state: State, tokens: int) -> bool:

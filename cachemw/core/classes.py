@@ -90,6 +90,10 @@ class Counts:
             self.since += (told.at - self.since) * began / (max(self.open, 0.0) + began)
         self.open += began - (told.soon + told.late + told.over) * keep
 
+    def is_old(self, now: float) -> bool:
+        """Return True if `age` would change the counts."""
+        return now > self.time + 1.0 or self.soon + self.late + self.over + max(self.open, 0.0) > _WINDOW
+
     def age(self, now: float) -> None:
         """Let old evidence count less."""
         keep = 1.0
@@ -145,15 +149,21 @@ class View:
         self._after: dict[Name, Counts] = {}
 
     def get(self, key: Name) -> Counts | None:
-        """Return the counts of a class, aged to now; None where nothing was counted yet."""
-        found = self._after.get(key) or self._find(key)
-        if found is None:
+        """Return the counts of a class, aged to now; None where nothing was counted yet.
+
+        The counts themselves stay as they are: a forecast of a request that is never accepted leaves no trace.
+        """
+        if (found := self._after.get(key)) is not None:
+            return found
+        if (found := self._find(key)) is None:
             return None
-        if ends := self._ends.pop(key, None):
-            found = self._after[key] = found.copy()
+        ends = self._ends.get(key, ())
+        if ends or found.is_old(self.now):
+            found = found.copy()
             for _, passed, whole in ends:
                 found.end(self.now, passed, whole=whole)
-        found.age(self.now)
+            found.age(self.now)
+        self._after[key] = found
         return found
 
 

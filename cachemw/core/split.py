@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 from xxhash import xxh3_128, xxh3_128_digest
 
@@ -61,6 +61,9 @@ class Found(NamedTuple):
     tail: int = 0
 
 
+_Sent: TypeAlias = tuple[Found, float]  # a text of a request under way, and when that left
+
+
 class Splitter:
     """Cut the long texts of bodies, and learn where from each. Not thread-safe.
 
@@ -76,7 +79,7 @@ class Splitter:
         self._cuts: FairTable[bytes, Cuts] = FairTable(_TEXTS)  # by the piece after which is cut
         self._tails: FairTable[int, deque[int]] = FairTable(_OWNERS)
         # Texts of requests under way, by their names and pieces: the next request may come before the answer.
-        self._in_flight: FairTable[bytes, _Text] = FairTable(_PIECES // 4)
+        self._in_flight: FairTable[bytes, _Sent] = FairTable(_PIECES // 4)
 
     def split(
         self, body: Json, wire: Wire, namespace: str, now: float, model: str = ""
@@ -108,21 +111,25 @@ class Splitter:
 
     def announce(self, namespace: str, found: Iterable[Found], now: float) -> None:
         """Let requests of the next minute part from these texts, unless they are released."""
-        for text in found:
-            if text.borders:
-                announced = _Text(text.cuts, now)
-                self._in_flight.put(namespace, [(key, announced) for key in _keys(text)])
-
-    def release(self, namespace: str, found: Iterable[Found]) -> None:
-        """Forget the texts of a request that got no answer."""
-        pieces = self._in_flight.open(namespace)
+        known = self._in_flight.open(namespace)
         for text in found:
             for key in _keys(text):
-                pieces.pop(key, None)
+                if not _lately(known.get(key), now):
+                    known[key] = (text, now)
         self._in_flight.close(namespace)
 
-    def learn(self, namespace: str, found: Iterable[Found], now: float) -> None:
+    def release(self, namespace: str, found: Iterable[Found]) -> None:
+        """Forget that the texts of a request are under way, when it is learned from or got no answer."""
+        known = self._in_flight.open(namespace)
+        for text in found:
+            for key in _keys(text):
+                if key in known and known[key][0] is text:
+                    del known[key]
+        self._in_flight.close(namespace)
+
+    def learn(self, namespace: str, found: Sequence[Found], now: float) -> None:
         """Learn from the texts of a request that the provider has accepted."""
+        self.release(namespace, found)
         for seed, name, cuts, borders, tail in found:
             text = self._texts.read(namespace).get(name)
             if text is not None:
@@ -149,11 +156,12 @@ class Splitter:
         in_flight = self._in_flight.read(namespace)
         borders, length = tuple(_borders(raw, seed)), len(raw)
         count = len(borders)
-        if (same := in_flight.get(name)) is not None and now - same.seen <= _IN_FLIGHT:
-            return Found(seed, name, same.cuts, borders)
+        if _lately(sent := in_flight.get(name), now):
+            return Found(seed, name, sent[0].cuts, borders)
         while count:
             piece = borders[count - 1][1]
-            if _came(pieces.get(piece), now, self._lately) or _came(in_flight.get(piece), now, _IN_FLIGHT):
+            text = pieces.get(piece)
+            if (text is not None and now - text.seen <= self._lately) or _lately(in_flight.get(piece), now):
                 break
             count -= 1
         shared = borders[count - 1][0] if count else 0
@@ -172,13 +180,14 @@ class Splitter:
         return int.from_bytes(blake2b(owner, key=self._key, digest_size=8).digest())
 
 
-def _came(text: _Text | None, now: float, within: float) -> bool:
-    return text is not None and now - text.seen <= within
+def _lately(sent: _Sent | None, now: float) -> TypeGuard[_Sent]:
+    """Return True for a text whose request may still be waiting for its answer to begin."""
+    return sent is not None and now - sent[1] <= _IN_FLIGHT
 
 
 def _keys(text: Found) -> list[bytes]:
-    """Return the hashes under which a text is known: its own, and those of its pieces."""
-    return [text.name, *(piece for _, piece in text.borders)]
+    """Return the hashes under which a new text is known: its own, and those of its pieces."""
+    return [text.name, *(piece for _, piece in text.borders)] if text.borders else []
 
 
 class _Reader:

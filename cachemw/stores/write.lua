@@ -3,17 +3,18 @@
 -- KEYS: the prefixes. ARGV: for each, its `expires`, `ttl`, `pending` packed as the record ends with them.
 for i, key in ipairs(KEYS) do
   local record = redis.pcall("GET", key)
-  if type(record) == "string" and #record == SIZE then
+  local valid = type(record) == "string" and #record == SIZE
+  local pending = string.sub(ARGV[i], PENDING - ENTRY + 1)
+  if valid and take("<I4", record) > 0 then
     local expires = take("<d", ARGV[i])
     if expires == 0 or expires > take("<d", record, ENTRY + 1) then
       redis.call("SETRANGE", key, ENTRY, ARGV[i])
     else
-      redis.call("SETRANGE", key, PENDING, string.sub(ARGV[i], PENDING - ENTRY + 1))
+      redis.call("SETRANGE", key, PENDING, pending)
     end
-  else
-    local pending = string.sub(ARGV[i], PENDING - ENTRY + 1)
-    if take("<d", pending) > 0 then
-      redis.call("PSETEX", key, WAIT, announced(pending))
-    end
+  elseif take("<d", pending) > 0 then
+    redis.call("PSETEX", key, WAIT, announced(pending))
+  elseif valid then
+    redis.call("DEL", key)
   end
 end

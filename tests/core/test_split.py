@@ -433,6 +433,7 @@ def test_nothing_kept_is_text() -> None:
     splitter = Splitter(300.0)
     for tail in ("xyzzy", "plugh"):
         parts(splitter, f"{HEAD}{tail} {HEAD}")
+    splitter.announce("me", splitter.split(user(f"{HEAD}under way {HEAD}"), "chat", "me", 0.0)[1], 0.0)
     tables = [table for table in vars(splitter).values() if isinstance(table, FairTable)]
     kept = repr([vars(splitter), *map(vars, tables)])
     assert len(tables) == 5
@@ -506,3 +507,17 @@ def test_other_texts_are_not_equal() -> None:
     for texts in (["abc"], ["a", "b "], ["ba"], ["ab", "ab"]):
         assert joined(user("ab")) != joined(user([{"type": "text", "text": text} for text in texts]))
     assert joined(one) != joined(user([{"type": "text", "text": "abc"}, {"type": "image"}]))
+
+
+def test_text_of_a_request_under_way_is_parted_from_until_it_is_released() -> None:
+    """A request that leaves before the answer to another finds where the texts part; a failed one leaves nothing."""
+    splitter, first = Splitter(300.0), user(f"{HEAD}one {HEAD}")
+    _, texts = splitter.split(first, "chat", "me", 0.0)
+    splitter.announce("me", texts, 0.0)
+    other = user(f"{HEAD}other {HEAD}")
+    assert splitter.split(other, "chat", "me", 59.0)[0] is not other
+    assert splitter.split(other, "chat", "me", 61.0)[0] is other
+    assert splitter.split(first, "chat", "me", 1.0)[0] is first
+    splitter.release("me", texts)
+    assert splitter.split(other, "chat", "me", 1.0)[0] is other
+    assert not len(splitter._in_flight)
