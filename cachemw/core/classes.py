@@ -89,6 +89,7 @@ class Counts:
         if (began := told.began * keep) > 0.0:
             self.since += (told.at - self.since) * began / (max(self.open, 0.0) + began)
         self.open += began - (told.soon + told.late + told.over) * keep
+        self.age(now)
 
     def is_old(self, now: float) -> bool:
         """Return True if `age` would change the counts."""
