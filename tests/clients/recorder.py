@@ -35,8 +35,8 @@ class Recorder(Middleware):
         self.events.append(("fail",))
         super().fail(call)
 
-    def refused(self, call: Call, status: int, error: Any) -> Any:
-        body = super().refused(call, status, error)
+    def refused(self, call: Call, status: int, error: Any, *, resent: bool = True) -> Any:
+        body = super().refused(call, status, error, resent=resent)
         self.events.append(("refused", status, body is not None))
         return body
 
@@ -73,8 +73,8 @@ class AsyncRecorder(AsyncMiddleware):
         self.events.append(("fail",))
         await super().fail(call)
 
-    async def refused(self, call: Call, status: int, error: Any) -> Any:
-        body = await super().refused(call, status, error)
+    async def refused(self, call: Call, status: int, error: Any, *, resent: bool = True) -> Any:
+        body = await super().refused(call, status, error, resent=resent)
         self.events.append(("refused", status, body is not None))
         return body
 
