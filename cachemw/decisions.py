@@ -382,13 +382,14 @@ class Decisions:
                 return None, {}
             state.closed = True
         self.count("fail")
-        if self._splitter is not None and not state.begun:
-            with self._splitting:
-                self._splitter.release(state.namespace, state.texts)
         return self.unannounced(state), self._added(state, {"calls": -1}) if state.begun else {}
 
     def unannounced(self, state: State) -> Write | None:
-        """Return the note that what was announced, or claimed, won't be written after all."""
+        """Return the write that releases the entries of a request that won't write them; forget its texts."""
+        texts, state.texts = state.texts, ()
+        if self._splitter is not None and texts:
+            with self._splitting:
+                self._splitter.release(state.namespace, texts)
         held, state.held = state.held, ()
         if state.begun or not held or state.arrival is None:
             return None
