@@ -187,12 +187,17 @@ def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Co
     """Run the phases one after another; show the figures, and return whether all promises hold."""
     accounts: dict[str, Account] = {}
     rate = min(RATE, each / SHORTEST)
-    with relayed_cluster(folder) as store, provider(folder) as upstream:
+    with (
+        relayed_cluster(folder) as store,
+        provider(folder) as upstream,
+        # One loop for all phases: conversations go on from one to the next, with their locks.
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
         with proxy(folder, upstream.url, store.url, WORKERS, *_LIMITS) as served:
             run = Run(served, upstream, store, Tenants("chaos", _TENANTS, _CONVERSATIONS))
             for phase in phases:
                 begun, busy = time.monotonic(), busy_seconds()
-                accounts[phase.name] = uvloop.run(run.phase(phase, each, rate))
+                accounts[phase.name] = runner.run(run.phase(phase, each, rate))
                 seconds, busy = time.monotonic() - begun, busy_seconds() - busy
                 words = f"{phase.name}: {seconds:.0f} s, {busy / seconds:.1f} cores of the machine busy"
                 console.print(words, style="dim", highlight=False)
