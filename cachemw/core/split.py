@@ -147,8 +147,8 @@ class Splitter:
                 [(piece, cuts[: cuts.index(offset) + 1]) for offset, piece in borders if offset in cuts],
             )
 
-    def read(self, raw: bytes, seed: int, namespace: str, now: float) -> Found:
-        """Find where a text is cut; nothing is learned from it yet."""
+    def read(self, raw: bytes, seed: int, namespace: str, now: float, here: Mapping[bytes, Found]) -> Found:
+        """Find where a text is cut; nothing is learned from it yet. `here` are earlier texts of the same body."""
         name = xxh3_128_digest(raw, seed)
         if (known := self._texts.read(namespace).get(name)) is not None:
             return Found(seed, name, known.cuts)
@@ -156,12 +156,18 @@ class Splitter:
         in_flight = self._in_flight.read(namespace)
         borders, length = tuple(_borders(raw, seed)), len(raw)
         count = len(borders)
+        if name in here:
+            return here[name]
         if _lately(sent := in_flight.get(name), now):
             return Found(seed, name, sent[0].cuts, borders)
         while count:
             piece = borders[count - 1][1]
             text = pieces.get(piece)
-            if (text is not None and now - text.seen <= self._lately) or _lately(in_flight.get(piece), now):
+            if (
+                piece in here
+                or (text is not None and now - text.seen <= self._lately)
+                or _lately(in_flight.get(piece), now)
+            ):
                 break
             count -= 1
         shared = borders[count - 1][0] if count else 0
@@ -196,6 +202,7 @@ class _Reader:
     def __init__(self, splitter: Splitter, namespace: str, now: float) -> None:
         self._splitter, self._namespace, self._now = splitter, namespace, now
         self.found: list[Found] = []
+        self._here: dict[bytes, Found] = {}  # texts of this very body, by their names and pieces
 
     def content(self, content: Any, seed: int) -> list[Any]:
         """Return a content with its texts in parts; an empty list if none is cut."""
@@ -218,8 +225,9 @@ class _Reader:
             raw = text.encode()
         except UnicodeEncodeError:
             return [text]
-        found = self._splitter.read(raw, seed, self._namespace, self._now)
+        found = self._splitter.read(raw, seed, self._namespace, self._now, self._here)
         self.found.append(found)
+        self._here.update(dict.fromkeys(_keys(found), found))
         return divided(raw, found.cuts) if found.cuts else [text]
 
 
