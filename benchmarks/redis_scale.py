@@ -31,6 +31,7 @@ from benchmarks.fleet import TURNS, Told, Traffic, fleet, usage
 from benchmarks.redis_overhead import ALLOWED, Overhead, overhead
 from benchmarks.redis_servers import Cluster, Server, cluster, standalone
 from benchmarks.workloads.conversations import small
+from cachemw.slices import run
 from cachemw.stores import open_store
 from cachemw.stores.base import Arrival
 
@@ -140,7 +141,7 @@ def _root_slot(traffic: Traffic) -> int:
     """Return the slot of the tools and system that all requests share."""
     mw = cachemw.Middleware(traffic.settings())
     state = mw._decisions.start(next(small("any", "all", 1)), {}, None)
-    mw._decisions.read(state, None, "chat")
+    run(mw._decisions.read(state, None, "chat"))
     assert state.arrival is not None
     store: Any = mw._store
     slot = key_slot(store._commands.names(state.arrival)[0])

@@ -300,7 +300,11 @@ class Decisions:
             if state.begun:
                 return None, {}
             state.begun = True
-        self._learn(state)
+        try:
+            self._learn(state)
+        except Exception as error:
+            # The call counts, and its entries are written, whatever can't be learned from it.
+            self.count(f"error.learn.{type(error).__name__}")
         added = self._added(state, {"calls": 1})
         if state.arrival is None:
             return None, added

@@ -350,6 +350,7 @@ class AsyncMiddleware(_Engine):
         self._store = open_async_store(self.settings.store, **self._store_arguments())
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._last_writes: dict[int, asyncio.Task[None]] = {}  # of each call, by the `id` of its arrival
         self._pulsing: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -379,7 +380,7 @@ class AsyncMiddleware(_Engine):
             raise
         try:
             if write := self._decisions.announce(call):
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
             if not self._store.local and self._share_due():
                 await self._later(self._share)
         except Exception as error:
@@ -394,7 +395,7 @@ class AsyncMiddleware(_Engine):
         try:
             write, amounts = self._decisions.begun(call)
             if write:
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
             await self._add(amounts)
         except Exception as error:
             self._failed("begun", error)
@@ -404,7 +405,7 @@ class AsyncMiddleware(_Engine):
         try:
             receipt, writes, amounts = self._decisions.settle(call, usage, partial=partial)
             for write in writes:
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
             await self._add(amounts)
             return receipt
         except Exception as error:
@@ -416,7 +417,7 @@ class AsyncMiddleware(_Engine):
         try:
             write, amounts = self._decisions.fail(call)
             if write:
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
             await self._add(amounts)
         except Exception as error:
             self._failed("fail", error)
@@ -426,7 +427,7 @@ class AsyncMiddleware(_Engine):
         try:
             body, write = self._decisions.refused(call, status, error, resent=resent)
             if write:
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
             return body
         except Exception as failure:
             self._failed("refused", failure)
@@ -475,15 +476,40 @@ class AsyncMiddleware(_Engine):
         """Forget the tasks of another loop than the running one: they may never end."""
         if self._loop is not asyncio.get_running_loop():
             self._loop, self._tasks, self._pulsing = asyncio.get_running_loop(), set(), None
+            self._last_writes = {}
 
     async def _later(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._store.local:
             await job()
-            return
+        else:
+            self._start(job())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._enter_loop()
-        task = asyncio.create_task(job())
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _write_later(self, write: Write) -> None:
+        """Write in a task of its own, after what the same call has written before: a release undoes what it releases."""
+        if self._store.local:
+            await self._write(write)
+            return
+        self._enter_loop()
+        last, arrival = self._last_writes, id(write.arrival)  # the write keeps the arrival alive
+        task = last[arrival] = self._start(self._write_after(last.get(arrival), write))
+
+        def forget(done: asyncio.Task[None]) -> None:
+            if last.get(arrival) is done:
+                del last[arrival]
+
+        task.add_done_callback(forget)
+
+    async def _write_after(self, before: asyncio.Task[None] | None, write: Write) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        await self._write(write)
 
     async def _wait(self, turns: Turns, state: State) -> None:
         """Let a request wait for its turn; where the store is away it goes on as planned."""
@@ -496,7 +522,7 @@ class AsyncMiddleware(_Engine):
         """Tell others that a request which claimed a write won't leave with it."""
         try:
             if state is not None and (write := self._decisions.unannounced(state)):
-                await self._later(functools.partial(self._write, write))
+                await self._write_later(write)
         except Exception as error:
             self._failed("coalesce", error)
 

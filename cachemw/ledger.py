@@ -23,8 +23,8 @@ _MONEY = ("paid", "baseline", "ours", "found", "would_save")
 class Row:
     """The sums of one label set on one model (the totals have neither).
 
-    `calls` were sent; `unsettled` of them are under way, or nobody told how they ended, as where a worker
-    died. Tokens and calls are counts, money is USD for input tokens. `saved` is net of what writing cost
+    `calls` got an answer that began; `unsettled` of them are under way, or their end was never reported, as
+    where a worker died. Tokens and calls are counts, money is USD for input tokens. `saved` is net of what writing cost
     and may be negative: `ours` where our breakpoints reached further than the client's own, `found`
     elsewhere. `would_save` is what mode "observe" expects of breakpoints that it did not set.
     """

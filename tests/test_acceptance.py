@@ -377,3 +377,19 @@ async def test_announcement_expires_after_a_minute(asynchronous: bool, known: bo
     assert (await driver.prepare(question())).plan.skipped is Reason.PENDING
     driver.clock.now += 0.2
     assert (await driver.prepare(question())).plan.write_5m > 3_000
+
+
+@both
+async def test_call_that_can_not_be_learned_from_is_still_counted(asynchronous: bool) -> None:
+    """A fault while learning is counted; the call, its arrival and its end are accounted for."""
+    driver = Driver(asynchronous)
+
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    driver.mw._decisions._parser.learn = broken  # type: ignore[method-assign]
+    await driver.accepted(question())
+    totals = (await driver.do("report")).totals
+    assert (totals.calls, totals.unsettled) == (1, 0)
+    assert driver.mw.counts["error.learn.MemoryError"] == 1
+    assert driver.seen()

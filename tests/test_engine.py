@@ -943,7 +943,8 @@ def test_an_interrupt_after_the_decision(asynchronous: bool, monkeypatch: pytest
             raise KeyboardInterrupt
 
         monkeypatch.setattr(mw._store, "local", False)
-        monkeypatch.setattr(mw, "_later", lambda job: job())  # a write without a queue
+        at_once = ("_write_later", mw._write) if asynchronous else ("_later", lambda job: job())
+        monkeypatch.setattr(mw, *at_once)  # without a queue
         monkeypatch.setattr(mw, "_share_due", interrupted)
         with pytest.raises(KeyboardInterrupt):
             await _ours(mw.prepare(agent()))

@@ -271,7 +271,7 @@ class _Forecast:
 def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: float) -> list[Depth]:
     """Return the same chances with what a later look at the same records says of entries.
 
-    Chances are not judged again: the records count this request's own arrival by now.
+    Chances are not judged again: a look at records counts nothing, and only entries change within a wait.
     """
     later = []
     for depth, record in zip(depths, records, strict=True):

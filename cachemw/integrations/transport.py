@@ -8,7 +8,7 @@ The caller's request object is never changed; where its body is, a new one goes 
 same URL, extensions and headers, but for the length and our labels. A body that is streamed passes unread. An
 answer is looked at as it is on the wire, chunk by chunk, and passes as it is.
 
-A retry made above a transport comes as a new request and is a new arrival: nothing in it says which call it
+A retry made above a transport comes as a new request and is a new call: nothing in it says which call it
 repeats, and the failed one is over. `wrap` sees the retries of its SDK as one call.
 """
 

@@ -22,6 +22,7 @@ from benchmarks.litellm_proxy import COMMAND, running
 from cachemw import Middleware
 from cachemw.core.markers import canonical
 from cachemw.ledger import Row
+from cachemw.stores.commands import peeked
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
 from tests.clients.recorder import marks
@@ -193,11 +194,16 @@ def test_the_messages_route(endpoint: Endpoint, tenant: Tenant, name: str, strea
 
 
 def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> None:
-    """Retries and the fallback are each marked for their own route; those that failed cost nothing."""
+    """Retries and the fallback are each marked for their own route; those that failed cost nothing, and hold nobody."""
+    server = tenant.proxy.server
+    before = set(server.keys("*:p:*"))
     endpoint.answers.extend([error(500, "boom"), error(500, "boom")])
     assert tenant.chat("falling").is_success
     report = tenant.report(1)
     assert (report.calls, report.unsettled) == (1, 0)
+    records = peeked([server.mget(set(server.keys("*:p:*")) - before)], time.time())
+    assert records
+    assert all(record is not None and record.seen == 1 for record in records), "an announcement is left"
     assert bill(report) == BILLED
     assert [marks(arrived.body) > 0 for arrived in endpoint.arrived] == [True] * 3
 
