@@ -20,15 +20,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import orjson
+from cachemw.stores.redis.client import servers
 
 import cachemw
 from benchmarks.workloads.conversations import small
-from cachemw.core.markers import canonical
-from cachemw.core.plan import Plan, Reason
+from cachemw.core.planner.plan import Plan, Reason
+from cachemw.core.request.markers import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
-from cachemw.stores import servers
-from cachemw.stores.routes import slot_of
+from cachemw.stores.redis.client.routes import slot_of
 
 TURNS = 5
 _SECRET = "that of all workers"  # noqa: S105

@@ -31,7 +31,7 @@ import cachemw
 from benchmarks.fleet import Fleet, Sample, Told, Traffic, fleet, usage
 from benchmarks.redis_servers import Cluster, Sentinels, cluster, sentinel, standalone, until
 from benchmarks.workloads.conversations import small
-from cachemw.core.plan import Plan
+from cachemw.core.planner.plan import Plan
 from cachemw.simulation.traffic import Body
 
 TWINS = ("sync", "sync", "async", "async")

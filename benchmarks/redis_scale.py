@@ -33,7 +33,7 @@ from benchmarks.redis_servers import Cluster, Server, cluster, standalone
 from benchmarks.workloads.conversations import small
 from cachemw.slices import run
 from cachemw.stores import open_store
-from cachemw.stores.base import Arrival
+from cachemw.stores.protocol import Arrival
 
 FREE, PACED, GAP = 1_000, 100, 0.01
 # Commands on the slot of a root that all requests share: of each request, and of each worker in a second.

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Protocol, TypeAlias
 
-from cachemw.core.plan import Plan
-from cachemw.core.receipt import Receipt
-from cachemw.forks import in_child
+from cachemw.core.billing.receipt import Receipt
+from cachemw.core.planner.plan import Plan
+from cachemw.fork_safety import in_child
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cachemw.core.blocks import Parsed, Parser
-from cachemw.core.prefix import chain
-from cachemw.core.providers import Model, Ttl, find_model
+from cachemw.core.request.parser import Parsed, Parser
+from cachemw.core.request.prefix_hashes import chain
+from cachemw.core.rules.providers import Model, Ttl, find_model
 from cachemw.errors import BodyError
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache

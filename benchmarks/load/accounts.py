@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.load.provider import ERRORS, Received
-from cachemw.core.providers import find_model, relative
+from cachemw.core.rules.providers import find_model, relative
 
 Fate = Literal["answered", "lost", "killed", "hang", "crossed", "changed"]
 

@@ -21,7 +21,7 @@ import orjson
 
 from benchmarks.peers import ports
 from benchmarks.peers.skeleton import Mark, Skeleton
-from cachemw.core import markers
+from cachemw.core.request import markers
 
 Body = dict[str, Any]
 Policy = Callable[[Body], Body]

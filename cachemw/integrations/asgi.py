@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cachemw.decisions import secret_of
 from cachemw.engine import AsyncMiddleware
-from cachemw.integrations.doors import middleware_for
+from cachemw.engine.decisions import secret_of
 from cachemw.integrations.guard import Guard
-from cachemw.integrations.http import LABEL, HttpExchange, take_labels
-from cachemw.integrations.principals import principals
-from cachemw.integrations.routes import find_route
+from cachemw.integrations.http.chat_routes import find_route
+from cachemw.integrations.http.exchange import LABEL, HttpExchange, take_labels
+from cachemw.integrations.http.tenants import principals
+from cachemw.integrations.resolve_middleware import middleware_for
 from cachemw.settings import Settings
 from cachemw.slices import run_in_loop
 

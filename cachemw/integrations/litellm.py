@@ -31,12 +31,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, ref
 
-from cachemw.calls import Call
 from cachemw.engine import AsyncMiddleware
+from cachemw.engine.call import Call
 from cachemw.errors import ConfigError
-from cachemw.integrations.doors import middleware_for
 from cachemw.integrations.guard import Guard
 from cachemw.integrations.litellm_request import Request, labels, namespace, read, rewritten
+from cachemw.integrations.resolve_middleware import middleware_for
 from cachemw.settings import Settings
 
 try:

@@ -12,11 +12,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cachemw.core.blocks import Wire
-from cachemw.core.markers import apply, marker, strip
-from cachemw.core.providers import Ttl
-from cachemw.core.wire import Path, marker_ttl
-from cachemw.integrations.routes import provider_at
+from cachemw.core.request.markers import apply, marker, strip
+from cachemw.core.request.message_blocks import Path, marker_ttl
+from cachemw.core.request.parser import Wire
+from cachemw.core.rules.providers import Ttl
+from cachemw.integrations.http.chat_routes import provider_at
 
 _CONTENT = ("messages", "tools", "system", "cache_control")
 # What else of a call is part of the prompt, or keys it at the provider.

@@ -21,9 +21,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cachemw.engine import AsyncMiddleware, Middleware
-from cachemw.integrations.doors import middleware_for
 from cachemw.integrations.guard import Engine, Guard
-from cachemw.integrations.http import HttpExchange, take_labels
+from cachemw.integrations.http.exchange import HttpExchange, take_labels
+from cachemw.integrations.resolve_middleware import middleware_for
 from cachemw.settings import Settings
 from cachemw.slices import Slices, run, run_in_loop
 

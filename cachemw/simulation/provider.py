@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cachemw.core.providers import TTL_SECONDS, Model, Ttl
-from cachemw.simulation import marks
+from cachemw.core.rules.providers import TTL_SECONDS, Model, Ttl
+from cachemw.simulation import marker_rules
 from cachemw.simulation.anthropic_form import Content, Wire, form
 from cachemw.simulation.counting import TAIL, block_tokens, rate
 from cachemw.simulation.options import Options
@@ -30,7 +30,7 @@ _plain_tokens: dict[bytes, float] = {}  # by digest of a block: results of a pur
 class Position(NamedTuple):
     """One block of the prompt. `digest` (32 bytes) and `prefix` (tokens) cover all up to its end."""
 
-    place: marks.Place
+    place: marker_rules.Place
     role: str
     type: str
     digest: bytes
@@ -114,7 +114,7 @@ class ProviderCache:
         request = body if isinstance(body, Request) else self.convert(body, wire)
         positions = request.positions
         marked = [(index, p.marker) for index, p in enumerate(positions) if p.marker is not None]
-        marks.check([(positions[i].place, positions[i].type, ttl) for i, ttl in marked], self.options)
+        marker_rules.check([(positions[i].place, positions[i].type, ttl) for i, ttl in marked], self.options)
         self._sweep(now)
         hit = self._hit(positions, [index for index, _ in marked], now)
         source = self._entries[positions[hit].digest] if hit >= 0 else None

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
-from cachemw.core.models import Model
+from cachemw.core.rules.models import Model
+from cachemw.simulation.equality import same
 from cachemw.simulation.options import Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
-from cachemw.simulation.same import same
 
 Body: TypeAlias = Mapping[str, Any]
 

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
-from cachemw.core.reuse import Prefix
-from cachemw.forks import in_child
-from cachemw.stores.base import Arrival, Entry
-from cachemw.stores.records import Records
+from cachemw.core.reuse.record import Prefix
+from cachemw.fork_safety import in_child
+from cachemw.stores.protocol import Arrival, Entry
+from cachemw.stores.record_lru import Records
 
 DEFAULT_MAX_PREFIXES = 200_000
 

@@ -16,7 +16,7 @@ from benchmarks.redis_scale import Read, Row, learned
 from benchmarks.redis_scale import table as rows
 from benchmarks.redis_servers import standalone
 from benchmarks.workloads.conversations import reference, small
-from cachemw.core.plan import Plan
+from cachemw.core.planner.plan import Plan
 
 BUDGET = 0.02
 

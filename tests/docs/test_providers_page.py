@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cachemw.core.models import MODELS, Model, Prices
-from cachemw.core.providers import PROVIDERS, Provider
+from cachemw.core.rules.models import MODELS, Model, Prices
+from cachemw.core.rules.providers import PROVIDERS, Provider
 from tests.docs.test_pages import names, rows, text
 
 PAGE = "providers.md"

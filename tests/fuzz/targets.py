@@ -17,30 +17,30 @@ from typing import Any
 import brotli
 import orjson
 
-from cachemw.core import providers, refusal
-from cachemw.core.blocks import Parsed, Parser, Wire
-from cachemw.core.chances import Reuse
-from cachemw.core.classes import Classes
-from cachemw.core.image_headers import pixels, read_pixels
-from cachemw.core.markers import apply, canonical
-from cachemw.core.merging import Merge
-from cachemw.core.models import find_model, model_key
-from cachemw.core.providers import Kind
-from cachemw.core.split import Splitter, joined
-from cachemw.core.structure import same_structure
-from cachemw.core.tokens import image_size
-from cachemw.core.tools import sort_tools, unordered
-from cachemw.core.usage import fold, normalise
+from cachemw.core.billing.usage import fold, normalise
+from cachemw.core.opt_ins.sort_tools import sort_tools, unordered
+from cachemw.core.opt_ins.split_text import Splitter, joined
+from cachemw.core.request.equality import same_structure
+from cachemw.core.request.image_headers import pixels, read_pixels
+from cachemw.core.request.markers import apply, canonical
+from cachemw.core.request.parser import Parsed, Parser, Wire
+from cachemw.core.request.tokens import image_size
+from cachemw.core.reuse.cohort_sharing import Merge
+from cachemw.core.reuse.cohorts import Classes
+from cachemw.core.reuse.forecast import Reuse
+from cachemw.core.rules import providers, refusals
+from cachemw.core.rules.models import find_model, model_key
+from cachemw.core.rules.providers import Kind
+from cachemw.engine.learned_facts import Knowledge
 from cachemw.errors import BodyError, StoreError
-from cachemw.integrations.decoding import CHUNK, RATIO, BudgetError, Decoder
-from cachemw.integrations.principals import principals
-from cachemw.integrations.routes import find_route, provider_at
-from cachemw.integrations.sse import UsageReader
-from cachemw.knowledge import Knowledge
-from cachemw.ledger import report
+from cachemw.integrations.http.chat_routes import find_route, provider_at
+from cachemw.integrations.http.content_decoding import CHUNK, RATIO, BudgetError, Decoder
+from cachemw.integrations.http.sse_usage import UsageReader
+from cachemw.integrations.http.tenants import principals
+from cachemw.reporting.ledger import report
 from cachemw.settings import Settings
-from cachemw.stores.commands import Commands, peeked, records, sums
-from cachemw.stores.records import Records
+from cachemw.stores.record_lru import Records
+from cachemw.stores.redis.commands import Commands, peeked, records, sums
 from tests.fuzz.source import Source
 
 NOW = 1_800_000_000.0
@@ -376,9 +376,9 @@ def http(data: bytes) -> None:
     find_model(text)
     model_key(text)
     providers.resolve("databricks", text)
-    assert refusal.refused_kinds(text, set(Kind)) <= set(Kind)
-    refusal.about_markers(text)
-    refusal.refuses_hour(text)
+    assert refusals.refused_kinds(text, set(Kind)) <= set(Kind)
+    refusals.about_markers(text)
+    refusals.refuses_hour(text)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

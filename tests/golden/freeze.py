@@ -31,9 +31,9 @@ import cachemw
 from benchmarks.measure import OURS
 from benchmarks.policies import Ours
 from benchmarks.workloads import WORKLOADS, recorded
-from cachemw.apps.demo import demo
-from cachemw.apps.doctor import effective, examine, verdict
-from cachemw.core.providers import find_model
+from cachemw.apps.demo.run import demo
+from cachemw.apps.doctor.examine import effective, examine, verdict
+from cachemw.core.rules.providers import find_model
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Body, Sent, replay
 
@@ -114,7 +114,7 @@ def surface() -> dict[str, Any]:
     return {
         "signatures": dict(signatures()),
         "counters": counters(),
-        "lua": {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in PACKAGE.rglob("*.lua")},  # noqa: S324 - as Redis does
+        "lua": {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in PACKAGE.rglob("*.lua")},
         "demo": demo_output(),
         "doctor": doctor_output(),
     }

@@ -21,9 +21,9 @@ from starlette.websockets import WebSocket
 
 import cachemw
 from cachemw import AsyncMiddleware, CacheMiddleware, ConfigError
-from cachemw.apps import gateway
-from cachemw.core.markers import canonical
-from tests.apps.proxied import until
+from cachemw.apps import simulated_gateway
+from cachemw.core.request.markers import canonical
+from tests.apps.proxy.proxied import until
 from tests.clients.endpoint import USAGE, chunks, completion, event
 from tests.clients.recorder import AsyncRecorder, conversation, marks
 
@@ -538,7 +538,7 @@ def test_a_fastapi_gateway_over_http() -> None:
         return StreamingResponse(parts(), media_type="text/event-stream")
 
     app.add_middleware(CacheMiddleware, middleware=mw)
-    with gateway.running(app) as url, httpx2.Client(trust_env=False) as client:
+    with simulated_gateway.running(app) as url, httpx2.Client(trust_env=False) as client:
         answered = client.post(url + PATH, json={**conversation(), "stream": True})
         assert answered.text.endswith("data: [DONE]\n\n")
         assert answered.headers["x-cachemw-decision"] == "marked"
@@ -552,7 +552,7 @@ def test_starlettes_own_list_takes_it() -> None:
     manual = "Returns are free within 30 days of delivery. " * 400
     messages = [{"role": "system", "content": manual}, {"role": "user", "content": "Until when?"}]
     wrapped = [Wrapped(CacheMiddleware, provider="databricks")]
-    with TestClient(Starlette(routes=gateway.build().routes, middleware=wrapped)) as client:
+    with TestClient(Starlette(routes=simulated_gateway.build().routes, middleware=wrapped)) as client:
         for _ in range(2):
             told = client.post(
                 "/serving-endpoints/chat/completions",

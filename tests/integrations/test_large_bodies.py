@@ -15,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from benchmarks.large_bodies import PATH, bodies
 from cachemw import AsyncCacheTransport, CacheMiddleware
-from cachemw.core import json_budget
-from cachemw.integrations.http import HttpExchange
+from cachemw.core.request import json_budget
+from cachemw.integrations.http.exchange import HttpExchange
 from cachemw.slices import run_in_loop
 from tests.clients.endpoint import completion
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks

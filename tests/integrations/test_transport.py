@@ -23,8 +23,8 @@ from starlette.responses import RedirectResponse, StreamingResponse
 import cachemw
 from benchmarks.ports import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
-from cachemw.apps import gateway
-from cachemw.core.markers import canonical
+from cachemw.apps import simulated_gateway
+from cachemw.core.request.markers import canonical
 from cachemw.integrations import transport
 from tests.clients.endpoint import Endpoint, chunks, completion, error, event, events
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks
@@ -519,7 +519,7 @@ def over_http2() -> Iterator[str]:
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
     def run() -> None:
-        serving = hypercorn.asyncio.serve(gateway.build(), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+        serving = hypercorn.asyncio.serve(simulated_gateway.build(), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
         loop.run_until_complete(serving)
         loop.close()
 

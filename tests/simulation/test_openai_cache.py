@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from cachemw.apps.gateway import build
-from cachemw.core.models import MODELS
-from cachemw.core.usage import normalise
+from cachemw.apps.simulated_gateway import build
+from cachemw.core.billing.usage import normalise
+from cachemw.core.rules.models import MODELS
 from cachemw.simulation.openai_cache import OpenAICache
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Ticket

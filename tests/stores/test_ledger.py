@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import cachemw
 from benchmarks import redis_servers
 from benchmarks.redis_servers import until
-from cachemw.stores.redis import RedisStore
+from cachemw.stores.redis.store import RedisStore
 
 MODEL = "claude-sonnet-4-6"
 WEEK = 7 * 24 * 3_600_000

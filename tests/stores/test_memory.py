@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cachemw.stores import memory
-from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.memory import MemoryStore
+from cachemw.stores.protocol import Arrival, Entry
 
 
 def arrival(*keys: int) -> Arrival:

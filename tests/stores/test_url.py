@@ -11,8 +11,8 @@ import pytest
 
 from cachemw.errors import ConfigError
 from cachemw.stores import open_async_store, open_store
-from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.memory import AsyncMemoryStore, MemoryStore
+from cachemw.stores.redis.client.link import AsyncLink, Link
 from cachemw.stores.url import masked, parse, target
 
 

@@ -20,9 +20,9 @@ from starlette.responses import Response, StreamingResponse
 
 from benchmarks.litellm_proxy import COMMAND, running
 from cachemw import Middleware
-from cachemw.core.markers import canonical
-from cachemw.ledger import Row
-from cachemw.stores.commands import peeked
+from cachemw.core.request.markers import canonical
+from cachemw.reporting.ledger import Row
+from cachemw.stores.redis.commands import peeked
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
 from tests.clients.recorder import marks

@@ -1,0 +1,5 @@
+"""The middleware."""
+
+from cachemw.engine.middleware import AsyncMiddleware, Middleware
+
+__all__ = ["AsyncMiddleware", "Middleware"]

@@ -1,0 +1,189 @@
+"""What workers on one store tell each other: of models, and of prefixes that were never seen."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import count
+from typing import Any
+
+from cachemw.core.rules.providers import Kind
+from cachemw.engine import learned_facts
+from cachemw.engine.decisions import Decisions
+from cachemw.settings import Settings
+from cachemw.slices import run
+from cachemw.stores.memory import MemoryStore
+
+SYSTEM = "The manual of the espresso machine, in all its detail. " * 200
+BODY: dict[str, Any] = {
+    "model": "claude-sonnet-4-6",
+    "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "How hot?"}],
+}
+
+
+class Worker:
+    """What a middleware on a shared store decides, with a memory store in that one's place."""
+
+    def __init__(
+        self, store: MemoryStore, *, secret: str = "s", url: str = "redis://nowhere", **settings: Any
+    ) -> None:
+        self.now = 1_000.0
+        chosen = Settings(provider="databricks", store=url, secret=secret, **settings)
+        self.decisions = Decisions(chosen, lambda: self.now, ())
+        self.store = store
+
+    def request(
+        self,
+        question: str,
+        now: float,
+        system: str = SYSTEM,
+        *,
+        namespace: str | None = None,
+        accepted: bool = True,
+    ) -> int:
+        """Return how many tokens a request is to write; it teaches what there is to learn if it is accepted."""
+        self.now = now
+        body = {
+            "model": "claude-sonnet-4-6",
+            "messages": [{"role": "system", "content": system}, {"role": "user", "content": question}],
+        }
+        state = self.decisions.start(body, {}, namespace)
+        run(self.decisions.read(state, None, "chat"))
+        assert state.arrival is not None
+        self.decisions.weigh(state, self.store.lookup(state.arrival, now))
+        call = self.decisions.decide(state)
+        if accepted:
+            write, _ = self.decisions.begun(call)
+            assert write is not None
+            assert write.accepted is not None
+            records = self.store.observe(write.arrival, write.accepted.start)
+            self.decisions.observe(write.accepted, records)
+        else:
+            self.decisions.fail(call)
+        return call.plan.write_5m
+
+    def share(self) -> None:
+        """Tell the others, and hear them."""
+        for table, amounts, keep in self.decisions.news():
+            assert keep > 0
+            self.store.add("default", table, amounts, keep)
+        for table in self.decisions.tables():
+            self.decisions.absorb(table, self.store.read("default", [table]))
+
+
+def test_a_fresh_worker_writes_no_more_than_the_others() -> None:
+    """System prompts that never come again are not written by a worker that has only heard of it."""
+    store = MemoryStore()
+    old, fresh, deaf = Worker(store), Worker(store), Worker(store)
+    prompts = (f"Request {number}. {SYSTEM}" for number in count())
+    for number in range(20):
+        old.request("How hot?", 1_000.0 + number, next(prompts))
+        old.share()
+    fresh.now = 1_100.0
+    fresh.share()
+    assert old.request("How hot?", 1_101.0, next(prompts)) == 0
+    assert fresh.request("How hot?", 1_101.0, next(prompts)) == 0
+    assert deaf.request("How hot?", 1_101.0, next(prompts)) > 2_000
+
+
+def test_what_was_learned_of_models_goes_the_same_way() -> None:
+    """A refused kind is heard of at the next exchange."""
+    store = MemoryStore()
+    one, other = Worker(store), Worker(store)
+    facts = one.decisions.knowledge.of("default")
+    rules = facts.rules("databricks", "claude-sonnet-4-6")
+    assert rules is not None
+    facts.refuse(rules, {Kind.IMAGE})
+    for worker in (one, other):
+        worker.share()
+    assert other.decisions.knowledge.of("default").kinds(rules)[Kind.IMAGE] == "off"
+    assert other.decisions.knowledge.of("another").kinds(rules)[Kind.IMAGE] == "on"
+    assert one.decisions.news() == other.decisions.news() == []
+
+
+def test_only_keyed_names_and_integers_leave() -> None:
+    """No digest of a prompt is in the tables, and another secret makes other names of the same."""
+    tables: list[dict[str, Any]] = []
+    for secret in ("one", "another"):
+        worker = Worker(MemoryStore(), secret=secret)
+        for number in range(3):
+            worker.request("How hot?", 1_000.0 + number)
+        [(table, amounts, _)] = worker.decisions.news()
+        assert re.fullmatch(r"chances:\d+", table)
+        assert all(re.fullmatch(r"[0-9a-f]{24}[bslow]", name) for name in amounts)
+        assert len(json.dumps(amounts)) < 100 * 30
+        tables.append(amounts)
+    assert not set(tables[0]) & set(tables[1])
+    assert sorted(tables[0].values()) == sorted(tables[1].values())
+
+
+def test_a_process_by_itself_tells_nobody() -> None:
+    """With a memory store there is nobody to tell: only the table of facts would be read."""
+    worker = Worker(MemoryStore(), url="memory://")
+    for number in range(3):
+        worker.request("How hot?", 1_000.0 + number)
+    assert worker.decisions.news() == []
+    assert worker.decisions.tables() == [learned_facts.TABLE]
+
+
+def changing(worker: Worker, namespace: str, start: float, *, accepted: bool = True) -> None:
+    """Send requests whose system prompts never come again."""
+    for number in range(20):
+        system = f"Request {number} of {namespace}. {SYSTEM}"
+        worker.request("How hot?", start + number, system, namespace=namespace, accepted=accepted)
+        worker.share()
+
+
+def test_reuse_of_one_namespace_is_not_forecast_from_another() -> None:
+    """Prompts of one namespace that never come again keep no other one's from being written, at any worker."""
+    store = MemoryStore()
+    one, fresh = Worker(store), Worker(store)
+    changing(one, "changing", 1_000.0)
+    fresh.now = 1_100.0
+    fresh.share()
+    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="changing") == 0
+    for worker in (one, fresh):
+        assert worker.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace=f"calm {id(worker)}") > 2_000
+
+
+def test_reuse_of_a_group_of_namespaces_is_forecast_from_all_of_them() -> None:
+    """Namespaces in one of the `cohort_groups` learn from each other, and their records stay apart."""
+    store = MemoryStore()
+    one = Worker(store, cohort_groups={"team-*": "product"})
+    changing(one, "team-a", 1_000.0)
+    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="team-b") == 0
+    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="other") > 2_000
+    prefixes = [len(store._records._records.read(name)) for name in ("team-a", "team-b", "other")]
+    assert prefixes == [40, 2, 2]
+
+
+def test_requests_that_were_not_accepted_teach_no_worker_anything() -> None:
+    """A client without a valid credential changes no plan, no record and no table."""
+    store = MemoryStore()
+    one = Worker(store)
+    changing(one, "default", 1_000.0, accepted=False)
+    assert one.decisions.news() == []
+    assert len(store._records._records) == 0
+    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}") > 2_000
+
+
+def test_refusal_in_one_namespace_leaves_the_plans_of_another() -> None:
+    """A namespace whose markers were refused gets none; another one's are placed as before, at every worker."""
+    store = MemoryStore()
+    one, fresh = Worker(store), Worker(store)
+    state = one.decisions.start(BODY, {}, "refused")
+    run(one.decisions.read(state, None, "chat"))
+    assert state.arrival is not None
+    one.decisions.weigh(state, store.lookup(state.arrival, 1_000.0))
+    call = one.decisions.decide(state)
+    original, _ = one.decisions.refused(
+        call, 400, "messages.0: cache_control is not supported for text blocks"
+    )
+    assert original is BODY
+    assert one.decisions.news() == []
+    one.decisions.begun(call)
+    one.share()
+    fresh.share()
+    for worker in (one, fresh):
+        assert worker.request("How hot?", 1_001.0, namespace="refused") == 0
+        assert worker.request("How hot?", 1_001.0, namespace=f"other {id(worker)}") > 2_000
