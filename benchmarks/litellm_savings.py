@@ -35,7 +35,7 @@ from cachemw.apps import simulated_gateway
 from cachemw.apps.demo import conversations
 from cachemw.core.rules.models import find_model
 from cachemw.simulation import conversation_families
-from cachemw.simulation.traffic import Arrival, schedule
+from cachemw.simulation.traffic import TimedRequest, schedule
 
 WITHIN = Decimal("0.01")
 ROUTES = ("databricks", "openai")
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return verdict(doors, console)
 
 
-def wrapped(arrivals: Sequence[Arrival]) -> Door:
+def wrapped(arrivals: Sequence[TimedRequest]) -> Door:
     """Send all requests through a wrapped client."""
     now = 0.0
     app = simulated_gateway.build(virtual_clock=True)
@@ -99,7 +99,7 @@ def wrapped(arrivals: Sequence[Arrival]) -> Door:
         with _client(f"{url}/serving-endpoints", "simulated") as client:
             cachemw.wrap(client, middleware=middleware)
 
-            def each(arrival: Arrival) -> None:
+            def each(arrival: TimedRequest) -> None:
                 nonlocal now
                 now = arrival.at
                 _send(client, arrival, str(arrival.body["model"]))
@@ -111,7 +111,7 @@ def wrapped(arrivals: Sequence[Arrival]) -> Door:
     return Door("wrap", app.state.ledger.totals, seconds)
 
 
-def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
+def proxied(route: str, arrivals: Sequence[TimedRequest]) -> Door:
     """Send all requests through the LiteLLM proxy, with its provider `route` in front of the gateway."""
     app = simulated_gateway.build(virtual_clock=True)
     with (
@@ -135,7 +135,7 @@ def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
         redis.Redis.from_url(_url(server)) as settled,
     ):
 
-        def each(arrival: Arrival) -> None:
+        def each(arrival: TimedRequest) -> None:
             _send(client, arrival, "model")
             said = settled.blpop([litellm_proxy.SETTLED], timeout=10)
             assert said is not None, "the hook was told of no answer"
@@ -145,14 +145,14 @@ def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
     return Door(f"LiteLLM {route}/", app.state.ledger.totals, seconds)
 
 
-def _all(arrivals: Sequence[Arrival], each: Callable[[Arrival], None]) -> float:
+def _all(arrivals: Sequence[TimedRequest], each: Callable[[TimedRequest], None]) -> float:
     started = time.perf_counter()
     for arrival in arrivals:
         each(arrival)
     return time.perf_counter() - started
 
 
-def _send(client: OpenAI, arrival: Arrival, model: str) -> None:
+def _send(client: OpenAI, arrival: TimedRequest, model: str) -> None:
     body = {key: value for key, value in arrival.body.items() if key not in ("model", "messages")}
     client.chat.completions.create(
         model=model,

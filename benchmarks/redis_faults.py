@@ -290,9 +290,9 @@ async def _probe(traffic: Traffic, probe: Probe) -> None:
         for number in count():
             first, second = ("sync", "async") if number % 2 else ("async", "sync")
             begin, go_on = small(f"probe {number}", f"probe {number}", 2)
-            written = (await sent(first, begin)).write_5m
+            written = (await sent(first, begin)).cache_write_5m
             await asyncio.sleep(0.05)
-            if 0 < written <= (await sent(second, go_on)).read:
+            if 0 < written <= (await sent(second, go_on)).cache_read:
                 probe.seen.append((time.time(), second))
     finally:
         sync.close()

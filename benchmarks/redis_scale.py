@@ -140,8 +140,8 @@ def _trips(told: Sequence[Told]) -> int:
 def _root_slot(traffic: Traffic) -> int:
     """Return the slot of the tools and system that all requests share."""
     mw = cachemw.Middleware(traffic.settings())
-    state = mw._decisions.start(next(small("any", "all", 1)), {}, None)
-    run(mw._decisions.read(state, None, "chat"))
+    state = mw._decisions.begin_call(next(small("any", "all", 1)), {}, None)
+    run(mw._decisions.parse(state, None, "chat"))
     assert state.arrival is not None
     store: Any = mw._store
     slot = key_slot(store._commands.names(state.arrival)[0])
@@ -237,7 +237,10 @@ def _turn(traffic: Traffic, turn: int, told: Any) -> None:
     mw.settle(call, usage(call.plan))
     plan = call.plan
     told.put(
-        (plan.read if turn else plan.write_5m, any(p.prefix_tokens >= plan.read for p in plan.breakpoints))
+        (
+            plan.cache_read if turn else plan.cache_write_5m,
+            any(p.prefix_tokens >= plan.cache_read for p in plan.breakpoints),
+        )
     )
     mw.close()
 

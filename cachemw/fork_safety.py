@@ -15,7 +15,7 @@ from weakref import WeakMethod
 _told: set[WeakMethod[Callable[[], None]]] = set()
 
 
-def in_child(method: Callable[[], None]) -> None:
+def after_fork_in_child(method: Callable[[], None]) -> None:
     """Call an object's method in each child that is forked while the object lives, before anything else runs."""
     _told.add(WeakMethod(method, _told.discard))
 

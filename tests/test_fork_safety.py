@@ -12,8 +12,8 @@ import pytest
 import cachemw
 from cachemw import fork_safety
 from cachemw.events import Counters
-from cachemw.stores.redis.circuit_breaker import Breaker
-from cachemw.stores.redis.near_cache import Near
+from cachemw.stores.redis.circuit_breaker import CircuitBreaker
+from cachemw.stores.redis.near_cache import NearCache
 from tests.stores.redis.test_near_cache import HEADS, warm
 
 pytestmark = [
@@ -42,7 +42,7 @@ def said_by_child(act: Callable[[], object]) -> str:
 
 def test_a_lock_that_was_held_is_free() -> None:
     """Another thread of the parent may have been at work in any of them."""
-    counters, breaker, near = Counters(), Breaker(), Near()
+    counters, breaker, near = Counters(), CircuitBreaker(), NearCache()
     with counters._lock, breaker._lock, near._lock:
         said = said_by_child(lambda: (counters.add("x"), breaker.failed(0.0), near.peek([b"x"], 0.0)))
     assert said == "(None, False, [None])"
@@ -52,19 +52,19 @@ def test_what_is_unsent_is_the_parents_to_send() -> None:
     """It is sent once; what is known is known in both."""
     near = warm(seen=9)
     assert near.count(HEADS, 10.05) is not None
-    near.lost([b"message 1"])
+    near.schedule_restore([b"message 1"])
 
     def look() -> object:
         records = near.count(HEADS, 10.06)
         return (
-            near.owed(),
-            [(held.name, held.arrivals) for held in near.due()],
-            [r and r.seen for r in records or ()],
+            near.records_to_restore(),
+            [(held.name, held.arrivals) for held in near.drain_hot_updates()],
+            [r and r.arrivals for r in records or ()],
         )
 
     assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
-    assert [held.arrivals for held in near.due()] == [1, 1]
-    assert list(near.owed()) == [b"message 1"]
+    assert [held.arrivals for held in near.drain_hot_updates()] == [1, 1]
+    assert list(near.records_to_restore()) == [b"message 1"]
 
 
 BODY = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 9_000}]}
@@ -84,10 +84,10 @@ def test_a_middleware_goes_on(store: str) -> None:
             locks.enter_context(lock)
 
         def act() -> object:
-            before = mw.report("process").totals.calls, decisions.news()
+            before = mw.report("process").totals.calls, decisions.drain_updates()
             call = mw.prepare(BODY)
             mw.settle(call, USAGE)
-            known = decisions.planned(call._state, call._state.depths).total > 0
+            known = decisions.plan_for(call._state, call._state.forecasts).total > 0
             return before, known, mw.report("process").totals.calls
 
         said = said_by_child(act)

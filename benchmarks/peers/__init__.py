@@ -110,7 +110,7 @@ def _peer(name: str) -> Peer:
 
 
 def _annotated(body: Body, marks: Iterable[Mark]) -> Body:
-    return dict(markers.apply(markers.strip(body), marks))
+    return dict(markers.insert(markers.strip(body), marks))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -49,16 +49,16 @@ MESSAGES_PATHS = (
 MODELS_PATHS = ("/serving-endpoints/models", "/ai-gateway/mlflow/v1/models", "/v1/models")
 
 
-class Row(NamedTuple):
+class BilledRequest(NamedTuple):
     """One answered or refused request, tokens by kind."""
 
     model: str
     wire: Wire
     status: int
-    read: int = 0
-    write_5m: int = 0
-    write_1h: int = 0
-    plain: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    uncached: int = 0
     output: int = 0
 
 
@@ -66,13 +66,13 @@ class Row(NamedTuple):
 class Ledger:
     """The last 100,000 requests, and the sums of all: tokens by kind, `requests` and `refused`."""
 
-    rows: deque[Row] = field(default_factory=lambda: deque(maxlen=100_000))
+    rows: deque[BilledRequest] = field(default_factory=lambda: deque(maxlen=100_000))
     totals: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: BilledRequest) -> None:
         """Count one request."""
         self.rows.append(row)
-        self.totals.update(dict(zip(Row._fields[3:], row[3:], strict=True)))
+        self.totals.update(dict(zip(BilledRequest._fields[3:], row[3:], strict=True)))
         self.totals["requests"] += 1
         self.totals["refused"] += row.status != 200
 
@@ -155,7 +155,7 @@ class _Gateway:
             cache = self._cache(organisation, name)
             ticket = cache.begin(body, now, wire)
         except Refused as refused:
-            self.ledger.add(Row(name, wire, refused.status))
+            self.ledger.add(BilledRequest(name, wire, refused.status))
             return _json(error(refused, wire, self.options.provider), refused.status)
         await asyncio.sleep(self.answer_after)
         if body.get("stream") is True:
@@ -183,8 +183,14 @@ class _Gateway:
 
     def _began(self, cache: ProviderCache | OpenAICache, ticket: Ticket, name: str, wire: Wire) -> None:
         cache.answer_began(ticket, ticket.started if self.virtual_clock else self.clock())
-        tokens = (ticket.read, ticket.write_5m, ticket.write_1h, ticket.plain, OUTPUT_TOKENS[-1])
-        self.ledger.add(Row(name, wire, 200, *tokens))
+        tokens = (
+            ticket.cache_read,
+            ticket.cache_write_5m,
+            ticket.cache_write_1h,
+            ticket.uncached,
+            OUTPUT_TOKENS[-1],
+        )
+        self.ledger.add(BilledRequest(name, wire, 200, *tokens))
 
     def _now(self, request: Request) -> float:
         given = request.headers.get(CLOCK_HEADER)

@@ -13,11 +13,11 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from cachemw.fork_safety import in_child
+from cachemw.fork_safety import after_fork_in_child
 from cachemw.threads import start
 
 _LIMIT, _NO_LIMIT = 10_000, math.inf
-PULSE = 0.1
+FLUSH_INTERVAL = 0.1
 """Seconds between what is done now and then."""
 Job = Callable[[], None]
 
@@ -33,7 +33,7 @@ class _Line:
         self.thread: int | None = None
 
 
-class Writer:
+class BackgroundWriter:
     """Run jobs in order on one thread, started with the first job and again after a fork.
 
     `pulse` is run on it a tenth of a second after a `wake`, and again as long as it says True. `lost` is told
@@ -42,10 +42,10 @@ class Writer:
 
     def __init__(self, lost: Callable[[], None], pulse: Callable[[], bool]) -> None:
         self._lost, self._pulse = lost, pulse
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Have no thread and no job: those are the parent's."""
         self._lock = threading.RLock()
         self._line = _Line()
@@ -55,7 +55,7 @@ class Writer:
         if not self._put(job, _LIMIT):
             self._lost()
 
-    def wake(self) -> None:
+    def schedule_flush(self) -> None:
         """See that the pulse runs soon; never waits."""
         line = self._line
         if not (line.started and line.awake):
@@ -132,11 +132,11 @@ class Writer:
                 # Waiting for the next one must not keep alive what this one was about.
                 del job
             if due == math.inf:
-                line.awake, due = True, time.monotonic() + PULSE
+                line.awake, due = True, time.monotonic() + FLUSH_INTERVAL
             elif time.monotonic() >= due:
                 # Whoever wakes it from here on may have come too late for this pulse, and asks for another.
                 line.awake = False
-                due = time.monotonic() + PULSE if self._pulse() else math.inf
+                due = time.monotonic() + FLUSH_INTERVAL if self._pulse() else math.inf
                 line.awake = due < math.inf
 
 

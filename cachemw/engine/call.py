@@ -1,6 +1,14 @@
-"""One call: what the caller holds, and what the engine knows of it beyond that.
+"""Values of one call: the object that the caller holds, and the stages behind it.
 
-Lives here: values. Must not know: what is decided about them.
+Contains: data. Must not depend on: the decisions made about it.
+
+A call passes through two frozen stages and has one mutable part:
+
+================ =======================================================================
+`ParsedCall`     the request as it came, its rules, and its prompt once that is read
+`PlannedCall`    the breakpoints and the cache entries that they are expected to write
+`CallLifecycle`  the current stages, and everything that changes until the call ends
+================ =======================================================================
 """
 
 from __future__ import annotations
@@ -9,105 +17,138 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cachemw.core.billing.receipt import Receipt
-from cachemw.core.opt_ins.split_text import Found
+from cachemw.core.opt_ins.split_text import TextObservation
 from cachemw.core.planner.plan import Plan, Reason
 from cachemw.core.request.message_blocks import Json
-from cachemw.core.request.parser import Parsed
-from cachemw.core.reuse.forecast import Depth
+from cachemw.core.request.parser import ParsedRequest
+from cachemw.core.reuse.forecast import PrefixForecast
 from cachemw.core.rules.providers import Kind, Rules
-from cachemw.engine.learned_facts import Facts
-from cachemw.stores.protocol import Arrival, Entry
-
-_NO_PLAN = Plan()
+from cachemw.engine.learned_facts import NamespaceFacts
+from cachemw.stores.protocol import Arrival, CacheEntry
 
 
-@dataclass(slots=True, repr=False)
-class State:
-    """What the engine knows of one call beyond what the caller sees. Its `repr` shows no field: many hold prompts.
+@dataclass(frozen=True, slots=True, repr=False)
+class ParsedPrompt:
+    """A prompt as blocks and hashes. Its `repr` shows no field, since some hold text.
 
-    `sent`: the body but for markers, as the opt-ins leave it. `entries`: what its answer writes; `held`: what others have been told of that, and not to write;
-    `refreshed`: what it keeps alive. `key`: OpenAI's `prompt_cache_key`, where ours is sent.
+    `outgoing_body` is the body without added markers, as the opt-ins leave it. `prefix_hashes` has one hash a block;
+    `tracked_blocks` are the indexes whose prefixes have records, the same prefixes as in `arrival`. `estimated_size`
+    is in the unit of `core.request.tokens`, before calibration. `observed` is True if the request is only watched.
+    """
 
-    `texts`, `head_seen` and `refusal` are what the request may teach: it is learned once an answer
-    has begun. `head_seen` counts the earlier arrivals of the head; `refusal` is what the provider refused of it.
+    outgoing_body: Json
+    parsed: ParsedRequest
+    rules: Rules
+    prefix_hashes: list[bytes]
+    tracked_blocks: list[int]
+    arrival: Arrival
+    estimated_size: float
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ParsedCall:
+    """A request as it came. Its `repr` shows no field, since the body holds text.
+
+    `started` is in seconds by the middleware's clock. `model` is the name under which the ledger counts the call.
+    `rules` is None for an unknown model or provider. `prompt` is None if the request passes unread; `skipped` says why.
     """
 
     body: Json
-    start: float
+    started: float
     namespace: str
     labels: Mapping[str, str]
     model: str
+    facts: NamespaceFacts
     rules: Rules | None = None
-    facts: Facts | None = None
-    sent: Json = field(default_factory=dict)
-    parsed: Parsed | None = None
-    chain: list[bytes] = field(default_factory=list)
-    watched: list[int] = field(default_factory=list)
-    arrival: Arrival | None = None
-    depths: list[Depth] = field(default_factory=list)
-    entries: tuple[Entry, ...] = ()
-    held: tuple[Entry, ...] = ()
-    refreshed: tuple[Entry, ...] = ()
-    plan: Plan = _NO_PLAN
-    hypothetical: Plan | None = None
-    key: str | None = None
-    size: float = 0.0
-    begun: bool = False
-    closed: bool = False
+    prompt: ParsedPrompt | None = None
+    skipped: Reason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedCall:
+    """The plan of a request and its expected effect.
+
+    `entries_to_write` are cache entries that the provider creates with its answer, `entries_to_refresh` existing ones
+    that it reads. `observed_plan` is the plan that mode "observe" did not carry out. `prompt_cache_key` is OpenAI's
+    parameter, None unless cachemw adds it; `shared_prefix_arrivals` counts the earlier arrivals of the prefix that
+    the key is made of, None if no key was considered.
+    """
+
+    plan: Plan
+    forecasts: Sequence[PrefixForecast] = ()
+    entries_to_write: tuple[CacheEntry, ...] = ()
+    entries_to_refresh: tuple[CacheEntry, ...] = ()
+    observed_plan: Plan | None = None
+    prompt_cache_key: str | None = None
+    shared_prefix_arrivals: int | None = None
+
+
+@dataclass(slots=True, repr=False)
+class CallLifecycle:
+    """A call from its first step to its end.
+
+    `texts` are those whose split is learned once the provider has accepted the request. `claimed_entries` are the
+    entries that other workers were asked not to write meanwhile. `response_started` turns True with the first byte of
+    a 2xx answer, `finished` with `settle` or `fail`. `refusal` is learned once the resent original has passed.
+    """
+
+    parsed: ParsedCall
+    planned: PlannedCall = PlannedCall(Plan())
+    texts: Sequence[TextObservation] = ()
+    claimed_entries: tuple[CacheEntry, ...] = ()
+    response_started: bool = False
+    finished: bool = False
     receipt: Receipt | None = None
-    texts: Sequence[Found] = ()
-    head_seen: int | None = None
     refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """What a provider refused of a changed request: markers on these kinds, the TTL of an hour, the cache key."""
+    """The parts of a changed request that a provider refused: markers on these kinds, the 1h TTL, the cache key."""
 
     kinds: frozenset[Kind]
-    hour: bool
-    key: bool
+    one_hour: bool
+    prompt_cache_key: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request under way: send `body`, then tell the middleware how it ended.
+    """A request on its way: send `body`, then report its end to the middleware.
 
-    `body` is the caller's own object where nothing was added. It is no part of the `repr`, which ends up in logs.
+    `body` is the caller's own object if nothing was added. The `repr` leaves it out, because a `repr` ends up in logs.
     """
 
     id: str
     body: Json = field(repr=False)
     plan: Plan
     labels: Mapping[str, str]
-    _state: State = field(repr=False, compare=False)
+    _lifecycle: CallLifecycle | None = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Write:
-    """Calls of a store that are due: count the arrival of an accepted request, then write the entries.
+class StoreWrite:
+    """Store calls that are due: count the arrival of an accepted request, then write the entries.
 
-    `accepted` is that request, None where there is no arrival to count. Many may wait, so none holds more of its
-    request than is needed.
+    `accepted` is None if there is no arrival to count. Many writes may queue up, so each holds as little as possible
+    of its request.
     """
 
     arrival: Arrival
-    entries: tuple[Entry, ...]
-    accepted: Accepted | None = None
+    entries: tuple[CacheEntry, ...]
+    accepted: AcceptedRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request whose answer has begun, as far as its reuse statistics need it."""
+class AcceptedRequest:
+    """The part of an accepted request that the reuse statistics need."""
 
     namespace: str
-    parsed: Parsed
-    chain: list[bytes]
-    watched: list[int]
-    start: float
+    parsed: ParsedRequest
+    prefix_hashes: list[bytes]
+    tracked_blocks: list[int]
+    started: float
 
 
-def untracked(body: Json) -> Call:
-    """Return a call that nothing is known of: its body goes as it came, and how it ends changes nothing."""
-    plan = Plan(skipped=Reason.FAILED)
-    return Call("", body, plan, {}, State(body, 0.0, "", {}, "", plan=plan, closed=True))
+def pass_through_call(body: Json) -> Call:
+    """Return a call without a lifecycle: its body goes as it came, and reports about it change nothing."""
+    return Call("", body, Plan(skipped=Reason.FAILED), {}, None)

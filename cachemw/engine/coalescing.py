@@ -1,162 +1,97 @@
-"""Of requests that would write the same prefix at once, let one go first; the others wait, and read it.
+"""Send only one of several concurrent requests that share an uncached prefix; the others wait until it is cached.
 
-Lives here: who goes first, what is worth a wait, how long it may take. Must not know: how a plan is made
-(`decisions`), how claims are kept (`stores`).
+Contains: who goes first, which prefixes are worth a wait, how long it lasts. Must not depend on: stores, threads,
+event loops: each step is yielded to the flow.
 
-A request that is to write much claims it in the store before it leaves. One that would read much of what
-another has claimed looks at the store again and again until that one's answer has begun, and then reads;
-where that one fails, the next claims in its place. A wait is real time, whatever the middleware's clock.
+A request that is about to write many tokens claims its entries in the store before it leaves. A request that would
+read many of the claimed tokens polls the store until the response to the first one has started, and then reads them.
+If the first one fails, the next one claims in its place. A wait is in real time, whatever the middleware's clock.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from itertools import chain, repeat
-from typing import Any, NamedTuple, TypeAlias
 
-from cachemw.engine.call import State
-from cachemw.engine.decisions import IN_FLIGHT, Decisions
-from cachemw.stores.protocol import Arrival, AsyncStore, Entry, Store
+from cachemw.engine.call import CallLifecycle
+from cachemw.engine.request_planning import RequestPlanner
+from cachemw.engine.settlement import IN_FLIGHT_SECONDS
+from cachemw.engine.shared import Shared
+from cachemw.engine.steps import Flow, shell_call, store_call
+from cachemw.stores.protocol import CacheEntry
 
-# Seconds between two looks: the first few, and all others.
-_PAUSES, _PAUSE = (0.002, 0.004, 0.008, 0.016), 0.025
-_SHARE = 0.1
+# Seconds between two polls: the first few, and all later ones.
+_FIRST_PAUSES, _PAUSE = (0.002, 0.004, 0.008, 0.016), 0.025
+_SHARE_WORTH_WAITING_FOR = 0.1
 _REMEMBERED = 1024
 
 
-class Claim(NamedTuple):
-    """To be claimed; answered with whether it was."""
+class Coalescer:
+    """Make concurrent requests take turns (single-flight), over all workers of a store."""
 
-    entries: tuple[Entry, ...]
+    def __init__(self, shared: Shared, planner: RequestPlanner) -> None:
+        self._shared, self._planner = shared, planner
+        self._longest = shared.settings.coalesce_wait_ms / 1000
+        # Until when no request waits for a prefix, because one waited in vain: the writer may have died.
+        self._abandoned_until: dict[bytes, float] = {}
 
-
-class Look(NamedTuple):
-    """To be looked at after a pause in seconds; answered with the records."""
-
-    pause: float
-
-
-Steps: TypeAlias = Generator[Claim | Look, Any, None]
-
-
-class Turns:
-    """Make requests take turns, over all workers of a store. Any number of threads or tasks may use one."""
-
-    def __init__(self, decisions: Decisions) -> None:
-        self._decisions = decisions
-        self._longest = decisions.settings.coalesce_wait_ms / 1000
-        # Until when nobody waits for a prefix, since one waited in vain: its writer may be no more.
-        self._hopeless: dict[bytes, float] = {}
-
-    def wait(self, store: Store, state: State) -> None:
-        """Return when a request should leave, its plan brought up to date. Raises `StoreError` at once."""
-        if (arrival := state.arrival) is None:
+    def wait(self, lifecycle: CallLifecycle) -> Flow[None]:
+        """Return when a request should leave, its plan brought up to date. Raises `StoreError`."""
+        if (prompt := lifecycle.parsed.prompt) is None:
             return
-        steps, clock = self._steps(state), self._decisions.clock
-        answer: Any = None
-        while (step := _next(steps, answer)) is not None:
-            if isinstance(step, Look):
-                time.sleep(step.pause)
-                answer = store.peek(arrival, clock())
-                continue
-            with _holding(state, step):
-                answer = store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, clock())
-                state.held = step.entries if answer else ()
-
-    async def wait_async(self, store: AsyncStore, state: State) -> None:
-        """See `wait`. One that is cancelled while it claims notes what it got."""
-        if (arrival := state.arrival) is None:
-            return
-        steps = self._steps(state)
-        answer: Any = None
-        while (step := _next(steps, answer)) is not None:
-            if isinstance(step, Look):
-                await asyncio.sleep(step.pause)
-                answer = await store.peek(arrival, self._decisions.clock())
-                continue
-            claim = asyncio.ensure_future(self._claim(store, arrival, state, step))
-            try:
-                answer = await asyncio.shield(claim)
-            except asyncio.CancelledError:
-                # Only the store's answer tells whether there is something to give back.
-                await asyncio.gather(claim, return_exceptions=True)
-                raise
-
-    async def _claim(self, store: AsyncStore, arrival: Arrival, state: State, step: Claim) -> bool:
-        now = self._decisions.clock()
-        with _holding(state, step):
-            got = await store.claim(arrival.namespace, arrival.root, arrival.trunk, step.entries, now)
-            state.held = step.entries if got else ()
-        return got
-
-    def _steps(self, state: State) -> Steps:
-        """Yield what to ask of the store, until the request should leave."""
-        decisions, ends = self._decisions, time.monotonic() + self._longest
-        prefix, waited = self._awaited(state), False
-        for pause in chain(_PAUSES, repeat(_PAUSE)):
-            if prefix is None and (not (entries := self._claimable(state)) or (yield Claim(entries))):
-                return
+        shared, arrival = self._shared, prompt.arrival
+        ends = time.monotonic() + self._longest
+        awaited, waited = self._awaited_prefix(lifecycle), False
+        for pause in chain(_FIRST_PAUSES, repeat(_PAUSE)):
+            if awaited is None:
+                entries = self._entries_to_claim(lifecycle)
+                if not entries or (yield shell_call("claim", lifecycle, arrival, entries)):
+                    return
             if not waited:
-                decisions.count("coalesce.waited")
+                shared.count("coalesce.waited")
                 waited = True
             left = ends - time.monotonic()
             if left <= 0:
-                decisions.count("coalesce.timed_out")
-                self._give_up(prefix)
+                shared.count("coalesce.timed_out")
+                self._abandon(awaited)
                 return
-            if decisions.weigh_again(state, (yield Look(min(pause, left)))):
-                prefix = self._awaited(state)
+            yield shell_call("pause", min(pause, left))
+            records = yield store_call("peek", arrival, shared.clock())
+            if self._planner.replan_if_entries_changed(lifecycle, records):
+                awaited = self._awaited_prefix(lifecycle)
 
-    def _awaited(self, state: State) -> bytes | None:
-        """Return the prefix that another request is just writing, if reading it is worth a wait."""
-        if not any(depth.pending for depth in state.depths):
+    def _awaited_prefix(self, lifecycle: CallLifecycle) -> bytes | None:
+        """Return the prefix that another request is writing, if reading it is worth a wait."""
+        prompt, forecasts = lifecycle.parsed.prompt, lifecycle.planned.forecasts
+        if prompt is None or not any(forecast.in_flight for forecast in forecasts):
             return None
-        begun = [d._replace(living="5m", pending=False) if d.pending else d for d in state.depths]
-        plan = self._decisions.planned(state, begun)
-        if plan.hit is None or not _much(state, plan.read - state.plan.read):
+        cached = [f._replace(cached_ttl="5m", in_flight=False) if f.in_flight else f for f in forecasts]
+        plan = self._planner.plan_for(lifecycle, prompt, cached)
+        gained = plan.cache_read - lifecycle.planned.plan.cache_read
+        if plan.hit is None or not _worth_waiting_for(lifecycle, gained):
             return None
-        prefix = state.chain[plan.hit]
-        return prefix if self._hopeless.get(prefix, 0.0) <= time.monotonic() else None
+        prefix = prompt.prefix_hashes[plan.hit]
+        return prefix if self._abandoned_until.get(prefix, 0.0) <= time.monotonic() else None
 
-    def _claimable(self, state: State) -> tuple[Entry, ...]:
-        """Return what a request is to write and no other is writing, if others should wait for it."""
-        if not _much(state, state.plan.write_5m + state.plan.write_1h):
+    def _entries_to_claim(self, lifecycle: CallLifecycle) -> tuple[CacheEntry, ...]:
+        """Return the entries that only this request is about to write, if others should wait for them."""
+        prompt, planned = lifecycle.parsed.prompt, lifecycle.planned
+        written = planned.plan.cache_write_5m + planned.plan.cache_write_1h
+        if prompt is None or not _worth_waiting_for(lifecycle, written):
             return ()
-        taken = {state.chain[depth.block] for depth in state.depths if depth.pending}
-        until = self._decisions.clock() + IN_FLIGHT
-        return tuple([entry.announced(until) for entry in state.entries if entry.key not in taken])
+        in_flight = {prompt.prefix_hashes[f.block] for f in planned.forecasts if f.in_flight}
+        until = self._shared.clock() + IN_FLIGHT_SECONDS
+        mine = [entry for entry in planned.entries_to_write if entry.key not in in_flight]
+        return tuple(entry.in_flight(until) for entry in mine)
 
-    def _give_up(self, prefix: bytes | None) -> None:
-        if len(self._hopeless) >= _REMEMBERED:
-            self._hopeless.clear()
+    def _abandon(self, prefix: bytes | None) -> None:
+        if len(self._abandoned_until) >= _REMEMBERED:
+            self._abandoned_until.clear()
         if prefix is not None:
-            self._hopeless[prefix] = time.monotonic() + IN_FLIGHT
+            self._abandoned_until[prefix] = time.monotonic() + IN_FLIGHT_SECONDS
 
 
-@contextmanager
-def _holding(state: State, claim: Claim) -> Iterator[None]:
-    """Have an interrupt inside give the entries back, since nothing says whether the store noted them.
-
-    Where it had refused them, two requests may write the same prefix; otherwise all others would wait in vain.
-    """
-    state.held = claim.entries
-    try:
-        yield
-    except Exception:
-        state.held = ()
-        raise
-
-
-def _much(state: State, tokens: int) -> bool:
-    """Say whether tokens are worth a wait: as many as an entry has, and a tenth of the request."""
-    return state.rules is not None and tokens >= max(state.rules.minimum, state.plan.total * _SHARE)
-
-
-def _next(steps: Steps, answer: Any) -> Claim | Look | None:
-    try:
-        return steps.send(answer)
-    except StopIteration:
-        return None
+def _worth_waiting_for(lifecycle: CallLifecycle, tokens: int) -> bool:
+    """Return True for at least the model's minimum, and at least a tenth of the request."""
+    rules, total = lifecycle.parsed.rules, lifecycle.planned.plan.total
+    return rules is not None and tokens >= max(rules.minimum, total * _SHARE_WORTH_WAITING_FOR)

@@ -19,8 +19,8 @@ from typing import Any
 from cachemw.core.fair_table import FairTable
 from cachemw.core.request.tokens import Calibration
 from cachemw.core.rules import providers
-from cachemw.core.rules.providers import Kind, Mark, Rules
-from cachemw.fork_safety import in_child
+from cachemw.core.rules.providers import Kind, MarkPolicy, Rules
+from cachemw.fork_safety import after_fork_in_child
 from cachemw.settings import Settings
 
 TABLE = "facts"
@@ -33,11 +33,11 @@ _HIGHEST_MINIMUM = 8_192
 _DIGITS = re.compile("[0-9]{1,9}")
 _KINDS = frozenset(Kind)
 
-Model = tuple[str, str]  # provider, model
+ModelKey = tuple[str, str]  # provider, model
 _Fact = tuple[str, str, str]  # what kind of fact, of which provider and model
 
 
-class Knowledge:
+class LearnedFacts:
     """The facts of all namespaces. Any thread may ask.
 
     `secret` keys the names under which namespaces stand in a shared store.
@@ -49,17 +49,17 @@ class Knowledge:
         self._facts: FairTable[_Fact, Any] = FairTable(_LIMIT)
         self.row = lru_cache(_RULES)(self.resolve)
         self.of = lru_cache(_RULES)(self._of)
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         self.lock = RLock()
         self._news: dict[str, int] = {}  # the parent tells its own
 
-    def _of(self, namespace: str) -> Facts:
+    def _of(self, namespace: str) -> NamespaceFacts:
         """Return the facts of a namespace."""
         name = namespace.encode("utf-8", "surrogatepass")
-        return Facts(self, blake2b(name, key=self._secret, digest_size=8).hexdigest())
+        return NamespaceFacts(self, blake2b(name, key=self._secret, digest_size=8).hexdigest())
 
     def resolve(self, provider: str, model: str, learned: str | None) -> Rules | None:
         """Return the rules of a model at a provider by rows and settings; `learned` is the model it is known to be."""
@@ -79,24 +79,24 @@ class Knowledge:
         """Say whether the settings name the minimum, so that none is learned."""
         return self._settings.min_tokens is not None
 
-    def get(self, tag: str, fact: str, model: Model) -> Any:
+    def get(self, tag: str, fact: str, model: ModelKey) -> Any:
         """Return what is known of a model under a namespace's tag, None where nothing is."""
         return self._facts.read(tag).get((fact, *model))
 
-    def set(self, tag: str, fact: str, model: Model, value: Any, *, news: str | None = None) -> None:
+    def set(self, tag: str, fact: str, model: ModelKey, value: Any, *, news: str | None = None) -> None:
         """Learn a fact; publish it to the other workers under `news` if that is given."""
         with self.lock:
             self._facts.put(tag, [((fact, *model), value)])
             if news is not None:
                 self._news["|".join((fact, *model, news, tag))] = 1
 
-    def news(self) -> dict[str, int]:
+    def drain_updates(self) -> dict[str, int]:
         """Return what was learned since the last time, as sums to add to the shared table."""
         with self.lock:
             news, self._news = self._news, {}
         return news
 
-    def absorb(self, facts: Mapping[str, int]) -> None:
+    def merge_updates(self, facts: Mapping[str, int]) -> None:
         """Take over what all workers have learned: the sums of the shared table."""
         with self.lock:
             self._absorb(facts)
@@ -119,10 +119,10 @@ class Knowledge:
                     self.set(tag, fact, where, min(int(value), _HIGHEST_MINIMUM))
 
 
-class Facts:
+class NamespaceFacts:
     """What one namespace has learned, under its tag."""
 
-    def __init__(self, knowledge: Knowledge, tag: str) -> None:
+    def __init__(self, knowledge: LearnedFacts, tag: str) -> None:
         self._knowledge, self._tag = knowledge, tag
 
     def rules(self, provider: str, model: str) -> Rules | None:
@@ -143,7 +143,7 @@ class Facts:
         """Return how sizes become this model's tokens, as far as usage has shown."""
         return self._get("tokens", _name(rules)) or Calibration.start(rules.model.tokenizer)
 
-    def kinds(self, rules: Rules) -> dict[Kind, Mark]:
+    def kinds(self, rules: Rules) -> dict[Kind, MarkPolicy]:
         """Return which kinds may carry a marker now; what was refused may not."""
         refused = self._get("refused", _name(rules)) or ()
         return {kind: "off" if kind in refused else rules.kinds.get(kind, "off") for kind in Kind}
@@ -197,12 +197,12 @@ class Facts:
                 self._set("minimum", name, minimum, news=str(minimum))
             self._set("strikes", name, strikes)
 
-    def _get(self, fact: str, model: Model) -> Any:
+    def _get(self, fact: str, model: ModelKey) -> Any:
         return self._knowledge.get(self._tag, fact, model)
 
-    def _set(self, fact: str, model: Model, value: Any, *, news: str | None = None) -> None:
+    def _set(self, fact: str, model: ModelKey, value: Any, *, news: str | None = None) -> None:
         self._knowledge.set(self._tag, fact, model, value, news=news)
 
 
-def _name(rules: Rules) -> Model:
+def _name(rules: Rules) -> ModelKey:
     return rules.provider.name, rules.model.name

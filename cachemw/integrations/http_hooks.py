@@ -12,7 +12,7 @@ from typing import Any
 
 from cachemw.engine import Middleware
 from cachemw.integrations.http.exchange import Headers, HttpExchange
-from cachemw.integrations.resolve_middleware import middleware_for
+from cachemw.integrations.resolve_middleware import resolve_middleware
 from cachemw.settings import Settings
 
 
@@ -33,7 +33,9 @@ class HttpHooks:
         clock: Callable[[], float] | None = None,
         **settings_fields: Any,
     ) -> None:
-        self._cachemw = middleware_for("HttpHooks", Middleware, middleware, settings, clock, settings_fields)
+        self._cachemw = resolve_middleware(
+            "HttpHooks", Middleware, middleware, settings, clock, settings_fields
+        )
 
     def on_request(
         self,
@@ -53,7 +55,7 @@ class HttpHooks:
         mw = self._cachemw
         chat = HttpExchange.of(mw, method=method, url=url, headers=headers, body=body, provider=provider)
         if chat is not None:
-            chat.call = mw.prepare(chat.body, namespace=namespace, **chat.asked)
+            chat.call = mw.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
         return chat
 
     def on_response(
@@ -65,7 +67,7 @@ class HttpHooks:
         a marker of ours. Send them, and show the answer here again, or call `on_end`.
         """
         mw = self._cachemw
-        verdict = chat.answered(status, headers)
+        verdict = chat.classify_response(status, headers)
         if verdict == "begun":
             mw.begun(chat.call)
         if body is None:
@@ -74,19 +76,19 @@ class HttpHooks:
             refusal = chat.refusal(status, body)
             if refusal is not None and mw.refused(chat.call, *refusal) is not None:
                 return chat.outgoing()
-        chat.see(body)
+        chat.feed(body)
         self.on_end(chat)
         return None
 
     def on_chunk(self, chat: HttpExchange, chunk: bytes) -> bytes:
         """Look at a piece of the answer's body, as on the wire; return the same piece."""
-        chat.see(chunk)
+        chat.feed(chunk)
         return chunk
 
     def on_end(self, chat: HttpExchange, *, whole: bool = True) -> None:
         """Note that the exchange is over; not `whole` if an answer broke or nobody wanted the rest. Again is fine."""
         if chat.verdict == "begun":
-            self._cachemw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
+            self._cachemw.settle(chat.call, chat.usage(), partial=not (whole or chat.finish))
         else:
             self._cachemw.fail(chat.call)
 

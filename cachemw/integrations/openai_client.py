@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import ConfigError
-from cachemw.integrations.openai_exchange import Exchange
-from cachemw.integrations.resolve_middleware import middleware_for, name_of
+from cachemw.integrations.openai_exchange import OpenAIExchange
+from cachemw.integrations.resolve_middleware import name_of, resolve_middleware
 from cachemw.settings import Settings
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def wrap(
     kind = _middleware_kind(client)
     if _MARK in vars(client):
         raise ConfigError("wrap: this client is wrapped already; cachemw.of(client) gives its middleware")
-    given = middleware_for("wrap", kind, middleware, settings, clock, settings_fields, name_of(client))
+    given = resolve_middleware("wrap", kind, middleware, settings, clock, settings_fields, name_of(client))
     _install(client, given, root=client)
     return client
 
@@ -116,7 +116,7 @@ def _hook_sync(client: Any, mw: Middleware, root: Any) -> None:
     send, shut = client.request, client.close
 
     def request(cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        chat = Exchange.of(mw, client, options)
+        chat = OpenAIExchange.of(mw, client, options)
         if chat is None:
             return send(cast_to, options, **kwargs)
         chat.call = call = mw.prepare(chat.body, provider=chat.provider)
@@ -141,7 +141,7 @@ def _hook_sync(client: Any, mw: Middleware, root: Any) -> None:
             watch(chat, unread)
         return result
 
-    def watch(chat: Exchange, response: Any) -> None:
+    def watch(chat: OpenAIExchange, response: Any) -> None:
         read, end = response.iter_bytes, response.close
 
         def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
@@ -150,7 +150,7 @@ def _hook_sync(client: Any, mw: Middleware, root: Any) -> None:
             try:
                 for chunk in read(chunk_size):
                     chat.pulling = False
-                    chat.see(chunk)
+                    chat.feed(chunk)
                     yield chunk
                     chat.pulling = True
                 whole = True
@@ -184,7 +184,7 @@ def _hook_async(client: Any, mw: AsyncMiddleware, root: Any) -> None:
     send, shut = client.request, client.close
 
     async def request(cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        chat = Exchange.of(mw, client, options)
+        chat = OpenAIExchange.of(mw, client, options)
         if chat is None:
             return await send(cast_to, options, **kwargs)
         chat.call = call = await mw.prepare(chat.body, provider=chat.provider)
@@ -209,7 +209,7 @@ def _hook_async(client: Any, mw: AsyncMiddleware, root: Any) -> None:
             watch(chat, unread)
         return result
 
-    def watch(chat: Exchange, response: Any) -> None:
+    def watch(chat: OpenAIExchange, response: Any) -> None:
         read, end = response.aiter_bytes, response.aclose
 
         async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
@@ -218,7 +218,7 @@ def _hook_async(client: Any, mw: AsyncMiddleware, root: Any) -> None:
             try:
                 async for chunk in read(chunk_size):
                     chat.pulling = False
-                    chat.see(chunk)
+                    chat.feed(chunk)
                     yield chunk
                     chat.pulling = True
                 whole = True

@@ -16,7 +16,7 @@ from cachemw.integrations.http.chat_routes import find_route, provider_at
 from cachemw.integrations.http.sse_usage import UsageReader
 
 
-class Exchange:
+class OpenAIExchange:
     """Hold what one logical call asks, and learn from its answer.
 
     `body` is the request as the SDK will merge it, `provider` the name that its address tells. Set `call`
@@ -34,10 +34,10 @@ class Exchange:
         self._mw = mw
         self._model_in_url = model_in_url
         self._refused = False
-        self._over = False
+        self._finished = False
 
     @classmethod
-    def of(cls, mw: Engine, client: Any, options: Any) -> Exchange | None:
+    def of(cls, mw: Engine, client: Any, options: Any) -> OpenAIExchange | None:
         """Read the request out of the SDK's options; None where it is no chat request."""
         with Guard(mw, "client.body"):
             route = find_route(options.method, options.url)
@@ -68,7 +68,7 @@ class Exchange:
 
         def take(parsed: Any) -> Any:
             with Guard(self._mw, "client.answer"):
-                if not self._over and _http(parsed) is None:
+                if not self._finished and _http(parsed) is None:
                     self.parsed = parsed
             return parser(parsed) if callable(parser) else parsed
 
@@ -91,7 +91,7 @@ class Exchange:
 
     def usage(self, result: Any = None) -> Any:
         """Return what `settle` takes of an answer that is here: from its bytes, or as the SDK parsed it."""
-        self._over = True
+        self._finished = True
         with Guard(self._mw, "client.usage"):
             response = _http(result)
             answer = self.parsed if response is None and self.parsed is not None else result
@@ -103,7 +103,7 @@ class Exchange:
                 return answer
         return self.seen()
 
-    def see(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """Look at a chunk that passes."""
         with Guard(self._mw, "client.usage"):
             self.reader.feed(chunk)
@@ -121,9 +121,9 @@ class Exchange:
 
         Fetching the last bytes closes a response before a decoder has given out its rest: not the end yet.
         """
-        if self._over or self.pulling:
+        if self._finished or self.pulling:
             return False
-        self._over = True
+        self._finished = True
         for name in hooks:
             vars(response).pop(name, None)
         return True

@@ -15,7 +15,7 @@ from cachemw.settings import Settings
 _Kind = TypeVar("_Kind", bound=Middleware | AsyncMiddleware)
 
 
-def middleware_for(
+def resolve_middleware(
     door: str,
     kind: type[_Kind],
     middleware: object,

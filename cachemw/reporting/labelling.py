@@ -43,7 +43,7 @@ def current() -> Mapping[str, str]:
     return _labels.get()
 
 
-class Limits:
+class LabelLimits:
     """Let through at most `count` label names, and values of each, none longer than `length`, per namespace.
 
     A label takes room only once `learn` is called, when the provider has accepted its request: labels of requests

@@ -15,8 +15,8 @@ from cachemw.core.billing.cost import from_pico, to_pico
 
 HOUR = 3600.0
 KEEP_HOURS = 7 * 24
-_SUMS = ("calls", "settled", "read", "write_5m", "write_1h", "plain", "output")
-_MONEY = ("paid", "baseline", "ours", "found", "would_save")
+_SUMS = ("calls", "settled", "cache_read", "cache_write_5m", "cache_write_1h", "uncached", "output")
+_MONEY = ("paid", "baseline", "saved_by_cachemw", "saved_by_client", "would_save")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +33,27 @@ class Row:
     model: str
     calls: int = 0
     unsettled: int = 0
-    read: int = 0
-    write_5m: int = 0
-    write_1h: int = 0
-    plain: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    uncached: int = 0
     output: int = 0
     paid: Decimal = Decimal(0)
     baseline: Decimal = Decimal(0)
-    ours: Decimal = Decimal(0)
-    found: Decimal = Decimal(0)
+    saved_by_cachemw: Decimal = Decimal(0)
+    saved_by_client: Decimal = Decimal(0)
     would_save: Decimal = Decimal(0)
 
     @property
     def saved(self) -> Decimal:
         """What the baseline, all tokens plain, would have cost more than was paid."""
-        return self.ours + self.found
+        return self.saved_by_cachemw + self.saved_by_client
 
     @property
     def hit_rate(self) -> float:
         """The share of input tokens that were read from the provider's cache."""
-        total = self.read + self.write_5m + self.write_1h + self.plain
-        return self.read / total if total else 0.0
+        total = self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
+        return self.cache_read / total if total else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,18 @@ def _row(labels: Mapping[str, str], model: str, sums: Mapping[str, int]) -> Row:
     counts = {name: sums.get(name, 0) for name in _SUMS}
     money = {name: from_pico(sums.get(name, 0)) for name in _MONEY}
     return Row(
-        labels, model, counts["calls"], max(counts["calls"] - counts["settled"], 0), counts["read"], counts["write_5m"],
-        counts["write_1h"], counts["plain"], counts["output"], money["paid"], money["baseline"],
-        money["ours"], money["found"], money["would_save"],
-    )  # fmt: skip
+        labels,
+        model,
+        calls=counts["calls"],
+        unsettled=max(counts["calls"] - counts["settled"], 0),
+        cache_read=counts["cache_read"],
+        cache_write_5m=counts["cache_write_5m"],
+        cache_write_1h=counts["cache_write_1h"],
+        uncached=counts["uncached"],
+        output=counts["output"],
+        paid=money["paid"],
+        baseline=money["baseline"],
+        saved_by_cachemw=money["saved_by_cachemw"],
+        saved_by_client=money["saved_by_client"],
+        would_save=money["would_save"],
+    )

@@ -13,7 +13,7 @@ _MARKER = "cache_control"
 Json = Mapping[str, Any]
 
 
-def same(came: Json, left: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
+def same_request(came: Json, left: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
     """Say whether a chat body is the same but for markers; a string content is its one-part list.
 
     With `split_text` neighbouring text parts that join to the same string are equal, with `sort_tools`

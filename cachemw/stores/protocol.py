@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from cachemw.core.reuse.record import Prefix
+from cachemw.core.reuse.record import PrefixRecord
 
 FORGET = 7200.0
 """Seconds: a record not seen for longer is as good as unknown, the provider's longest entry being an hour."""
@@ -27,36 +27,46 @@ class Arrival:
     """
 
     namespace: str
-    root: bytes
-    trunk: bytes
-    heads: int
+    shared_shard_key: bytes
+    conversation_shard_key: bytes
+    shared_count: int
     keys: tuple[bytes, ...]
 
 
-class Entry(NamedTuple):
-    """What the provider holds for a prefix: gone at `expires`, `ttl` seconds after each use.
+class CacheEntry(NamedTuple):
+    """An entry of the provider's cache: it expires at `expires`, `ttl` seconds after each use.
 
-    `head` says which slot the key belongs to (see `Arrival`). An `expires` of 0 says that the
-    provider no longer has it, one below 0 that nothing new is known of that. `pending`: until when the
-    request that writes it may still be waiting for its answer to begin; 0 once it waits no more.
+    `is_shared` says which shard the key belongs to (see `Arrival`). `expires` is 0 for an entry that the provider no
+    longer has, and below 0 if only `in_flight_until` is news: the time until which the request that writes the entry
+    may still wait for its response, 0 once it waits no more.
     """
 
     key: bytes
-    head: bool
+    is_shared: bool
     expires: float
     ttl: int
-    pending: float = 0.0
+    in_flight_until: float = 0.0
 
-    def shifted(self, seconds: float) -> Entry:
-        """Return it by a clock that is so many seconds ahead; times that say something else stay."""
+    def by_clock_ahead(self, seconds: float) -> CacheEntry:
+        """Return the entry by a clock that is so many seconds ahead; values that are no times stay."""
         return self._replace(
             expires=self.expires + seconds if self.expires > 0.0 else self.expires,
-            pending=self.pending + seconds if self.pending > 0.0 else self.pending,
+            in_flight_until=self.in_flight_until + seconds
+            if self.in_flight_until > 0.0
+            else self.in_flight_until,
         )
 
-    def announced(self, until: float) -> Entry:
-        """Return what says of it that it is being written until then, or with 0 that it is not."""
-        return self._replace(expires=-1.0, pending=until)
+    def gone(self) -> CacheEntry:
+        """Return the entry as one that the provider does not have."""
+        return self._replace(expires=0.0)
+
+    def in_flight(self, until: float) -> CacheEntry:
+        """Return the entry as one that a request is about to write, until a time in seconds at most."""
+        return self._replace(expires=-1.0, in_flight_until=until)
+
+    def released(self) -> CacheEntry:
+        """Return the entry as one that no request is about to write any more."""
+        return self.in_flight(0.0)
 
 
 class Store(Protocol):
@@ -72,7 +82,7 @@ class Store(Protocol):
     local: bool
     """True where no call leaves the process: writes then need no queue."""
 
-    def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def lookup(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """Return the record of each key, None where unknown; count nothing.
 
         A request waits for this call: one round trip at most. What other workers did to tools and system prompts
@@ -80,13 +90,13 @@ class Store(Protocol):
         counted, but which a request is about to write, has a record of 0 arrivals.
         """
 
-    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """Count one arrival of each key, at `now`, and return the records from before it, None where unknown.
 
         The engine calls it once an answer has begun: a request that the provider refuses is no arrival.
         """
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """Set what the provider holds for each key.
 
         The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins. The
@@ -94,10 +104,12 @@ class Store(Protocol):
         minute at most.
         """
 
-    def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def peek(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """Return what `lookup` would, as the store has it now. One round trip; raises `StoreError`."""
 
-    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+    def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+    ) -> bool:
         """Set the `pending` of each entry; where another was first, say False and change nothing.
 
         That is so where the provider holds one of them at `now`, or a request is just writing one. Of
@@ -127,20 +139,20 @@ class AsyncStore(Protocol):
 
     local: bool
 
-    async def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    async def lookup(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """See `Store.lookup`."""
 
-    async def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """See `Store.observe`."""
 
-    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """See `Store.write`."""
 
-    async def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    async def peek(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """See `Store.peek`."""
 
     async def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
     ) -> bool:
         """See `Store.claim`."""
 

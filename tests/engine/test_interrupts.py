@@ -16,11 +16,11 @@ from types import coroutine
 from typing import Any
 
 import pytest
-from cachemw.stores.redis.client import servers
 
 import cachemw
 from benchmarks.redis_servers import standalone
-from cachemw.stores.redis.client.routes import Errand
+from cachemw.stores.redis.client import servers
+from cachemw.stores.redis.client.routes import PendingCommand
 from tests.interrupted import CONNECTIONS, PATIENT, USAGE, body, middleware
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +131,7 @@ def test_numbers_reach_hiredis_as_text() -> None:
             sent.extend(parts)
             return [b""]
 
-    servers._packed(Recorder(), [Errand(0, ("EVALSHA", "sha", 2, b"key", -1))])
+    servers._packed(Recorder(), [PendingCommand(0, ("EVALSHA", "sha", 2, b"key", -1))])
     assert sent == ["EVALSHA", "sha", "2", b"key", "-1"]
 
 

@@ -13,30 +13,30 @@ import pytest
 
 from cachemw.core.rules.providers import Kind, Rules
 from cachemw.engine import learned_facts as module
-from cachemw.engine.learned_facts import Facts, Knowledge
+from cachemw.engine.learned_facts import LearnedFacts, NamespaceFacts
 from cachemw.settings import Settings
 
 MODEL = "databricks-claude-sonnet-4-6"
 
 
-def known(**settings: Any) -> Knowledge:
+def known(**settings: Any) -> LearnedFacts:
     """Return a fresh knowledge."""
-    return Knowledge(Settings(provider="databricks", **settings), b"secret")
+    return LearnedFacts(Settings(provider="databricks", **settings), b"secret")
 
 
-def facts_of(knowledge: Knowledge, namespace: str = "me") -> Facts:
+def facts_of(knowledge: LearnedFacts, namespace: str = "me") -> NamespaceFacts:
     """Return what a namespace has learned."""
     return knowledge.of(namespace)
 
 
-def rules(facts: Facts, model: str = MODEL) -> Rules:
+def rules(facts: NamespaceFacts, model: str = MODEL) -> Rules:
     """Return the rules of a model that is known."""
     found = facts.rules("databricks", model)
     assert found is not None
     return found
 
 
-def published(knowledge: Knowledge, *names: str, count: int = 1, namespace: str = "me") -> dict[str, int]:
+def published(knowledge: LearnedFacts, *names: str, count: int = 1, namespace: str = "me") -> dict[str, int]:
     """Return sums of a shared table that another worker wrote for a namespace."""
     tag = knowledge.of(namespace)._tag
     return {f"{name}|{tag}": count for name in names}
@@ -121,9 +121,9 @@ def test_refused_kinds_are_off_and_told() -> None:
         Kind.TOOL_CALL,
     }
     assert one.kinds(rules(one, "claude-opus-4-6"))[Kind.IMAGE] == "on"
-    news = knowledge.news()
-    assert knowledge.news() == {}
-    elsewhere.absorb(news)
+    news = knowledge.drain_updates()
+    assert knowledge.drain_updates() == {}
+    elsewhere.merge_updates(news)
     assert other.kinds(rules(other)) == one.kinds(rules(one))
 
 
@@ -135,13 +135,13 @@ def test_a_minimum_is_believed_at_the_third_time() -> None:
     for tokens, minimum in ((1200, before), (2000, before), (2000, before), (1300, before), (2000, 2001)):
         one.unserved(rules(one), tokens)
         assert rules(one).minimum == minimum
-    elsewhere.absorb(knowledge.news())
+    elsewhere.merge_updates(knowledge.drain_updates())
     assert rules(other).minimum == 2001
     lower = published(elsewhere, "minimum|databricks|claude-sonnet-4-6|1500")
-    elsewhere.absorb(lower)
+    elsewhere.merge_updates(lower)
     assert rules(other).minimum == 2001
     fixed = known(min_tokens=10)
-    fixed.absorb(lower)
+    fixed.merge_updates(lower)
     assert rules(facts_of(fixed)).minimum == 10
 
 
@@ -152,7 +152,7 @@ def test_no_minimum_is_absurd() -> None:
     for _ in range(9):
         facts.unserved(rules(facts), 1e9)
     assert rules(facts).minimum <= 8192
-    knowledge.absorb(published(knowledge, "minimum|databricks|claude-sonnet-4-6|999999999", count=3))
+    knowledge.merge_updates(published(knowledge, "minimum|databricks|claude-sonnet-4-6|999999999", count=3))
     assert rules(facts).minimum <= 8192
 
 
@@ -169,7 +169,7 @@ def test_facts_that_are_none(facts: dict[str, int]) -> None:
     for tagged in (False, True):
         knowledge, fresh = known(), facts_of(known())
         for name, count in facts.items():
-            knowledge.absorb(published(knowledge, name, count=count) if tagged else {name: count})
+            knowledge.merge_updates(published(knowledge, name, count=count) if tagged else {name: count})
         assert rules(facts_of(knowledge)) == rules(fresh)
         assert facts_of(knowledge).kinds(rules(fresh)) == fresh.kinds(rules(fresh))
 
@@ -188,7 +188,7 @@ def test_an_hour_that_is_refused() -> None:
     found = rules(facts_of(one), "claude-opus-4-6")
     assert found.ttl == "1h"
     facts_of(one).refuse_hour(found)
-    other.absorb(one.news())
+    other.merge_updates(one.drain_updates())
     for knowledge in (one, other):
         assert rules(facts_of(knowledge), "claude-opus-4-6").ttl == "5m"
 
@@ -202,10 +202,10 @@ def test_facts_of_models_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch
         for number in range(100)
         for fact, value in (("refused", "text"), ("no_hour", "1h"), ("no_key", "key"), ("minimum", "2000"))
     ]
-    knowledge.absorb(published(knowledge, *names))
+    knowledge.merge_updates(published(knowledge, *names))
     assert len(knowledge._facts) == 40
     more = ("refused|databricks|claude-99|tool_definition", "minimum|databricks|claude-99|3000")
-    knowledge.absorb(published(knowledge, *more))
+    knowledge.merge_updates(published(knowledge, *more))
     facts = facts_of(knowledge)
     found = rules(facts, "claude-99")
     assert {kind for kind in (Kind.TEXT, Kind.TOOL, Kind.IMAGE) if facts.kinds(found)[kind] == "off"} == {
@@ -221,14 +221,14 @@ def test_facts_of_models_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch
 def test_minimum_that_is_no_plain_number_changes_nothing(value: str) -> None:
     """Another program may write anything in the place of a minimum."""
     knowledge = known()
-    knowledge.absorb(published(knowledge, f"minimum|databricks|claude-sonnet-4-6|{value}"))
+    knowledge.merge_updates(published(knowledge, f"minimum|databricks|claude-sonnet-4-6|{value}"))
     assert rules(facts_of(knowledge)) == rules(facts_of(known()))
 
 
 # -- namespaces ------------------------------------------------------------------------------------
 
 
-def refused_everything(facts: Facts) -> None:
+def refused_everything(facts: NamespaceFacts) -> None:
     """Teach a namespace all there is to learn of a model, from answers that suit nobody."""
     found = rules(facts)
     facts.refuse(found, set(Kind))
@@ -240,7 +240,7 @@ def refused_everything(facts: Facts) -> None:
     facts.learn_model("main.ai.support", {"model": "claude-opus-4-6"})
 
 
-def seen_by(knowledge: Knowledge, namespace: str) -> tuple[Any, ...]:
+def seen_by(knowledge: LearnedFacts, namespace: str) -> tuple[Any, ...]:
     """Return all that a namespace's facts say of a model."""
     facts = facts_of(knowledge, namespace)
     found = rules(facts)
@@ -267,8 +267,8 @@ def test_facts_in_the_shared_table_are_those_of_their_namespace() -> None:
     """Another worker takes over one namespace's facts for that namespace only."""
     knowledge, elsewhere, fresh = known(ttl="1h"), known(ttl="1h"), known(ttl="1h")
     refused_everything(facts_of(knowledge, "one"))
-    news = knowledge.news()
-    elsewhere.absorb(news)
+    news = knowledge.drain_updates()
+    elsewhere.merge_updates(news)
     assert seen_by(elsewhere, "other") == seen_by(fresh, "other")
     assert seen_by(elsewhere, "one")[:3] == seen_by(knowledge, "one")[:3]
     assert not any("one" in name.split("|") for name in news)
@@ -277,9 +277,9 @@ def test_facts_in_the_shared_table_are_those_of_their_namespace() -> None:
 def test_facts_under_another_secret_are_those_of_no_namespace() -> None:
     """A table that workers with another secret wrote changes nothing."""
     knowledge, fresh = known(), known()
-    stranger = Knowledge(Settings(provider="databricks"), b"another")
+    stranger = LearnedFacts(Settings(provider="databricks"), b"another")
     refused_everything(facts_of(stranger, "one"))
-    knowledge.absorb(stranger.news())
+    knowledge.merge_updates(stranger.drain_updates())
     assert seen_by(knowledge, "one") == seen_by(fresh, "one")
 
 
@@ -292,7 +292,7 @@ def test_facts_of_a_model_with_separators_in_its_name_are_those_of_no_other_name
     victim = facts_of(elsewhere, "victim")
     attacker = facts_of(knowledge, "attacker")
     attacker.refuse(rules(attacker, name.format(tag=victim._tag)), {Kind.IMAGE})
-    elsewhere.absorb(knowledge.news())
+    elsewhere.merge_updates(knowledge.drain_updates())
     for model in ("claude-opus-9", MODEL):
         assert victim.kinds(rules(victim, model))[Kind.TEXT] == "on"
         assert victim.kinds(rules(victim, model))[Kind.IMAGE] == "on"
@@ -307,7 +307,7 @@ def test_facts_of_a_namespace_are_kept_however_many_another_learns(monkeypatch: 
     for number in range(200):
         flood.count_tokens(rules(flood, f"claude-of-tomorrow-{number}"), 1000, 1500)
         flood.refuse_key(rules(flood, f"claude-of-tomorrow-{number}"))
-    knowledge.absorb(
+    knowledge.merge_updates(
         published(knowledge, *(f"no_key|databricks|claude-{n}|key" for n in range(200)), namespace="third")
     )
     assert len(knowledge._facts) <= 50
@@ -339,7 +339,7 @@ def _impatient() -> Iterator[None]:
 def test_facts_of_requests_at_the_same_time_are_all_learned() -> None:
     """Threads that learn of different refusals of one model at once lose none of them."""
 
-    def refuse(facts: Facts, kind: Kind, ready: threading.Barrier) -> None:
+    def refuse(facts: NamespaceFacts, kind: Kind, ready: threading.Barrier) -> None:
         ready.wait(30)
         facts.refuse(rules(facts), {kind})
 

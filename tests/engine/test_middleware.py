@@ -92,7 +92,7 @@ def test_an_agent_is_marked_and_saves() -> None:
         body = agent(turn)
         call = mw.prepare(body)
         assert call.body is not body, "a normal request passed unmarked"
-        assert call.plan.ours
+        assert call.plan.added
         assert places(call.body)[-1] == f"messages.{3 * turn}"
         assert len(places(call.body)) <= 4
         ticket = provider.begin(call.body, now)
@@ -101,16 +101,16 @@ def test_an_agent_is_marked_and_saves() -> None:
         receipt = mw.settle(call, {"usage": databricks_usage(ticket, 10)})
         assert receipt.usage is not None
         assert receipt.miss is None
-        assert (receipt.usage.read > 0) is (turn > 1)
+        assert (receipt.usage.cache_read > 0) is (turn > 1)
         if turn > 1:
-            assert call.plan.read == pytest.approx(receipt.usage.read, rel=0.25)
+            assert call.plan.cache_read == pytest.approx(receipt.usage.cache_read, rel=0.25)
         now += 20
         mw.clock.now += 20  # type: ignore[attr-defined]
     totals = mw.report().totals
     assert totals.calls == 8
     assert totals.hit_rate > 0.7
-    assert totals.ours == totals.saved > Decimal("0.6") * totals.baseline
-    assert totals.found == 0
+    assert totals.saved_by_cachemw == totals.saved > Decimal("0.6") * totals.baseline
+    assert totals.saved_by_client == 0
     mw.close()
 
 
@@ -147,7 +147,7 @@ def test_why_a_request_is_not_ours(settings_: Body, body: Body, reason: str) -> 
     call = mw.prepare(body)
     assert call.body is body
     assert call.plan.skipped == reason
-    assert call.plan.ours == ()
+    assert call.plan.added == ()
     assert mw.counts[f"skip.{reason}"] == 1
     assert mw.settle(call, usage()).usage is not None
     assert mw.report().totals.calls == 1
@@ -156,21 +156,21 @@ def test_why_a_request_is_not_ours(settings_: Body, body: Body, reason: str) -> 
 def test_auto_takes_the_provider_that_is_told() -> None:
     """The door says which provider it is; a setting that says another wins."""
     mw = middleware(provider="auto")
-    assert mw.prepare(agent(), provider="databricks").plan.ours
+    assert mw.prepare(agent(), provider="databricks").plan.added
     assert mw.prepare(agent()).plan.skipped is Reason.PROVIDER_UNKNOWN
-    assert middleware(provider="databricks").prepare(agent(), provider="openai").plan.ours
+    assert middleware(provider="databricks").prepare(agent(), provider="openai").plan.added
     assert mw.prepare(agent(), provider="nowhere").body is not None
     assert mw.counts["error.prepare.ConfigError"] == 1
 
 
 def test_models_by_setting_and_by_answer() -> None:
     """A name of your own is what you say it is, or what the first answer says it is."""
-    assert middleware(models={"ours-*": "claude-sonnet-4-6"}).prepare(agent(model="ours-1")).plan.ours
+    assert middleware(models={"ours-*": "claude-sonnet-4-6"}).prepare(agent(model="ours-1")).plan.added
     mw = middleware()
     call = mw.prepare(agent(model="main.ai.support"))
     assert call.plan.skipped is Reason.MODEL_UNKNOWN
     mw.settle(call, {"model": "claude-sonnet-4-6-20260101", "usage": usage()})
-    assert mw.prepare(agent(model="main.ai.support")).plan.ours
+    assert mw.prepare(agent(model="main.ai.support")).plan.added
     other = mw.prepare(agent(model="main.ai.other"))
     mw.settle(other, SimpleNamespace(model="mystery", usage=usage()))
     assert mw.prepare(agent(model="main.ai.other")).plan.skipped is Reason.MODEL_UNKNOWN
@@ -184,17 +184,17 @@ def test_the_clients_own_markers_are_kept() -> None:
     ]
     mw = middleware()
     call = mw.prepare(body)
-    assert [point.own for point in call.plan.breakpoints].count(True) == 1
+    assert [point.from_client for point in call.plan.breakpoints].count(True) == 1
     assert call.body["messages"][0] is body["messages"][0]
     mw.settle(call, usage(written=3000))
-    assert mw.report().totals.ours < 0
+    assert mw.report().totals.saved_by_cachemw < 0
 
     full = copy.deepcopy(body)
     full["tools"] = [{**tool, "cache_control": dict(EPHEMERAL)} for tool in TOOLS]
     call = mw.prepare(full)
     assert call.body is full
     mw.settle(call, usage(read=3000))
-    assert mw.report().totals.found > 0
+    assert mw.report().totals.saved_by_client > 0
 
 
 def test_the_native_wire() -> None:
@@ -247,8 +247,8 @@ def test_observe_keeps_entries_of_its_own() -> None:
     sent._store = seen._store
     for _ in range(4):
         seen.settle(seen.prepare(agent()), usage(plain=4000))
-    assert sent.prepare(agent()).plan.read == 0
-    assert seen.prepare(agent())._state.hypothetical.read > 3000  # type: ignore[union-attr]
+    assert sent.prepare(agent()).plan.cache_read == 0
+    assert seen.prepare(agent())._state.observed_plan.cache_read > 3000  # type: ignore[union-attr]
 
 
 def test_off_asks_no_store() -> None:
@@ -259,7 +259,7 @@ def test_off_asks_no_store() -> None:
     receipt = mw.settle(call, usage(read=1000))
     assert receipt.saved is not None
     assert receipt.saved > 0
-    assert mw.report().totals.found == receipt.saved
+    assert mw.report().totals.saved_by_client == receipt.saved
     assert not {name for name in mw.counts if name.startswith("error")}
 
 
@@ -288,10 +288,10 @@ def test_an_answer_without_usage() -> None:
     assert mw.settle(mw.prepare(agent()), None) == cachemw.Receipt()
     mw.clock.now += 5  # type: ignore[attr-defined]
     second = mw.prepare(agent())
-    assert second.plan.read > 3000
+    assert second.plan.cache_read > 3000
     mw.begun(second)
     totals = mw.report().totals
-    assert (totals.calls, totals.unsettled, totals.paid, totals.read) == (2, 1, 0, 0)
+    assert (totals.calls, totals.unsettled, totals.paid, totals.cache_read) == (2, 1, 0, 0)
     assert mw.counts["settle.no_usage"] == 1
 
 
@@ -319,13 +319,13 @@ def test_begun_makes_entries_readable() -> None:
     """From the first byte on a request of the same prompt expects to read; before it, it doesn't."""
     mw = middleware()
     call = mw.prepare(agent())
-    assert mw.prepare(agent()).plan.read == 0
+    assert mw.prepare(agent()).plan.cache_read == 0
     mw.begun(call)
     mw.begun(call)
     mw.clock.now += 299  # type: ignore[attr-defined]
-    assert mw.prepare(agent()).plan.read > 3000
+    assert mw.prepare(agent()).plan.cache_read > 3000
     mw.clock.now += 2  # type: ignore[attr-defined]
-    assert mw.prepare(agent()).plan.read == 0
+    assert mw.prepare(agent()).plan.cache_read == 0
 
 
 def test_entries_live_from_the_requests_start() -> None:
@@ -335,7 +335,7 @@ def test_entries_live_from_the_requests_start() -> None:
     mw.clock.now += 290  # type: ignore[attr-defined]
     mw.begun(call)
     mw.clock.now += 11  # type: ignore[attr-defined]
-    assert mw.prepare(agent()).plan.read == 0
+    assert mw.prepare(agent()).plan.cache_read == 0
 
 
 def test_a_failed_call_leaves_no_entry() -> None:
@@ -347,7 +347,7 @@ def test_a_failed_call_leaves_no_entry() -> None:
     assert mw.settle(call, usage(written=5000)) == cachemw.Receipt()
     mw.begun(call)
     assert mw.report().totals.calls == 0
-    assert mw.prepare(agent()).plan.read == 0
+    assert mw.prepare(agent()).plan.cache_read == 0
     assert mw.counts["fail"] == 1
 
 
@@ -366,11 +366,11 @@ def test_a_mirror_that_was_wrong_is_corrected() -> None:
     mw.settle(mw.prepare(agent()), usage(written=3300))
     mw.clock.now += 10  # type: ignore[attr-defined]
     call = mw.prepare(agent())
-    assert call.plan.read > 3000
+    assert call.plan.cache_read > 3000
     receipt = mw.settle(call, usage(plain=3400))
     assert receipt.miss is not None
     assert mw.counts["mirror.corrected"] == 1
-    assert mw.prepare(agent()).plan.read == 0
+    assert mw.prepare(agent()).plan.cache_read == 0
 
 
 def test_what_was_written_again_lives() -> None:
@@ -380,7 +380,7 @@ def test_what_was_written_again_lives() -> None:
         mw.settle(mw.prepare(agent()), usage(read, written))
         mw.clock.now += 10  # type: ignore[attr-defined]
     assert mw.counts["mirror.corrected"] == 1
-    assert mw.prepare(agent()).plan.read > 3000
+    assert mw.prepare(agent()).plan.cache_read > 3000
 
 
 @pytest.mark.parametrize(("ttl", "lives"), [("1h", True), ("5m", False)])
@@ -397,10 +397,10 @@ def test_what_was_written_anew_for_less_counts_as_gone(ttl: str, lives: bool) ->
     mw.settle(mw.prepare(body("One?", "1h")), usage(written=3300))
     mw.clock.now += 400  # type: ignore[attr-defined]
     call = mw.prepare(body("Two?", ttl))
-    assert call.plan.read > 3000
+    assert call.plan.cache_read > 3000
     mw.settle(call, usage(written=3300))
     mw.clock.now += 10  # type: ignore[attr-defined]
-    assert (mw.prepare(body("Three?", ttl)).plan.read > 3000) is lives
+    assert (mw.prepare(body("Three?", ttl)).plan.cache_read > 3000) is lives
 
 
 def test_usage_calibrates_tokens() -> None:
@@ -410,8 +410,8 @@ def test_usage_calibrates_tokens() -> None:
     for _ in range(3):
         mw.settle(mw.prepare(agent()), usage(written=8000))
     plan = mw.prepare(agent()).plan
-    assert plan.read + plan.write_5m + plan.plain == pytest.approx(8100, rel=0.02)
-    assert first.write_5m + first.plain < 5000
+    assert plan.cache_read + plan.cache_write_5m + plan.uncached == pytest.approx(8100, rel=0.02)
+    assert first.cache_write_5m + first.uncached < 5000
 
 
 def test_unsettled_calls() -> None:
@@ -433,7 +433,7 @@ def test_unsettled_calls() -> None:
         assert mw.report("process").totals.unsettled == 3
     assert {row.labels.get("app") for row in report.rows} == {"a", None}
     assert mw.settle(calls[0], usage(plain=50)).usage is not None
-    assert (mw.report().totals.calls, mw.report().totals.unsettled, mw.report().totals.plain) == (3, 2, 50)
+    assert (mw.report().totals.calls, mw.report().totals.unsettled, mw.report().totals.uncached) == (3, 2, 50)
     mw.fail(calls[2])
     assert (mw.report().totals.calls, mw.report().totals.unsettled) == (2, 1)
 
@@ -446,7 +446,7 @@ def test_a_worker_that_dies_leaves_its_calls_unsettled() -> None:
     dead.begun(dead.prepare(agent()))
     del dead
     totals = alive.report().totals
-    assert (totals.calls, totals.unsettled, totals.read) == (2, 1, 900)
+    assert (totals.calls, totals.unsettled, totals.cache_read) == (2, 1, 900)
 
 
 def test_model_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +504,7 @@ def test_many_threads_on_one_middleware(local: bool) -> None:
     for thread in racing:
         thread.join()
     report = mw.report()
-    assert (report.totals.calls, report.totals.read, report.totals.plain) == (241, 2400, 7201)
+    assert (report.totals.calls, report.totals.cache_read, report.totals.uncached) == (241, 2400, 7201)
     assert len(report.rows) == 6
     assert len({call.id for call in calls}) == 240
     assert not [name for name in mw.counts if name.startswith("error")]
@@ -516,8 +516,8 @@ def test_tenants_share_no_prefix() -> None:
     """What one namespace wrote, another never expects to read."""
     mw = middleware()
     mw.settle(mw.prepare(agent(), namespace="a"), None)
-    assert mw.prepare(agent(), namespace="b").plan.read == 0
-    assert mw.prepare(agent(), namespace="a").plan.read > 0
+    assert mw.prepare(agent(), namespace="b").plan.cache_read == 0
+    assert mw.prepare(agent(), namespace="a").plan.cache_read > 0
 
 
 def test_closing() -> None:
@@ -550,9 +550,9 @@ def test_a_refused_marker() -> None:
     assert (mw.counts["refused"], mw.counts["refused.tool_result"]) == (1, 1)
     assert receipt.saved == 0
     again = mw.prepare(body)
-    assert again.plan.ours
+    assert again.plan.added
     assert all(not place.startswith("messages.3") for place in places(again.body))
-    assert mw.prepare(agent(), provider="databricks").plan.read == 0
+    assert mw.prepare(agent(), provider="databricks").plan.cache_read == 0
 
 
 @pytest.mark.parametrize(
@@ -666,10 +666,10 @@ def test_what_is_no_chat_request_passes(body: Any, reason: str) -> None:
     mw.begun(call)
     assert mw.settle(call, usage(plain=9)).usage is not None
     (row,) = mw.report().rows
-    assert (row.calls, row.labels, row.plain) == (1, {"app": "a"}, 9)
+    assert (row.calls, row.labels, row.uncached) == (1, {"app": "a"}, 9)
     assert call.plan.explain() == "No breakpoint: the body can't be read as a chat request."
     # What is read next is none the worse for it.
-    assert mw.prepare(agent()).plan.ours
+    assert mw.prepare(agent()).plan.added
 
 
 def test_models_that_are_none_pass() -> None:
@@ -808,7 +808,7 @@ def test_a_cancelled_prepare_releases_what_it_held() -> None:
             await task
         assert (await mw.report("process")).totals.calls == 0
         mw._store.lookup = lookup  # type: ignore[method-assign]
-        assert (await mw.prepare(agent())).plan.write_5m > 0
+        assert (await mw.prepare(agent())).plan.cache_write_5m > 0
         await mw.close()
 
     asyncio.run(cancelled())
@@ -1123,7 +1123,7 @@ def test_another_event_loop() -> None:
 
     async def go_on() -> None:
         await call()
-        await asyncio.sleep(3 * engine_module.PULSE)
+        await asyncio.sleep(3 * engine_module.FLUSH_INTERVAL)
         assert flushed
         assert await mw.flush(5.0)
 
@@ -1186,7 +1186,7 @@ def test_exact_counts_come_when_they_can(fails: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(engine_module, "load_counter", load)
     mw = middleware(tokens="tiktoken")
     before = mw.prepare(agent()).plan
-    assert before.ours
+    assert before.added
     loaded.set()
     deadline = time.monotonic() + 10
     while mw.prepare(agent()).plan.total == before.total and not mw.counts.get(
@@ -1200,7 +1200,7 @@ def test_exact_counts_come_when_they_can(fails: bool, monkeypatch: pytest.Monkey
 def test_hashes_are_keyed_by_the_secret() -> None:
     """The key is the secret, or made from the namespace where there is none."""
     keys = [
-        decisions_module.secret_of(cachemw.Settings(**fields))
+        decisions_module.hash_key(cachemw.Settings(**fields))
         for fields in ({}, {"namespace": "n"}, {"secret": "s"}, {"secret": "s", "namespace": "n"})
     ]
     assert len(set(keys)) == 3

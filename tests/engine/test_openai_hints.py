@@ -17,7 +17,7 @@ from cachemw.core.opt_ins.openai_hints import KEY, canonical
 from cachemw.core.planner.plan import Reason
 from cachemw.core.rules.models import MODELS
 from cachemw.core.rules.providers import PROVIDERS, find_model, resolve
-from cachemw.engine.learned_facts import Knowledge
+from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.simulation.openai_cache import OpenAICache
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.replay import Weights
@@ -239,12 +239,12 @@ def test_refused_breakpoints_are_not_sent_again() -> None:
 
 def test_other_workers_learn_of_a_refused_key() -> None:
     """What one worker was told, all know."""
-    teller, other = Knowledge(cachemw.Settings()), Knowledge(cachemw.Settings())
+    teller, other = LearnedFacts(cachemw.Settings()), LearnedFacts(cachemw.Settings())
     rules = resolve("openai", "gpt-5.2")
     assert rules is not None
     teller.of("default").refuse_key(rules)
     assert other.of("default").takes_key(rules)
-    other.absorb(teller.news())
+    other.merge_updates(teller.drain_updates())
     assert not other.of("default").takes_key(rules)
 
 
@@ -323,6 +323,6 @@ def test_reports_show_money(provider: str, model: str, usage: Body, saved: Decim
     call = mw.prepare({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, provider=provider)
     receipt = mw.settle(call, usage)
     assert receipt.usage is not None
-    assert (receipt.usage.read, receipt.usage.total) == (4000, 5000)
+    assert (receipt.usage.cache_read, receipt.usage.total) == (4000, 5000)
     assert receipt.saved == saved
-    assert mw.report().totals.found == saved
+    assert mw.report().totals.saved_by_client == saved

@@ -58,15 +58,18 @@ def test_conversations_stay_where_they_are() -> None:
             seen[call.body["messages"][path[1]]["role"] if path[0] == "messages" else "tools"] += 1
             # A part or a definition, never a message, a call or the body.
             assert path[0] == "tools" or path[2] == "content"
-        if call.plan.ours:
+        if call.plan.added:
             conversation = opening(canonical(body))
             assert first.setdefault(conversation, opening(call.body)) == opening(call.body)
         ticket = cache.begin(call.body, arrival.at)
         cache.answer_began(ticket, arrival.at)
         mw.begun(call)
         receipt = mw.settle(call, {"usage": openrouter_usage(ticket, 9)})
-        assert (receipt.usage.read, receipt.usage.written) == (ticket.read, ticket.write_5m)
-        read, total = read + ticket.read, total + ticket.request.total
+        assert (receipt.usage.cache_read, receipt.usage.cache_write) == (
+            ticket.cache_read,
+            ticket.cache_write_5m,
+        )
+        read, total = read + ticket.cache_read, total + ticket.request.total
     assert read > 0.8 * total
     assert {"tools", "system", "user", "tool"} <= set(seen)
 

@@ -18,7 +18,7 @@ from cachemw.core.opt_ins.sort_tools import unordered
 from cachemw.core.opt_ins.split_text import joined
 from cachemw.core.planner.plan import Reason
 from cachemw.core.rules.providers import MODELS, find_model
-from cachemw.simulation.equality import same
+from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage
@@ -72,10 +72,12 @@ def played(mw: Any, bodies: Iterable[Body]) -> Iterator[tuple[Any, Ticket]]:
 
 def test_a_dated_prompt_is_read() -> None:
     """All but the last line is read from the third request on; without the opt-in nothing ever is."""
-    reads = [ticket.read for _, ticket in played(middleware(), map(request, range(6)))]
+    reads = [ticket.cache_read for _, ticket in played(middleware(), map(request, range(6)))]
     assert reads[:2] == [0, 0]
     assert min(reads[2:]) > 2000
-    assert not any(ticket.read for _, ticket in played(middleware(split_text=False), map(request, range(6))))
+    assert not any(
+        ticket.cache_read for _, ticket in played(middleware(split_text=False), map(request, range(6)))
+    )
 
 
 def test_a_document_is_read_by_its_second_question() -> None:
@@ -90,17 +92,22 @@ def test_a_document_is_read_by_its_second_question() -> None:
                 yield {"model": MODEL, "messages": [{"role": "user", "content": text}]}
 
     tickets = [ticket for _, ticket in played(middleware(), asked())]
-    assert not any(ticket.read for ticket in tickets[::4])
-    assert all(ticket.write_5m > 1500 for ticket in tickets[16::4])
-    assert all(ticket.read > 1500 for ticket in tickets[17::4])
+    assert not any(ticket.cache_read for ticket in tickets[::4])
+    assert all(ticket.cache_write_5m > 1500 for ticket in tickets[16::4])
+    assert all(ticket.cache_read > 1500 for ticket in tickets[17::4])
 
 
 def test_shuffled_tools_are_read() -> None:
     """Whatever order they come in, the same tools leave the same way."""
     orders = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)]
     bodies = [{**request(0), "tools": tools(order)} for order in orders]
-    assert [ticket.read > 2000 for _, ticket in played(middleware(), bodies)] == [False, True, True, True]
-    assert not any(ticket.read for _, ticket in played(middleware(sort_tools=False), bodies))
+    assert [ticket.cache_read > 2000 for _, ticket in played(middleware(), bodies)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert not any(ticket.cache_read for _, ticket in played(middleware(sort_tools=False), bodies))
 
 
 def test_off_by_default() -> None:
@@ -109,7 +116,7 @@ def test_off_by_default() -> None:
     for number in range(4):
         body = request(number, tools=tools((2, 1, 0)))
         call = mw.prepare(body)
-        assert same(body, call.body)
+        assert same_request(body, call.body)
         assert mw._decisions._splitter is None
         mw.settle(call, None)
 
@@ -266,7 +273,7 @@ def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
             assert {path: id(node) for path, node in walk(body)} == identities
             assert unordered(joined(call.body)) == unordered(joined(body))
             if wire == "chat":
-                assert same(body, call.body, **BOTH)
+                assert same_request(body, call.body, **BOTH)
             assert markers(call.body) <= max(4, markers(body))
             seen["ours" if call.plan.ours else "plain"] += 1
             seen["cut"] += bool(call.plan.breakpoints) and call._state.sent is not body

@@ -76,8 +76,8 @@ def hold(call: cachemw.Call, body: Body, before: Body, identities: dict[Any, int
     came, left = markers(body), markers(call.body)
     assert {path: left.get(path) for path in came} == came, "a marker of the client's is gone"
     added = [same_place(path, body) for path in left if path not in came]
-    assert len(added) == len(call.plan.ours)
-    assert sorted(map(str, added)) == sorted(str(point.path) for point in call.plan.ours)
+    assert len(added) == len(call.plan.added)
+    assert sorted(map(str, added)) == sorted(str(point.path) for point in call.plan.added)
     assert len(left) <= max(4, len(came)), "too many markers"
     if len(came) >= 4 or not added:
         assert call.body is body
@@ -111,9 +111,9 @@ def test_nothing_but_markers_never_too_many_never_refused() -> None:
             before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
             call = mw.prepare(body, wire=wire)
             hold(call, body, before, identities)
-            seen["ours" if call.plan.ours else "plain"] += 1
-            seen.update(point.reason for point in call.plan.ours)
-            seen.update(f"{point.ttl} after {len(markers(body))} own" for point in call.plan.ours)
+            seen["ours" if call.plan.added else "plain"] += 1
+            seen.update(point.reason for point in call.plan.added)
+            seen.update(f"{point.ttl} after {len(markers(body))} own" for point in call.plan.added)
             if accepted(billed, body, clock[0], wire) is None:
                 seen["refused as it came"] += 1
                 mw.fail(call)
@@ -161,7 +161,7 @@ def test_a_marker_that_is_overlooked_makes_no_request_refused() -> None:
     for _ in range(3):
         call = mw.prepare(body)
         hold(call, body, before, identities)
-        ours.update(point.ttl for point in call.plan.ours)
+        ours.update(point.ttl for point in call.plan.added)
         ticket = billed.begin(call.body, 1e6, "chat")
         mw.settle(call, {"usage": databricks_usage(ticket, 3)})
     assert ours == {"5m"}

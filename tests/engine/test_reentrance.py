@@ -15,21 +15,27 @@ import pytest
 import cachemw
 from cachemw.events import Counters
 from cachemw.stores.memory import MemoryStore
-from cachemw.stores.protocol import Entry
-from cachemw.stores.redis.circuit_breaker import Breaker
-from cachemw.stores.redis.near_cache import Near
-from cachemw.stores.redis.sums_outbox import Tally
+from cachemw.stores.protocol import CacheEntry
+from cachemw.stores.redis.circuit_breaker import CircuitBreaker
+from cachemw.stores.redis.near_cache import NearCache
+from cachemw.stores.redis.sums_outbox import SumsOutbox
 
 BODY = {"model": "claude-sonnet-4-6", "messages": [{"role": "user", "content": "Hello"}]}
-near, memory, tally, breaker, counters = Near(), MemoryStore(), Tally(), Breaker(), Counters()
+near, memory, tally, breaker, counters = (
+    NearCache(),
+    MemoryStore(),
+    SumsOutbox(),
+    CircuitBreaker(),
+    Counters(),
+)
 mw = cachemw.Middleware(provider="databricks")
 
 
 @pytest.mark.parametrize(
     ("lock", "clean_up"),
     [
-        (near._lock, lambda: near.lost([b"x"])),
-        (memory._lock, lambda: memory.write("n", b"r", b"t", [Entry(b"k", False, 9.0, 300)])),
+        (near._lock, lambda: near.schedule_restore([b"x"])),
+        (memory._lock, lambda: memory.write("n", b"r", b"t", [CacheEntry(b"k", False, 9.0, 300)])),
         (tally._lock, lambda: tally.add("n", "t", {"x": 1}, 60.0)),
         (breaker._lock, lambda: breaker.failed(1.0)),
         (counters._lock, lambda: counters.add("x")),

@@ -47,11 +47,11 @@ class Worker:
             "model": "claude-sonnet-4-6",
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": question}],
         }
-        state = self.decisions.start(body, {}, namespace)
-        run(self.decisions.read(state, None, "chat"))
+        state = self.decisions.begin_call(body, {}, namespace)
+        run(self.decisions.parse(state, None, "chat"))
         assert state.arrival is not None
-        self.decisions.weigh(state, self.store.lookup(state.arrival, now))
-        call = self.decisions.decide(state)
+        self.decisions.forecast_and_plan(state, self.store.lookup(state.arrival, now))
+        call = self.decisions.build_call(state)
         if accepted:
             write, _ = self.decisions.begun(call)
             assert write is not None
@@ -60,15 +60,15 @@ class Worker:
             self.decisions.observe(write.accepted, records)
         else:
             self.decisions.fail(call)
-        return call.plan.write_5m
+        return call.plan.cache_write_5m
 
     def share(self) -> None:
         """Tell the others, and hear them."""
-        for table, amounts, keep in self.decisions.news():
+        for table, amounts, keep in self.decisions.drain_updates():
             assert keep > 0
             self.store.add("default", table, amounts, keep)
         for table in self.decisions.tables():
-            self.decisions.absorb(table, self.store.read("default", [table]))
+            self.decisions.merge_updates(table, self.store.read("default", [table]))
 
 
 def test_a_fresh_worker_writes_no_more_than_the_others() -> None:
@@ -98,7 +98,7 @@ def test_what_was_learned_of_models_goes_the_same_way() -> None:
         worker.share()
     assert other.decisions.knowledge.of("default").kinds(rules)[Kind.IMAGE] == "off"
     assert other.decisions.knowledge.of("another").kinds(rules)[Kind.IMAGE] == "on"
-    assert one.decisions.news() == other.decisions.news() == []
+    assert one.decisions.drain_updates() == other.decisions.drain_updates() == []
 
 
 def test_only_keyed_names_and_integers_leave() -> None:
@@ -108,7 +108,7 @@ def test_only_keyed_names_and_integers_leave() -> None:
         worker = Worker(MemoryStore(), secret=secret)
         for number in range(3):
             worker.request("How hot?", 1_000.0 + number)
-        [(table, amounts, _)] = worker.decisions.news()
+        [(table, amounts, _)] = worker.decisions.drain_updates()
         assert re.fullmatch(r"chances:\d+", table)
         assert all(re.fullmatch(r"[0-9a-f]{24}[bslow]", name) for name in amounts)
         assert len(json.dumps(amounts)) < 100 * 30
@@ -122,7 +122,7 @@ def test_a_process_by_itself_tells_nobody() -> None:
     worker = Worker(MemoryStore(), url="memory://")
     for number in range(3):
         worker.request("How hot?", 1_000.0 + number)
-    assert worker.decisions.news() == []
+    assert worker.decisions.drain_updates() == []
     assert worker.decisions.tables() == [learned_facts.TABLE]
 
 
@@ -162,7 +162,7 @@ def test_requests_that_were_not_accepted_teach_no_worker_anything() -> None:
     store = MemoryStore()
     one = Worker(store)
     changing(one, "default", 1_000.0, accepted=False)
-    assert one.decisions.news() == []
+    assert one.decisions.drain_updates() == []
     assert len(store._records._records) == 0
     assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}") > 2_000
 
@@ -171,16 +171,16 @@ def test_refusal_in_one_namespace_leaves_the_plans_of_another() -> None:
     """A namespace whose markers were refused gets none; another one's are placed as before, at every worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
-    state = one.decisions.start(BODY, {}, "refused")
-    run(one.decisions.read(state, None, "chat"))
+    state = one.decisions.begin_call(BODY, {}, "refused")
+    run(one.decisions.parse(state, None, "chat"))
     assert state.arrival is not None
-    one.decisions.weigh(state, store.lookup(state.arrival, 1_000.0))
-    call = one.decisions.decide(state)
+    one.decisions.forecast_and_plan(state, store.lookup(state.arrival, 1_000.0))
+    call = one.decisions.build_call(state)
     original, _ = one.decisions.refused(
         call, 400, "messages.0: cache_control is not supported for text blocks"
     )
     assert original is BODY
-    assert one.decisions.news() == []
+    assert one.decisions.drain_updates() == []
     one.decisions.begun(call)
     one.share()
     fresh.share()

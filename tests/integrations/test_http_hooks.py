@@ -109,7 +109,7 @@ def test_tenants_and_providers(hooks: HttpHooks, recorder: Recorder) -> None:
         )
         assert chat is not None
         assert chat.call.plan.breakpoints
-        assert not chat.call.plan.read
+        assert not chat.call.plan.cache_read
         hooks.on_response(chat, 200, [], json.dumps(completion()).encode())
     assert recorder.events[0] == ("prepare", "openrouter")
     assert recorder.report().totals.calls == 2  # whoever they were served for

@@ -133,7 +133,7 @@ async def test_large_request_takes_turns_of_the_loop_from_first_byte_to_last() -
         chat = await run_in_loop(HttpExchange.reading(mw, **request))
     assert chat is not None
     assert len(turns) > len(body) // json_budget._SLICE + 2
-    chat.call = await mw.prepare(chat.body, **chat.asked)
+    chat.call = await mw.prepare(chat.body, **chat.prepare_arguments)
     async with longest_turn() as turns:
         written = await run_in_loop(chat.sending())
     assert len(turns) >= 3

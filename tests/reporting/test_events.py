@@ -14,7 +14,7 @@ from cachemw.core.planner.plan import Plan, Reason
 from cachemw.errors import ConfigError
 from cachemw.events import Counted, Counters, Event, Prepared, Settled
 from cachemw.reporting import labelling
-from cachemw.reporting.labelling import OTHER, Limits
+from cachemw.reporting.labelling import OTHER, LabelLimits
 
 BODY = {
     "model": "databricks-claude-sonnet-4-6",
@@ -174,7 +174,7 @@ def test_a_report_by_label() -> None:
 # -- the room that labels take ---------------------------------------------------------------------
 
 
-def taken(limits: Limits, namespace: str, **labels: str) -> dict[str, str]:
+def taken(limits: LabelLimits, namespace: str, **labels: str) -> dict[str, str]:
     """Return the labels of a request that the provider accepts."""
     kept, _ = limits.apply(namespace, labels)
     limits.learn(namespace, kept)
@@ -215,7 +215,7 @@ def test_labels_of_a_namespace_are_kept_however_many_another_has(monkeypatch: py
     """A namespace within its fair share loses no label to one that uses up the shared tables."""
     monkeypatch.setattr(labelling, "_NAMES", 40)
     monkeypatch.setattr(labelling, "_ALL_SETS", 60)
-    limits = Limits(100, 64)
+    limits = LabelLimits(100, 64)
     for app in "abcde":
         taken(limits, "mine", app=app, team="t")
     for number in range(500):
@@ -229,7 +229,7 @@ def test_labels_of_a_namespace_are_kept_however_many_another_has(monkeypatch: py
 def test_labels_in_too_many_sets_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace has so many different sets of labels; further ones count as "other", known ones stay."""
     monkeypatch.setattr(labelling, "_SETS", 3)
-    limits = Limits(100, 64)
+    limits = LabelLimits(100, 64)
     for app in "abc":
         assert taken(limits, "mine", app=app, team="t") == {"app": app, "team": "t"}
     assert limits.apply("mine", {"app": "a", "team": "u"}) == ({"app": OTHER, "team": OTHER}, 2)
@@ -244,7 +244,7 @@ def test_labels_of_many_namespaces_keep_to_the_limit(
 ) -> None:
     """The namespace that used a label last is held to its limit, however many namespaces there are."""
     monkeypatch.setattr(labelling, "_NAMES", 40)
-    limits = Limits(1, 64)
+    limits = LabelLimits(1, 64)
     for number in range(namespaces):
         taken(limits, str(number), app="a")
         assert limits.apply(str(number), {"app": "b"}) == ({"app": OTHER}, 1)

@@ -44,10 +44,10 @@ def test_amounts_and_rows() -> None:
         {"a": "1", "b": "2"},
         "claude-x",
         calls=1,
-        read=10,
-        plain=5,
+        cache_read=10,
+        uncached=5,
         paid=Decimal("0.000000000001"),
-        ours=Decimal("-0.25"),
+        saved_by_cachemw=Decimal("-0.25"),
     )
     assert row.saved == Decimal("-0.25")
     assert row.hit_rate == pytest.approx(2 / 3)
@@ -71,7 +71,14 @@ def test_rows_and_totals() -> None:
     assert made == report(found)
     assert sorted(row.calls for row in made.rows) == [1, 2, 4, 8]
     totals = made.totals
-    assert (totals.labels, totals.model, totals.calls, totals.unsettled, totals.write_1h, totals.output) == (
+    assert (
+        totals.labels,
+        totals.model,
+        totals.calls,
+        totals.unsettled,
+        totals.cache_write_1h,
+        totals.output,
+    ) == (
         {},
         "",
         15,
@@ -79,7 +86,7 @@ def test_rows_and_totals() -> None:
         12,
         8,
     )
-    assert totals.saved == totals.found == Decimal(15)
+    assert totals.saved == totals.saved_by_client == Decimal(15)
 
 
 def test_nothing() -> None:

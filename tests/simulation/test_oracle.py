@@ -51,7 +51,7 @@ def paid(
             provider.answer_began(entry[1], entry[0])
             open_.remove(entry)
         ticket = provider.begin(marked(request, markers), at)
-        if ticket.write_1h and ticket.hit >= 0:
+        if ticket.cache_write_1h and ticket.hit >= 0:
             source = provider._entries[request.positions[ticket.hit].digest]
             if source.ttl == "5m":
                 return None

@@ -35,9 +35,9 @@ def point(at: float, family: str, usage: Usage, model: Model) -> Point:
     read, written, plain = (
         price(part, prices).paid
         for part in (
-            Usage(usage.read, 0, 0, 0, 0, ""),
-            Usage(0, usage.write_5m, usage.write_1h, 0, 0, ""),
-            Usage(0, 0, 0, usage.plain, 0, ""),
+            Usage(usage.cache_read, 0, 0, 0, 0, ""),
+            Usage(0, usage.cache_write_5m, usage.cache_write_1h, 0, 0, ""),
+            Usage(0, 0, 0, usage.uncached, 0, ""),
         )
     )
     return Point(at, family, usage, (read, written, plain))
@@ -54,9 +54,9 @@ class Outcome:
     @cached_property
     def tokens(self) -> tuple[int, int, int]:
         """Return tokens read, written and plain."""
-        read = sum(point.usage.read for point in self.points)
-        written = sum(point.usage.written for point in self.points)
-        return read, written, sum(point.usage.plain for point in self.points)
+        read = sum(point.usage.cache_read for point in self.points)
+        written = sum(point.usage.cache_write for point in self.points)
+        return read, written, sum(point.usage.uncached for point in self.points)
 
     @cached_property
     def costs(self) -> tuple[Decimal, Decimal, Decimal]:

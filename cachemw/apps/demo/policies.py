@@ -33,7 +33,7 @@ def positional(body: Json) -> Json:
     """
     if markers.strip(body) != body:
         return body
-    return markers.apply(body, [(path, "5m") for path in _ends(body["messages"])])
+    return markers.insert(body, [(path, "5m") for path in _ends(body["messages"])])
 
 
 def _ends(messages: Sequence[Mapping[str, Any]]) -> Iterator[Path]:

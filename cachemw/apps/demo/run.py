@@ -32,7 +32,7 @@ from cachemw.events import Event, Settled
 from cachemw.printable import printable
 from cachemw.simulation import conversation_families
 from cachemw.simulation.options import Options
-from cachemw.simulation.traffic import SPACING, Arrival, Conversation, schedule
+from cachemw.simulation.traffic import SPACING, Conversation, TimedRequest, schedule
 
 CONVERSATIONS = 120
 COUNTER = "by the simulated provider's own counter: classes of characters, fitted to Claude's tokenizer"
@@ -72,7 +72,7 @@ def demo(
 
 
 def run(
-    policy: Policy, arrivals: Sequence[Arrival], models: Mapping[str, Model], done: Callable[[], Any]
+    policy: Policy, arrivals: Sequence[TimedRequest], models: Mapping[str, Model], done: Callable[[], Any]
 ) -> Outcome:
     """Send all requests by one policy to a fresh gateway with a fresh middleware, in their order.
 
@@ -168,7 +168,9 @@ def _conversations(data: Path | None, seed: int, limit: int | None, model: str |
     return conversations.read(data, model, conversation_families.MODEL)[:limit]
 
 
-def _run_all(console: Console, arrivals: Sequence[Arrival], models: Mapping[str, Model]) -> list[Outcome]:
+def _run_all(
+    console: Console, arrivals: Sequence[TimedRequest], models: Mapping[str, Model]
+) -> list[Outcome]:
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         tasks = [progress.add_task(p.name, total=len(arrivals), start=False) for p in POLICIES]
@@ -179,7 +181,9 @@ def _run_all(console: Console, arrivals: Sequence[Arrival], models: Mapping[str,
         return outcomes
 
 
-def _facts(arrivals: Sequence[Arrival], models: Mapping[str, Model], seed: int) -> Sequence[tuple[str, str]]:
+def _facts(
+    arrivals: Sequence[TimedRequest], models: Mapping[str, Model], seed: int
+) -> Sequence[tuple[str, str]]:
     """Return how the figures came about, by subject."""
     prices = [(name, row.prices) for name, row in models.items() if row.prices is not None]
     length = (arrivals[-1].at - arrivals[0].at) / 60

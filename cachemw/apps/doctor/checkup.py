@@ -10,12 +10,12 @@ from collections.abc import Generator
 from redis.exceptions import NoPermissionError
 
 from cachemw.apps.doctor.findings import FAILURES, Finding, advice, ask
-from cachemw.stores.redis.client.link import Link
+from cachemw.stores.redis.client.link import RedisClient
 
 _SCANS, _SCANNED = 10, 1_000
 
 
-def checkup(link: Link, name: str, kind: str) -> Generator[Finding, None, int]:
+def checkup(link: RedisClient, name: str, kind: str) -> Generator[Finding, None, int]:
     """Yield what one server is; return how many prefixes it holds, about.
 
     `name` tells it from the others of a cluster; `kind` is that of the store's URL.
@@ -79,7 +79,7 @@ def _room(facts: dict[str, str]) -> Finding:
     return Finding("ok", "memory", f"{words}, {evicted:,} keys evicted so far")
 
 
-def _prefixes(link: Link) -> int:
+def _prefixes(link: RedisClient) -> int:
     """Estimate how many prefixes a server holds, of all namespaces, by looking at some of its keys."""
     (total,), cursor, seen, ours = ask(link, ("DBSIZE",)), b"0", 0, 0
     for _ in range(_SCANS):

@@ -18,10 +18,10 @@ from redis.exceptions import NoPermissionError
 
 from cachemw.apps.doctor.checkup import checkup, size
 from cachemw.apps.doctor.findings import FAILURES, PATIENCE, Finding, advice, ask
-from cachemw.engine.decisions import secret_of
+from cachemw.engine.shared import hash_key
 from cachemw.settings import Settings
-from cachemw.stores.protocol import Arrival, Entry
-from cachemw.stores.redis.client.link import Link
+from cachemw.stores.protocol import Arrival, CacheEntry
+from cachemw.stores.redis.client.link import RedisClient
 from cachemw.stores.redis.commands import Command, Commands, peeked, records, sums, with_text
 from cachemw.stores.url import masked, target
 
@@ -37,7 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         words = "none: what is learned stays in this process. Fine for one worker; for several name a Redis"
         yield Finding("ok", "server", words)
         return
-    with closing(Link(settings.store)) as link:
+    with closing(RedisClient(settings.store)) as link:
         try:
             # Any answer will do: this user may not be allowed to ask.
             link.execute([("PING",)], PATIENCE)
@@ -47,9 +47,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
             return
         count = 0
         for name, url in nodes.items():
-            with closing(Link(url)) as node:
+            with closing(RedisClient(url)) as node:
                 count += yield from checkup(node, name, kind)
-        commands = Commands(secret_of(settings), clustered=link.clustered)
+        commands = Commands(hash_key(settings), clustered=link.clustered)
         try:
             each = yield from _exercise(link, commands, settings.store_timeout_ms)
             if count and each:
@@ -78,7 +78,7 @@ def verdict(findings: list[Finding]) -> str:
     return f"Fit for use; see what could be better ({doubtful})." if doubtful else "Fit for use."
 
 
-def _nodes(link: Link, url: str) -> dict[str, str]:
+def _nodes(link: RedisClient, url: str) -> dict[str, str]:
     """Return the name and URL of each server that takes writes."""
     if not link.clustered:
         return {"": url}
@@ -96,13 +96,16 @@ def _at(url: str, node: str) -> str:
     return re.sub(r"\+cluster://([^/?]*@)?[^/?]*", lambda found: f"://{found[1] or ''}{node}", url)
 
 
-def _exercise(link: Link, commands: Commands, budget: int) -> Generator[Finding, None, int]:
+def _exercise(link: RedisClient, commands: Commands, budget: int) -> Generator[Finding, None, int]:
     """Do all that a worker does, and time the part that requests wait for; return a prefix's bytes, or 0."""
     space, now = f"\0doctor {uuid4().hex}", time.time()
     keys = tuple(uuid4().bytes for _ in range(_KEYS))
     names = commands.names(Arrival(space, keys[0], keys[-1], _HEADS, keys))
-    entries = [Entry(key, index < _HEADS, now + 300, 300, now + 60) for index, key in enumerate(keys)]
-    add, meet = commands.add(space, "doctor", {"calls": 7}, 60, "doctor", 1), commands.meet(space)
+    entries = [CacheEntry(key, index < _HEADS, now + 300, 300, now + 60) for index, key in enumerate(keys)]
+    add, meet = (
+        commands.add(space, "doctor", {"calls": 7}, 60, "doctor", 1),
+        commands.publish_key_fingerprint(space),
+    )
     observe = commands.observe(names, None)
     try:
         # A server that knows the scripts would not show that nobody may teach it any.
@@ -110,12 +113,12 @@ def _exercise(link: Link, commands: Commands, budget: int) -> Generator[Finding,
         claimed = ask(link, *[claim for claim, _ in commands.claims(names, entries, now)])
         ask(link, *commands.write(names, entries))
         known = peeked(ask(link, *commands.peek(names)), float("-inf"))
-        back = [record._replace(seen=9) for record in known if record is not None]
+        back = [record._replace(arrivals=9) for record in known if record is not None]
         ask(link, *commands.restore(dict(zip(names, back, strict=False))), add, add)
         _, last = records(ask(link, *observe))
         added = sums(ask(link, *commands.read(space, ["doctor"])))
-        met = commands.met(space, ask(link, *meet))
-        told = [(record.seen, record.expires) for record in last if record is not None]
+        met = commands.fingerprint_matches(space, ask(link, *meet))
+        told = [(record.arrivals, record.expires) for record in last if record is not None]
         right = (new, told) == ([None] * _KEYS, [(9, now + 300)] * _KEYS) and set(claimed) == {1}
         if not (right and added == {"calls": 7} and met):
             words = "they run, but what they write is not there. May the user GET and SET, is there room?"
@@ -132,7 +135,7 @@ def _exercise(link: Link, commands: Commands, budget: int) -> Generator[Finding,
     return 0
 
 
-def _latency(link: Link, script: list[Command], budget: int) -> Finding:
+def _latency(link: RedisClient, script: list[Command], budget: int) -> Finding:
     ping, usual = (_milliseconds(link, commands) for commands in ([("PING",)], script))
     words = f"PING {ping:.2f} ms, {_KEYS} prefixes {usual:.2f} ms (p50); store_timeout_ms is {budget}"
     if usual > budget:
@@ -142,7 +145,7 @@ def _latency(link: Link, script: list[Command], budget: int) -> Finding:
     return Finding("ok", "latency", words)
 
 
-def _milliseconds(link: Link, commands: Sequence[Command]) -> float:
+def _milliseconds(link: RedisClient, commands: Sequence[Command]) -> float:
     taken = []
     for _ in range(_TIMES):
         start = time.perf_counter()
@@ -151,11 +154,11 @@ def _milliseconds(link: Link, commands: Sequence[Command]) -> float:
     return median(taken) * 1000
 
 
-def _secret(link: Link, commands: Commands, settings: Settings) -> Finding:
+def _secret(link: RedisClient, commands: Commands, settings: Settings) -> Finding:
     # Only looked at: whoever sets it first says which secret is right.
-    _, look, _ = commands.meet(settings.namespace)
+    _, look, _ = commands.publish_key_fingerprint(settings.namespace)
     (told,) = ask(link, look)
-    if told is not None and not commands.met(settings.namespace, [None, told]):
+    if told is not None and not commands.fingerprint_matches(settings.namespace, [None, told]):
         words = "other workers of the namespace have another one, and share nothing with this"
         return Finding("bad", "secret", f"{words}. Set `secret` the same for all")
     if settings.secret is None:
@@ -164,7 +167,7 @@ def _secret(link: Link, commands: Commands, settings: Settings) -> Finding:
     return Finding("ok", "secret", "set, as other workers have it" if told else "set; no worker was here yet")
 
 
-def _clock(link: Link) -> Finding:
+def _clock(link: RedisClient) -> Finding:
     start = time.time()
     ((seconds, micros),) = ask(link, ("TIME",))
     ahead = int(seconds) + int(micros) / 1e6 - (start + time.time()) / 2

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from redis.exceptions import RedisError
 
-from cachemw.stores.redis.client.link import Link
+from cachemw.stores.redis.client.link import RedisClient
 from cachemw.stores.redis.commands import Command
 
 Level: TypeAlias = Literal["ok", "warn", "bad"]
@@ -58,7 +58,7 @@ class Finding:
     words: str
 
 
-def ask(link: Link, *commands: Command) -> list[Any]:
+def ask(link: RedisClient, *commands: Command) -> list[Any]:
     """Return the replies to commands. Raises the first that is an error, or what there is in their place."""
     replies = link.execute(commands, PATIENCE)
     for reply in replies:

@@ -51,7 +51,7 @@ class Limits:
     idle: float = 120.0
 
 
-class Upstream:
+class ReverseProxy:
     """Pass what comes on to the server at `url`; the headers named in `dropped` stay here.
 
     `proxy` is the URL of one to go through. What serves the app must be a `serving.Connection`.
@@ -78,7 +78,7 @@ class Upstream:
         connection: Connection = scope["extensions"][CONNECTION]
         if connection.lost:  # while it was decided what to send
             return
-        client = _Client(scope)
+        client = _ClientWatch(scope)
         try:
             await self._pass(scope, body, client, send)
         except asyncio.CancelledError:
@@ -118,7 +118,7 @@ class Upstream:
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._limits.idle * 1000))
         return made
 
-    async def _pass(self, scope: Scope, body: bytes, client: _Client, send: Send) -> None:
+    async def _pass(self, scope: Scope, body: bytes, client: _ClientWatch, send: Send) -> None:
         """Send the request and its answer. Raises `ProxyError` where there is no answer, or no more of it."""
         if not scope["raw_path"].startswith(b"/"):
             raise ProxyError(400, "bad_target", "a request's target must be a path; '*' is not passed on")
@@ -194,7 +194,7 @@ class _Body(aiohttp.Payload):
             await writer.write(view[start : start + _PART])
 
 
-class _Client:
+class _ClientWatch:
     """Whoever waits for the answer: cancels the task that gets it when they leave.
 
     `done`: there is nothing left to cancel; `stalled`: the time for a part is over.

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from cachemw.apps.proxy.problems import ProxyError, end
-from cachemw.apps.proxy.reverse_proxy import Limits, Upstream
+from cachemw.apps.proxy.reverse_proxy import Limits, ReverseProxy
 from cachemw.apps.proxy.serving import CONNECTION, Drain, config, freeze_loaded, keep_memory, listen, serve
 from cachemw.errors import ConfigError
 from cachemw.integrations.asgi import MAX_BODY, CacheMiddleware, own_namespace
@@ -80,7 +80,7 @@ class Proxy:
         self._max_body = options.max_body
         self._drain = Drain(options.drain_delay)
         header = (options.namespace_header or "").lower().encode()
-        upstream = Upstream(options.upstream, options.limits, dropped=[header], proxy=_proxy(options))
+        upstream = ReverseProxy(options.upstream, options.limits, dropped=[header], proxy=_proxy(options))
         self._app = CacheMiddleware(
             upstream,
             settings=settings,

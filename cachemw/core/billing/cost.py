@@ -41,10 +41,10 @@ def price(usage: Usage, prices: Prices) -> Bill:
     """Return the bill for the input tokens of `usage`."""
     with localcontext(_EXACT):
         paid = (
-            usage.read * prices.read
-            + usage.write_5m * prices.write_5m
-            + usage.write_1h * prices.write_1h
-            + usage.plain * prices.input
+            usage.cache_read * prices.read
+            + usage.cache_write_5m * prices.write_5m
+            + usage.cache_write_1h * prices.write_1h
+            + usage.uncached * prices.input
         ).scaleb(_PER_MILLION)
         baseline = (usage.total * prices.input).scaleb(_PER_MILLION)
         return Bill(paid, baseline, baseline - paid)

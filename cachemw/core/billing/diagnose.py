@@ -89,12 +89,12 @@ def diagnose(
     error of the estimates as a share of them, 0 to 1.
     """
     predicted = expected_read + expected_write
-    covered = usage.read + usage.written
+    covered = usage.cache_read + usage.cache_write
     surely = 1 - slack
 
     def miss(reason: MissReason, expected: int, got: int) -> Miss:
         # An answer without counters proves no loss.
-        lost = 0 if reason is MissReason.NOT_REPORTED else max(0, expected_read - usage.read)
+        lost = 0 if reason is MissReason.NOT_REPORTED else max(0, expected_read - usage.cache_read)
         return Miss(reason, expected, got, None if prices is None else _premium(lost, usage, prices))
 
     if not predicted or not (marked or expected_read):
@@ -105,9 +105,11 @@ def diagnose(
         if marked:
             above = predicted * surely >= minimum
             return miss(MissReason.IGNORED if above else MissReason.BELOW_MINIMUM, predicted, 0)
-    if usage.read < expected_read * surely:
+    if usage.cache_read < expected_read * surely:
         return miss(
-            MissReason.SHORTER_READ if usage.read else MissReason.ENTRY_GONE, expected_read, usage.read
+            MissReason.SHORTER_READ if usage.cache_read else MissReason.ENTRY_GONE,
+            expected_read,
+            usage.cache_read,
         )
     if covered < predicted * surely:
         return miss(MissReason.NOT_WRITTEN, predicted, covered)
@@ -118,9 +120,9 @@ def _premium(lost: int, usage: Usage, prices: Prices) -> Decimal:
     """Return what `lost` tokens cost over reading them; the first of a prompt are the ones written for 1h."""
     cost = Decimal(0)
     for tokens, rate in (
-        (usage.write_1h, prices.write_1h),
-        (usage.write_5m, prices.write_5m),
-        (usage.plain, prices.input),
+        (usage.cache_write_1h, prices.write_1h),
+        (usage.cache_write_5m, prices.write_5m),
+        (usage.uncached, prices.input),
     ):
         billed = min(lost, tokens)
         cost += billed * (rate - prices.read)

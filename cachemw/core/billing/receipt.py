@@ -27,7 +27,7 @@ class Receipt:
     miss: Miss | None = None
 
 
-def receipt(usage: Usage, model: Model | None, miss: Miss | None = None) -> Receipt:
+def make_receipt(usage: Usage, model: Model | None, miss: Miss | None = None) -> Receipt:
     """Return the receipt of a usage on a model; None is a model that nothing is known of."""
     prices = prices_for(model, usage.total) if model else None
     if prices is None:

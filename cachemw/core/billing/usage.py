@@ -46,25 +46,25 @@ _TABLES = ("cache_creation", "input_tokens_details", "total_tokens")
 class Usage:
     """Tokens of one answered request. Input is `read` + `write_5m` + `write_1h` + `plain`, disjoint."""
 
-    read: int
-    write_5m: int
-    write_1h: int
-    plain: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    uncached: int
     output: int
     rule: str
 
     @property
-    def written(self) -> int:
+    def cache_write(self) -> int:
         """Return the tokens written to the provider cache, whatever their TTL."""
-        return self.write_5m + self.write_1h
+        return self.cache_write_5m + self.cache_write_1h
 
     @property
     def total(self) -> int:
         """Return all input tokens."""
-        return self.read + self.write_5m + self.write_1h + self.plain
+        return self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
 
 
-def normalise(response: object, *, ttl: Ttl | None = None, inclusive: bool | None = None) -> Usage | None:
+def read_usage(response: object, *, ttl: Ttl | None = None, inclusive: bool | None = None) -> Usage | None:
     """Return the usage in `response`: a usage, a response or a stream event, as a mapping or SDK object.
 
     `ttl` is the one TTL that was asked for, if it was one: it holds for writes that are reported
@@ -84,7 +84,7 @@ def normalise(response: object, *, ttl: Ttl | None = None, inclusive: bool | Non
     return None
 
 
-def fold(previous: object, chunk: object) -> object:
+def merge_chunk(previous: object, chunk: object) -> object:
     """Return what a stream has reported so far, to be given to `normalise` at its end.
 
     Start with None and give each chunk or event. Usage that is repeated in every chunk is replaced,
@@ -97,7 +97,7 @@ def fold(previous: object, chunk: object) -> object:
     ):
         fresh |= {key: get(key) for key in _TABLES if get(key) is not None}
         return {**previous, **fresh} if isinstance(previous, dict) else fresh
-    return found if normalise(found) is not None else previous
+    return found if read_usage(found) is not None else previous
 
 
 def _chat(get: _Get, prompt: int, ttl: Ttl | None, inclusive: bool | None) -> Usage:

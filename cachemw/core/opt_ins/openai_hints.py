@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cachemw.core.fair_table import FairTable
 from cachemw.core.request import markers
 from cachemw.core.request.message_blocks import Json
-from cachemw.core.request.parser import Parsed
-from cachemw.core.rules.providers import Word
+from cachemw.core.request.parser import ParsedRequest
+from cachemw.core.rules.providers import MarkerKey
 
 KEY = "prompt_cache_key"
-BREAKPOINT: Word = "prompt_cache_breakpoint"
+BREAKPOINT: MarkerKey = "prompt_cache_breakpoint"
 # A head that has the time in it would go to another machine with each minute. What came so often over so many
 # seconds is none such, nor what came so often at all that one miss more is nothing.
 _FAMILIAR, _FOR, _ANYHOW = 16, 600.0, 1000
@@ -44,7 +44,7 @@ class _Pace:
     ways: int = 1
 
 
-class Keys:
+class PromptCacheKeys:
     """Name the requests that should meet on one machine. Not thread-safe.
 
     Workers that share a store and a secret agree: what a key is made of, and how often a head was seen, is the
@@ -94,26 +94,24 @@ def _ways(pace: _Pace, seen: int, now: float) -> int:
     return ways
 
 
-def read(parsed: Parsed, body: Json, most: int) -> None:
-    """Note in a parsed request what OpenAI does by itself, and which blocks take none of its breakpoints.
+def with_automatic_breakpoint(parsed: ParsedRequest, body: Json, most: int) -> ParsedRequest:
+    """Return a parsed request with the breakpoint that OpenAI sets itself, and without blocks that take none.
 
-    Its own one counts as the client's, at the end of the request. What an assistant said takes none (OpenAI's
-    list of part types; langchain4j 1.21, 2026). A client that sets breakpoints or their options itself has said
-    all there is to say: then all `most` are taken.
+    OpenAI's own breakpoint counts as the client's, at the end of the request. Parts that an assistant said take none
+    (OpenAI's list of part types; langchain4j 1.21, 2026). A client that sets breakpoints or their options itself has
+    decided everything, so all `most` slots count as taken.
     """
     options = body.get("prompt_cache_options")
     explicit = isinstance(options, Mapping) and options.get("mode") == "explicit"
     if explicit or _marked(body):
-        parsed.owned = most
-        return
-    parsed.automatic = "5m"
-    parsed.owned = 1
-    parsed.blocks = [
+        return replace(parsed, client_marker_count=most)
+    blocks = [
         block._replace(markable=False, marker=None)
         if block.role == "assistant"
         else block._replace(marker=None)
         for block in parsed.blocks
     ]
+    return replace(parsed, automatic_marker="5m", client_marker_count=1, blocks=blocks)
 
 
 def _marked(body: Json) -> bool:

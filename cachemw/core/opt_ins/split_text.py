@@ -23,7 +23,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 from cachemw.core.fair_table import FairTable
 from cachemw.core.request.markers import canonical
 from cachemw.core.request.message_blocks import Json
-from cachemw.core.request.parser import Wire
+from cachemw.core.request.parser import WireFormat
 
 _LEAST = 1_024  # bytes of a text that is looked at, and of its first part
 # A piece is so many bytes, or this share of what stands before it: what a cut misses is a share of the text.
@@ -35,7 +35,7 @@ _TEXTS, _PIECES, _OWNERS = 16_384, 65_536, 1_024
 # Of the latest texts so many are looked back at; so many must have parted near their ends, and such a share.
 _WINDOW, _FEW, _OFTEN = 32, 2, 0.2
 
-Border: TypeAlias = tuple[int, bytes]  # where a piece ends, in bytes, and the hash of all up to there
+Boundary: TypeAlias = tuple[int, bytes]  # where a piece ends, in bytes, and the hash of all up to there
 Cuts: TypeAlias = tuple[int, ...]
 
 
@@ -47,7 +47,7 @@ class _Text:
     seen: float
 
 
-class Found(NamedTuple):
+class TextObservation(NamedTuple):
     """One long text of a request, to be learned once the provider has accepted the request.
 
     `name` is the hash of the text and `cuts` are its offsets in bytes. `borders` and `tail` (bytes after the part
@@ -57,11 +57,11 @@ class Found(NamedTuple):
     seed: int
     name: bytes
     cuts: Cuts
-    borders: tuple[Border, ...] = ()
+    borders: tuple[Boundary, ...] = ()
     tail: int = 0
 
 
-_Sent: TypeAlias = tuple[Found, float]  # a text of a request under way, and when that left
+_Sent: TypeAlias = tuple[TextObservation, float]  # a text of a request under way, and when that left
 
 
 class Splitter:
@@ -82,8 +82,8 @@ class Splitter:
         self._in_flight: FairTable[bytes, _Sent] = FairTable(_PIECES // 4)
 
     def split(
-        self, body: Json, wire: Wire, namespace: str, now: float, model: str = ""
-    ) -> tuple[Json, list[Found]]:
+        self, body: Json, wire: WireFormat, namespace: str, now: float, model: str = ""
+    ) -> tuple[Json, list[TextObservation]]:
         """Return the body with its long system and user texts in parts, and the texts to learn from.
 
         The body itself is returned if no text is cut. Texts of different namespaces or models have nothing to do
@@ -109,7 +109,7 @@ class Splitter:
             fresh["messages"] = [changed.get(index, message) for index, message in enumerate(messages)]
         return ({**body, **fresh} if fresh else body), reader.found
 
-    def announce(self, namespace: str, found: Iterable[Found], now: float) -> None:
+    def mark_in_flight(self, namespace: str, found: Iterable[TextObservation], now: float) -> None:
         """Let requests of the next minute part from these texts, unless they are released."""
         known = self._in_flight.open(namespace)
         for text in found:
@@ -118,7 +118,7 @@ class Splitter:
                     known[key] = (text, now)
         self._in_flight.close(namespace)
 
-    def release(self, namespace: str, found: Iterable[Found]) -> None:
+    def release(self, namespace: str, found: Iterable[TextObservation]) -> None:
         """Forget that the texts of a request are under way, when it is learned from or got no answer."""
         known = self._in_flight.open(namespace)
         for text in found:
@@ -127,7 +127,7 @@ class Splitter:
                     del known[key]
         self._in_flight.close(namespace)
 
-    def learn(self, namespace: str, found: Sequence[Found], now: float) -> None:
+    def learn(self, namespace: str, found: Sequence[TextObservation], now: float) -> None:
         """Learn from the texts of a request that the provider has accepted."""
         self.release(namespace, found)
         for seed, name, cuts, borders, tail in found:
@@ -147,11 +147,13 @@ class Splitter:
                 [(piece, cuts[: cuts.index(offset) + 1]) for offset, piece in borders if offset in cuts],
             )
 
-    def read(self, raw: bytes, seed: int, namespace: str, now: float, here: Mapping[bytes, Found]) -> Found:
+    def read(
+        self, raw: bytes, seed: int, namespace: str, now: float, here: Mapping[bytes, TextObservation]
+    ) -> TextObservation:
         """Find where a text is cut; nothing is learned from it yet. `here` are earlier texts of the same body."""
         name = xxh3_128_digest(raw, seed)
         if (known := self._texts.read(namespace).get(name)) is not None:
-            return Found(seed, name, known.cuts)
+            return TextObservation(seed, name, known.cuts)
         pieces, known_cuts = self._pieces.read(namespace), self._cuts.read(namespace)
         in_flight = self._in_flight.read(namespace)
         borders, length = tuple(_borders(raw, seed)), len(raw)
@@ -159,7 +161,7 @@ class Splitter:
         if name in here:
             return here[name]
         if _lately(sent := in_flight.get(name), now):
-            return Found(seed, name, sent[0].cuts, borders)
+            return TextObservation(seed, name, sent[0].cuts, borders)
         while count:
             piece = borders[count - 1][1]
             text = pieces.get(piece)
@@ -179,7 +181,7 @@ class Splitter:
         cuts = tuple([cut for cut in cuts if cut < length])
         while cuts and any(part.isspace() for part in divided(raw, cuts)):
             cuts = cuts[:-1]
-        return Found(seed, name, cuts, borders, length - shared if shared else 0)
+        return TextObservation(seed, name, cuts, borders, length - shared if shared else 0)
 
     def _seed(self, namespace: str, model: str, role: str) -> int:
         owner = f"{namespace}\0{model}\0{role}".encode("utf-8", "surrogatepass")
@@ -191,7 +193,7 @@ def _lately(sent: _Sent | None, now: float) -> TypeGuard[_Sent]:
     return sent is not None and now - sent[1] <= _IN_FLIGHT
 
 
-def _keys(text: Found) -> list[bytes]:
+def _keys(text: TextObservation) -> list[bytes]:
     """Return the hashes under which a new text is known: its own, and those of its pieces."""
     return [text.name, *(piece for _, piece in text.borders)] if text.borders else []
 
@@ -201,8 +203,8 @@ class _Reader:
 
     def __init__(self, splitter: Splitter, namespace: str, now: float) -> None:
         self._splitter, self._namespace, self._now = splitter, namespace, now
-        self.found: list[Found] = []
-        self._here: dict[bytes, Found] = {}  # texts of this very body, by their names and pieces
+        self.found: list[TextObservation] = []
+        self._here: dict[bytes, TextObservation] = {}  # texts of this very body, by their names and pieces
 
     def content(self, content: Any, seed: int) -> list[Any]:
         """Return a content with its texts in parts; an empty list if none is cut."""
@@ -231,7 +233,7 @@ class _Reader:
         return divided(raw, found.cuts) if found.cuts else [text]
 
 
-def _ahead(borders: Sequence[Border], shared: int, length: int, tails: Sequence[int]) -> int:
+def _ahead(borders: Sequence[Boundary], shared: int, length: int, tails: Sequence[int]) -> int:
     """Return where to cut a text before it is known where it parts from others; 0 for nowhere.
 
     `tails`: how far from their ends the latest texts parted from others, 0 for those that did not. The
@@ -247,7 +249,7 @@ def _ahead(borders: Sequence[Border], shared: int, length: int, tails: Sequence[
     return at if at - shared >= tail else 0
 
 
-def _borders(raw: bytes, seed: int) -> Iterator[Border]:
+def _borders(raw: bytes, seed: int) -> Iterator[Boundary]:
     """Yield where each piece of a text ends; the rest at its end, which makes none, is left out.
 
     Where the text itself ends with a piece, it may be the head of a longer one.

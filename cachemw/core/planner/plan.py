@@ -70,7 +70,7 @@ class Breakpoint:
     ttl: Ttl
     prefix_tokens: int
     reason: Reason
-    own: bool = False
+    from_client: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +81,29 @@ class Plan:
     """
 
     breakpoints: tuple[Breakpoint, ...] = ()
-    read: int = 0
-    write_5m: int = 0
-    write_1h: int = 0
-    plain: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    uncached: int = 0
     skipped: Reason | None = None
     hit: int | None = None
 
     @property
     def total(self) -> int:
         """All input tokens, as estimated."""
-        return self.read + self.write_5m + self.write_1h + self.plain
+        return self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
 
     @property
-    def ours(self) -> tuple[Breakpoint, ...]:
+    def added(self) -> tuple[Breakpoint, ...]:
         """The breakpoints that the client did not set."""
-        return tuple(point for point in self.breakpoints if not point.own)
+        return tuple(point for point in self.breakpoints if not point.from_client)
 
     def explain(self) -> str:
         """Say in sentences what is expected and why."""
         if self.skipped and not self.breakpoints:
             return f"No breakpoint: {_SENTENCES[self.skipped]}."
         lines = [
-            f"Expected: {self.read} tokens read, {self.write_5m + self.write_1h} written, {self.plain} plain."
+            f"Expected: {self.cache_read} tokens read, {self.cache_write_5m + self.cache_write_1h} written, {self.uncached} plain."
         ]
         lines += [
             f"{'.'.join(map(str, point.path))} ({point.ttl}, {point.prefix_tokens} tokens): "

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cachemw.core.request.message_blocks import Json, Path
-from cachemw.core.rules.providers import Ttl, Word
+from cachemw.core.rules.providers import MarkerKey, Ttl
 from cachemw.errors import BodyError
 
 _INNER = ("content", "tool_calls", "function")
@@ -18,12 +18,12 @@ _INNER = ("content", "tool_calls", "function")
 _TEXT_HOLDERS = ("content", "system")
 
 
-def marker(ttl: Ttl) -> dict[str, str]:
+def marker_value(ttl: Ttl) -> dict[str, str]:
     """Return a `cache_control` value; 5m is what a marker without a TTL means everywhere."""
     return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
 
 
-def apply(body: Json, places: Iterable[tuple[Path, Ttl]], word: Word = "cache_control") -> Json:
+def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey = "cache_control") -> Json:
     """Return the body with a marker, called `word`, at each path; the body itself where there is none.
 
     Only the dictionaries and lists on the way to a marker are copied, everything else is shared
@@ -43,12 +43,12 @@ def apply(body: Json, places: Iterable[tuple[Path, Ttl]], word: Word = "cache_co
             if here not in fresh:
                 fresh[here] = node[path[depth - 1]] = _copy(_at(node, path[depth - 1]))
             node = fresh[here]
-        last, control = path[-1], marker(ttl) if word == "cache_control" else {"mode": "explicit"}
+        last, control = path[-1], marker_value(ttl) if marker_key == "cache_control" else {"mode": "explicit"}
         target = _at(node, last)
         if isinstance(target, str) and last in _TEXT_HOLDERS:
-            node[last] = [{"type": "text", "text": target, word: control}]
+            node[last] = [{"type": "text", "text": target, marker_key: control}]
         elif isinstance(target, Mapping):
-            node[last] = {**target, word: control}
+            node[last] = {**target, marker_key: control}
         else:
             raise BodyError("bad_path")
     return body if root is None else root
@@ -73,37 +73,37 @@ def _copy(node: Any) -> Any:
     raise BodyError("bad_path")
 
 
-def strip(body: Json, word: Word = "cache_control") -> Json:
+def strip(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
     """Return the body without any marker, the client's own included; the caller's is untouched."""
     return {
-        key: [_strip(item, word) for item in value]
+        key: [_strip(item, marker_key) for item in value]
         if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))
         else value
         for key, value in body.items()
-        if key != word
+        if key != marker_key
     }
 
 
-def _strip(node: Any, word: Word) -> Any:
+def _strip(node: Any, marker_key: MarkerKey) -> Any:
     if not isinstance(node, Mapping):
         return node
-    bare = {key: value for key, value in node.items() if key != word}
+    bare = {key: value for key, value in node.items() if key != marker_key}
     for key in _INNER:
         inner = bare.get(key)
         if isinstance(inner, (list, tuple)):
-            bare[key] = [_strip(item, word) for item in inner]
+            bare[key] = [_strip(item, marker_key) for item in inner]
         elif isinstance(inner, Mapping):
-            bare[key] = {k: v for k, v in inner.items() if k != word}
+            bare[key] = {k: v for k, v in inner.items() if k != marker_key}
     return bare
 
 
-def canonical(body: Json, word: Word = "cache_control") -> Json:
+def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
     """Return the form in which two bodies that say the same are equal.
 
     Markers are dropped and a string content is its one-part list. Two bodies are the same request
     exactly when their canonical forms are equal: what leaves cachemw equals what came.
     """
-    bare = dict(strip(body, word))
+    bare = dict(strip(body, marker_key))
     if isinstance(bare.get("system"), str):
         bare["system"] = [{"type": "text", "text": bare["system"]}]
     messages = bare.get("messages")

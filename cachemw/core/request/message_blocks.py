@@ -33,7 +33,7 @@ MOST_PARTS = 2_000
 _NO_JSON = (TypeError, ValueError, RecursionError)
 
 
-class Reading(NamedTuple):
+class ReadingContext(NamedTuple):
     """How values are read: the `seed` keys the digests of blocks, `counter` counts tokens exactly if it is set."""
 
     seed: int = 0
@@ -50,14 +50,14 @@ class Block(NamedTuple):
 
     role: str
     kind: Kind
-    sub: Path
+    marker_path: Path
     digest: bytes
     size: float
     markable: bool
     marker: Ttl | None
 
 
-class Item(NamedTuple):
+class ParsedMessage(NamedTuple):
     """What one tool, system block or message holds.
 
     `turn`: it starts a new turn of the user, so earlier thinking may be stripped. `image`, `cited`: it
@@ -67,13 +67,13 @@ class Item(NamedTuple):
 
     role: str
     blocks: tuple[Block, ...]
-    turn: bool
-    image: bool
-    cited: bool
-    owned: int
+    starts_user_turn: bool
+    has_image: bool
+    has_citations: bool
+    client_marker_count: int
 
 
-def dump(value: Any, *, ordered: bool = True) -> bytes:
+def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
     """Return JSON bytes of a value, keys in their own order or, where that is no content, sorted.
 
     Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
@@ -88,7 +88,7 @@ def dump(value: Any, *, ordered: bool = True) -> bytes:
     return raw
 
 
-def keys(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
+def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
     """Return a hash of each value's JSON (16 bytes), keyed by a seed, and the bytes of JSON in total.
 
     A NaN counts as null. Raises `BodyError("not_json")` for values that JSON can't carry.
@@ -161,7 +161,7 @@ def _block(
     return Block(role, kind, sub, digest, size, markable, marker)
 
 
-def _text(role: str, sub: Path, text: str, rest: Json, reading: Reading, marker: Ttl | None) -> Block:
+def _text(role: str, sub: Path, text: str, rest: Json, reading: ReadingContext, marker: Ttl | None) -> Block:
     raw = text.encode()
     size = float(reading.counter(text)) if reading.counter else estimate(Kind.TEXT, len(raw))
     block = _block(role, Kind.TEXT, sub, raw, size, bool(text.strip()), marker, reading.seed)
@@ -170,19 +170,21 @@ def _text(role: str, sub: Path, text: str, rest: Json, reading: Reading, marker:
 
 def _with(block: Block, place: bytes, rest: Json, seed: int) -> Block:
     """Return the block with a digest that also covers the other fields of its part or message."""
-    return block._replace(digest=xxh3_128_digest(block.digest + place + dump(rest, ordered=False), seed))
+    return block._replace(
+        digest=xxh3_128_digest(block.digest + place + canonical_json(rest, ordered=False), seed)
+    )
 
 
 def _json(
-    role: str, kind: Kind, sub: Path, value: Any, reading: Reading, marker: Ttl | None,
+    role: str, kind: Kind, sub: Path, value: Any, reading: ReadingContext, marker: Ttl | None,
     markable: bool = True,
 ) -> Block:  # fmt: skip
-    raw = dump(value, ordered=kind in (Kind.TOOL, Kind.TOOL_CALL))
+    raw = canonical_json(value, ordered=kind in (Kind.TOOL, Kind.TOOL_CALL))
     size = float(reading.counter(raw.decode())) if reading.counter else estimate(kind, len(raw))
     return _block(role, kind, sub, raw, size, markable, marker, reading.seed)
 
 
-def tool(tool: Any, reading: Reading) -> Item:
+def tool(tool: Any, reading: ReadingContext) -> ParsedMessage:
     """Read one tool definition of either wire shape."""
     if not isinstance(tool, Mapping):
         raise BodyError("bad_tools")
@@ -193,17 +195,17 @@ def tool(tool: Any, reading: Reading) -> Item:
         value["function"] = envelope(function)
         inner = marker_ttl(function)
     block = _json("tool", Kind.TOOL, (), value, reading, marker or inner)
-    return _item("tool", [block], loose=int(marker is not None and inner is not None))
+    return _item("tool", [block], unplaced_markers=int(marker is not None and inner is not None))
 
 
-def system_block(value: Any, reading: Reading) -> Item:
+def system_block(value: Any, reading: ReadingContext) -> ParsedMessage:
     """Read one entry of the Messages API's `system`; a plain string is the whole field."""
     if isinstance(value, str):
         return _item("system", [_text("system", (), value, {}, reading, None)])
     return _item("system", [_part("system", (), value, reading)])
 
 
-def chat_message(message: Any, reading: Reading) -> Item:
+def chat_message(message: Any, reading: ReadingContext) -> ParsedMessage:
     """Read one message of an OpenAI chat body."""
     role, content = _role(message)
     provider_role = {"developer": "system", "tool": "user", "function": "user"}.get(role, role)
@@ -223,7 +225,7 @@ def chat_message(message: Any, reading: Reading) -> Item:
         ]
     elif content is not None:
         raise BodyError("bad_message")
-    loose = _loose(content, blocks, whole=role == "tool")
+    loose = _unplaced_markers(content, blocks, whole=role == "tool")
     calls = message.get("tool_calls") or ()
     if not isinstance(calls, (list, tuple)):
         raise BodyError("bad_message")
@@ -241,7 +243,7 @@ def chat_message(message: Any, reading: Reading) -> Item:
     return _finish(provider_role, blocks, extra, message, loose, reading)
 
 
-def _chat_result(message: Json, content: Any, reading: Reading) -> Block:
+def _chat_result(message: Json, content: Any, reading: ReadingContext) -> Block:
     """Read a `role: tool` message as the one tool_result block that it becomes."""
     sub: Path = ("content",)
     markable = isinstance(content, str) and bool(content.strip())
@@ -254,7 +256,7 @@ def _chat_result(message: Json, content: Any, reading: Reading) -> Block:
     elif content is not None and not isinstance(content, str):
         raise BodyError("bad_message")
     value = [message.get("tool_call_id"), _held(content) or []]
-    return _json("user", Kind.TOOL_RESULT, sub, value, reading, _lifted(content), markable)
+    return _json("user", Kind.TOOL_RESULT, sub, value, reading, _tool_result_marker(content), markable)
 
 
 def _held(content: Any) -> Any:
@@ -266,13 +268,13 @@ def _held(content: Any) -> Any:
     return content
 
 
-def _lifted(content: Any) -> Ttl | None:
+def _tool_result_marker(content: Any) -> Ttl | None:
     """Return the marker on the last part inside a tool result: the provider takes it as the result's own."""
     last = content[-1] if isinstance(content, (list, tuple)) and content else None
     return marker_ttl(last) if isinstance(last, Mapping) else None
 
 
-def _loose(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
+def _unplaced_markers(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
     """Count the markers in a content that stand on no block: those inside tool results that aren't lifted.
 
     `whole`: the content as such is one tool result.
@@ -286,10 +288,10 @@ def _loose(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
 
 def _inside(part: Any) -> int:
     inner = part.get("content") if isinstance(part, Mapping) and part.get("type") == "tool_result" else None
-    return _loose(inner, [], whole=True)
+    return _unplaced_markers(inner, [], whole=True)
 
 
-def native_message(message: Any, reading: Reading) -> Item:
+def native_message(message: Any, reading: ReadingContext) -> ParsedMessage:
     """Read one message of an Anthropic Messages body."""
     role, content = _role(message)
     if isinstance(content, str):
@@ -299,7 +301,12 @@ def native_message(message: Any, reading: Reading) -> Item:
     else:
         raise BodyError("bad_message")
     return _finish(
-        role, blocks, envelope(message, "role", "content"), message, _loose(content, blocks), reading
+        role,
+        blocks,
+        envelope(message, "role", "content"),
+        message,
+        _unplaced_markers(content, blocks),
+        reading,
     )
 
 
@@ -317,7 +324,9 @@ def _bounded(parts: Any) -> None:
         raise BodyError("too_many_parts")
 
 
-def _finish(role: str, blocks: list[Block], extra: Json, message: Json, loose: int, reading: Reading) -> Item:
+def _finish(
+    role: str, blocks: list[Block], extra: Json, message: Json, unplaced_markers: int, reading: ReadingContext
+) -> ParsedMessage:
     """Fold what a message says beside its blocks into the first of them."""
     if blocks and extra:
         blocks[0] = _with(blocks[0], b"message", extra, reading.seed)
@@ -327,16 +336,18 @@ def _finish(role: str, blocks: list[Block], extra: Json, message: Json, loose: i
     if own and blocks and blocks[-1].marker is None:
         blocks[-1] = blocks[-1]._replace(marker=own)
     elif own:
-        loose += 1
+        unplaced_markers += 1
     content = message.get("content")
-    return _item(role, blocks, content if isinstance(content, (list, tuple)) else (), loose)
+    return _item(role, blocks, content if isinstance(content, (list, tuple)) else (), unplaced_markers)
 
 
-def _item(role: str, blocks: list[Block], parts: Sequence[Any] = (), loose: int = 0) -> Item:
+def _item(
+    role: str, blocks: list[Block], parts: Sequence[Any] = (), unplaced_markers: int = 0
+) -> ParsedMessage:
     turn = role == "user" and not all(block.kind is Kind.TOOL_RESULT for block in blocks)
     image, cited = _facts(parts)
-    owned = loose + sum(block.marker is not None for block in blocks)
-    return Item(role, tuple(blocks), turn, image, cited, owned)
+    owned = unplaced_markers + sum(block.marker is not None for block in blocks)
+    return ParsedMessage(role, tuple(blocks), turn, image, cited, owned)
 
 
 def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
@@ -355,7 +366,7 @@ def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
     return image, cited
 
 
-def _part(role: str, sub: Path, part: Any, reading: Reading) -> Block:
+def _part(role: str, sub: Path, part: Any, reading: ReadingContext) -> Block:
     """Read one content part of either wire shape."""
     if not isinstance(part, Mapping):
         raise BodyError("bad_message")
@@ -365,7 +376,7 @@ def _part(role: str, sub: Path, part: Any, reading: Reading) -> Block:
     value = envelope(part)
     if kind in _IMAGES:
         data = _image_data(part)
-        content = dump(value, ordered=False)
+        content = canonical_json(value, ordered=False)
         size = image_size(data) if data else image_size("")
         return _block(role, Kind.IMAGE, sub, content, size, data is not None, marker, reading.seed)
     if kind in ("tool_use", "server_tool_use"):
@@ -375,7 +386,7 @@ def _part(role: str, sub: Path, part: Any, reading: Reading) -> Block:
         _bounded(inner)
         if inner is not None:
             value["content"] = _held(inner)
-        return _json(role, Kind.TOOL_RESULT, sub, value, reading, marker or _lifted(inner))
+        return _json(role, Kind.TOOL_RESULT, sub, value, reading, marker or _tool_result_marker(inner))
     if kind in _REASONING:
         return _json(role, Kind.REASONING, sub, value, reading, marker)
     if kind in _DOCUMENTS:

@@ -26,14 +26,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 from cachemw.core.fair_table import FairTable
 from cachemw.core.request.message_blocks import (
     Block,
-    Item,
     Json,
+    ParsedMessage,
     Path,
-    Reading,
+    ReadingContext,
+    canonical_json,
     chat_message,
-    dump,
     envelope,
-    keys,
+    hash_values,
     marker_ttl,
     native_message,
     system_block,
@@ -44,7 +44,7 @@ from cachemw.core.rules.providers import Kind, Model, Ttl
 from cachemw.errors import BodyError
 from cachemw.slices import Slices, run
 
-Wire = Literal["chat", "messages"]
+WireFormat = Literal["chat", "messages"]
 
 # Request parameters that are part of an entry's key (Anthropic, prompt caching, August 2026).
 # A change of these loses everything; of the second group, all but the tools; of the third, the messages.
@@ -66,11 +66,11 @@ MOST_BLOCKS = 20_000
 # A slice of work: so many values, new values and blocks among them, or bytes of JSON: a few milliseconds each.
 _SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 256, 1 << 20
 
-Reader = Callable[[Any, Reading], Item]
-MemoEntry: TypeAlias = tuple[bytes, Item]
+Reader = Callable[[Any, ReadingContext], ParsedMessage]
+MemoEntry: TypeAlias = tuple[bytes, ParsedMessage]
 
 
-class Keys(NamedTuple):
+class ContentKeys(NamedTuple):
     """What keys the hashes of contents: `memo` those that stay in the process, `digests` the blocks' own.
 
     `memo` is random for each process. `digests` is the same for all workers that share a store.
@@ -86,7 +86,7 @@ class _Seeds(NamedTuple):
 
 
 @dataclass(slots=True)
-class Parsed:
+class ParsedRequest:
     """A request as columns: `blocks[k]` stands in item `items[k]` of section `sections`.
 
     `tools` and `system` are the numbers of blocks up to the end of those sections. `root`,
@@ -96,29 +96,29 @@ class Parsed:
     hold.
     """
 
-    wire: Wire
+    wire: WireFormat
     model: str
     seed: int = 0
-    unknown: list[MemoEntry] = field(default_factory=list)
+    new_items: list[MemoEntry] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
-    tools: int = 0
-    system: int = 0
+    tools_end: int = 0
+    system_end: int = 0
     root: bytes = b""
     system_params: bytes = b""
     params: bytes = b""
-    owned: int = 0
-    automatic: Ttl | None = None
+    client_marker_count: int = 0
+    automatic_marker: Ttl | None = None
 
     def path(self, index: int) -> Path:
         """Return where block `index` stands in the body."""
-        if index < self.tools:
+        if index < self.tools_end:
             section = "tools"
-        elif self.wire == "messages" and index < self.system:
+        elif self.wire == "messages" and index < self.system_end:
             return ("system",) if self.items[index] < 0 else ("system", self.items[index])
         else:
             section = "messages"
-        return (section, self.items[index]) + self.blocks[index].sub
+        return (section, self.items[index]) + self.blocks[index].marker_path
 
 
 class Parser:
@@ -127,17 +127,19 @@ class Parser:
     One thread at a time may call `learn`; any number may read meanwhile.
     """
 
-    def __init__(self, counter: Counter | None = None, keys: Keys | None = None) -> None:
+    def __init__(self, counter: Counter | None = None, keys: ContentKeys | None = None) -> None:
         self._counter = counter
-        self._memo: FairTable[bytes, Item] = FairTable(_MEMO_LIMIT)
-        self._keys = keys or Keys()
+        self._memo: FairTable[bytes, ParsedMessage] = FairTable(_MEMO_LIMIT)
+        self._keys = keys or ContentKeys()
         self._seeds = lru_cache(1024)(self._seeds_of)
 
-    def parse(self, body: Json, model: Model, wire: Wire = "chat", namespace: str = "") -> Parsed:
+    def parse(
+        self, body: Json, model: Model, wire: WireFormat = "chat", namespace: str = ""
+    ) -> ParsedRequest:
         """Return the body's blocks in the provider's order, reading it at once; see `steps`."""
         return run(self.steps(body, model, wire, namespace))
 
-    def steps(self, body: Json, model: Model, wire: Wire, namespace: str) -> Slices[Parsed]:
+    def steps(self, body: Json, model: Model, wire: WireFormat, namespace: str) -> Slices[ParsedRequest]:
         """Read a body in slices and return its blocks in the provider's order.
 
         Raises `BodyError` with a short reason for a body that is no chat request, or too large to read.
@@ -151,14 +153,14 @@ class Parser:
         if not all(isfinite(value) for value in body.values() if isinstance(value, float)):
             raise BodyError("not_json")
         seeds = self._seeds(namespace)
-        parsed = Parsed(wire, name, seeds.digests)
+        parsed = ParsedRequest(wire, name, seeds.digests)
         memo = self._memo.read(namespace)
         tool_items = yield from self._items(parsed, memo, tools, tool, seeds.memo[_TOOL])
         system_items = yield from self._items(parsed, memo, system, system_block, seeds.memo[_SYSTEM])
         reader, shape = (chat_message, _CHAT) if wire == "chat" else (native_message, _NATIVE)
         items = yield from self._items(parsed, memo, messages, reader, seeds.memo[shape])
         _add(parsed, enumerate(tool_items))
-        parsed.tools = len(parsed.blocks)
+        parsed.tools_end = len(parsed.blocks)
         whole = isinstance(body.get("system"), str)
         _add(parsed, [(-1, item) for item in system_items] if whole else enumerate(system_items))
         rest = list(enumerate(items))
@@ -169,7 +171,7 @@ class Parser:
             if not model.mid_system:
                 _add(parsed, [(index, item) for index, item in rest if item.role == "system"])
                 rest = [(index, item) for index, item in rest if item.role != "system"]
-        parsed.system = len(parsed.blocks)
+        parsed.system_end = len(parsed.blocks)
         _add(parsed, rest, strip=_last_turn(items) if model.thinking == "stripped" else 0)
         if not parsed.blocks:
             raise BodyError("no_content")
@@ -178,21 +180,26 @@ class Parser:
         _read_parameters(parsed, body, items)
         return parsed
 
-    def learn(self, namespace: str, parsed: Parsed) -> None:
+    def learn(self, namespace: str, parsed: ParsedRequest) -> None:
         """Remember how the items of a request were read, once the provider has accepted it."""
-        if parsed.unknown:
-            self._memo.put(namespace, parsed.unknown)
+        if parsed.new_items:
+            self._memo.put(namespace, parsed.new_items)
 
     def _items(
-        self, parsed: Parsed, memo: Mapping[bytes, Item], values: Sequence[Any], read: Reader, seed: int
-    ) -> Slices[list[Item]]:
+        self,
+        parsed: ParsedRequest,
+        memo: Mapping[bytes, ParsedMessage],
+        values: Sequence[Any],
+        read: Reader,
+        seed: int,
+    ) -> Slices[list[ParsedMessage]]:
         """Read values in slices; note the unknown ones in `parsed`."""
-        items: list[Item] = []
-        reading = Reading(parsed.seed, self._counter)
+        items: list[ParsedMessage] = []
+        reading = ReadingContext(parsed.seed, self._counter)
         size = new_blocks = new_in_slice = 0
         for start in range(0, len(values), _SLICE_VALUES):
             part = values[start : start + _SLICE_VALUES]
-            hashes, bytes_read = keys(part, seed)
+            hashes, bytes_read = hash_values(part, seed)
             size += bytes_read
             if size > _SLICE_BYTES:
                 size = 0
@@ -201,11 +208,11 @@ class Parser:
             if not all(found):
                 for index, item in enumerate(found):
                     if item is None:
-                        dump(part[index])
+                        canonical_json(part[index])
                         if bytes_read > _SLICE_BYTES:
                             yield
                         found[index] = item = read(part[index], reading)
-                        parsed.unknown.append((hashes[index], item))
+                        parsed.new_items.append((hashes[index], item))
                         new_blocks += len(item.blocks)
                         if new_blocks > MOST_BLOCKS:
                             raise BodyError("too_many_blocks")
@@ -213,7 +220,7 @@ class Parser:
                         if new_in_slice >= _SLICE_NEW:
                             new_in_slice = 0
                             yield
-            items += cast("list[Item]", found)
+            items += cast("list[ParsedMessage]", found)
         return items
 
     def _seeds_of(self, namespace: str) -> _Seeds:
@@ -227,20 +234,20 @@ def _seed(key: bytes, text: bytes) -> int:
     return int.from_bytes(blake2b(text, key=blake2b(key).digest()[:64], digest_size=8).digest())
 
 
-def _read_parameters(parsed: Parsed, body: Json, items: Sequence[Item]) -> None:
+def _read_parameters(parsed: ParsedRequest, body: Json, items: Sequence[ParsedMessage]) -> None:
     """Note the parameters that key an entry, and the client's top-level marker."""
     parsed.root = _parameters(body, _ROOT_KEYS)
     parsed.system_params = _parameters(body, _SYSTEM_KEYS)
     parsed.params = _parameters(body, _MESSAGE_KEYS)
-    if any(item.cited for item in items):
+    if any(item.has_citations for item in items):
         parsed.system_params += b"cited"
-    if any(item.image for item in items):
+    if any(item.has_image for item in items):
         parsed.params += b"image"
-    parsed.automatic = marker_ttl(body)
-    parsed.owned += parsed.automatic is not None
+    parsed.automatic_marker = marker_ttl(body)
+    parsed.client_marker_count += parsed.automatic_marker is not None
 
 
-def _add(parsed: Parsed, numbered: Iterable[tuple[int, Item]], *, strip: int = 0) -> None:
+def _add(parsed: ParsedRequest, numbered: Iterable[tuple[int, ParsedMessage]], *, strip: int = 0) -> None:
     """Add the blocks of items; those of a number below `strip` without the assistant's thinking."""
     blocks, items, owned = parsed.blocks, parsed.items, 0
     for index, item in numbered:
@@ -255,11 +262,11 @@ def _add(parsed: Parsed, numbered: Iterable[tuple[int, Item]], *, strip: int = 0
         else:
             blocks.extend(added)
             items.extend([index] * len(added))
-        owned += item.owned
-    parsed.owned += owned
+        owned += item.client_marker_count
+    parsed.client_marker_count += owned
 
 
-def _sections(body: Json, wire: Wire) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+def _sections(body: Json, wire: WireFormat) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
     if not isinstance(body, Mapping):
         raise BodyError("not_a_mapping")
     messages = body.get("messages")
@@ -291,9 +298,9 @@ def _parameters(body: Json, keys: tuple[str, ...]) -> bytes:
             del config["effort"]
         if not config:
             del present["output_config"]
-    return dump(present) if present else b""
+    return canonical_json(present) if present else b""
 
 
-def _last_turn(items: Sequence[Item]) -> int:
+def _last_turn(items: Sequence[ParsedMessage]) -> int:
     """Return the index of the last message that is the user's own, not a tool's result."""
-    return next((i for i in range(len(items) - 1, -1, -1) if items[i].turn), 0)
+    return next((i for i in range(len(items) - 1, -1, -1) if items[i].starts_user_turn), 0)

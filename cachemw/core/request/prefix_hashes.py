@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from xxhash import xxh3_128_digest
 
-from cachemw.core.request.message_blocks import dump
-from cachemw.core.request.parser import Parsed
+from cachemw.core.request.message_blocks import canonical_json
+from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.rules.providers import model_key
 
 # How many of each are watched. A request's own end and the ends of earlier turns are where
@@ -27,12 +27,12 @@ _LAST_RUN = 8
 _SPREAD = 16
 
 
-def chain(parsed: Parsed, namespace: str) -> list[bytes]:
+def hash_prefixes(parsed: ParsedRequest, namespace: str) -> list[bytes]:
     """Return the digest of each prefix of the request, 16 bytes each, shallow to deep."""
-    blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
+    blocks, tools, system = parsed.blocks, parsed.tools_end, parsed.system_end
     digests: list[bytes] = []
     digest_of, seed = xxh3_128_digest, parsed.seed
-    digest = digest_of(dump((namespace, model_key(parsed.model), parsed.wire)) + parsed.root, seed)
+    digest = digest_of(canonical_json((namespace, model_key(parsed.model), parsed.wire)) + parsed.root, seed)
     for section, params in (
         (blocks[:tools], b""),
         (blocks[tools:system], parsed.system_params),
@@ -44,16 +44,16 @@ def chain(parsed: Parsed, namespace: str) -> list[bytes]:
     return digests
 
 
-def watch(parsed: Parsed) -> list[int]:
+def track_prefixes(parsed: ParsedRequest) -> list[int]:
     """Return the indexes of the blocks whose prefixes are recorded, in order; the last is always one.
 
     The number is bounded however long the request is (under 90), and a depth that was watched in one
     request is, for the next turns, watched again.
     """
-    blocks, tools, system = parsed.blocks, parsed.tools, parsed.system
+    blocks, tools, system = parsed.blocks, parsed.tools_end, parsed.system_end
     count = len(blocks)
     chosen = set()
-    if parsed.owned:
+    if parsed.client_marker_count:
         chosen.update([index for index, block in enumerate(blocks) if block.marker][:4])
     if count <= 2 * _OPENING:
         chosen.update(range(max(tools - 1, 0), count))

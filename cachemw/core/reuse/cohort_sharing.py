@@ -30,25 +30,25 @@ _CLASSES = 512
 _NAMES = 16_384  # names that are not made again
 
 _LETTERS = "bslow"
-TAG = 8
+TAG_LENGTH = 8
 """Hexadecimal digits at the start of a class's name that say whose it is: of a namespace or group, keyed."""
-BEGAN, SOON, LATE, OVER, WHOLE = range(len(_LETTERS))
+BEGUN, REUSED_5M, REUSED_1H, NOT_REUSED, ENDED_THERE = range(len(_LETTERS))
 """Where in a class's list of counts each kind is."""
-_HEX = TAG + 16
+_HEX = TAG_LENGTH + 16
 
 
-class Told(NamedTuple):
+class RemoteCounts(NamedTuple):
     """What others counted in one class: trials that began, and how trials ended; `at`: when, on average."""
 
     at: float
     began: int
-    soon: int
-    late: int
-    over: int
-    whole: int
+    reused_5m: int
+    reused_1h: int
+    not_reused: int
+    ended_there: int
 
 
-class Merge:
+class CohortExchange:
     """Choose what to tell of what this worker counts, and find what the others did."""
 
     def __init__(self, secret: bytes) -> None:
@@ -60,12 +60,12 @@ class Merge:
 
     def _name(self, owner: str, key: tuple[object, ...]) -> str:
         """Return a class's name in the store, from its owner and its key here."""
-        return self._hash(repr(owner), TAG) + self._hash(repr((owner, key)), _HEX - TAG)
+        return self._hash(repr(owner), TAG_LENGTH) + self._hash(repr((owner, key)), _HEX - TAG_LENGTH)
 
     def _hash(self, text: str, digits: int) -> str:
         return blake2b(text.encode(), digest_size=digits // 2, key=self._secret).hexdigest()
 
-    def news(self, now: float, counted: Mapping[str, list[int]]) -> tuple[str, dict[str, int]]:
+    def drain_updates(self, now: float, counted: Mapping[str, list[int]]) -> tuple[str, dict[str, int]]:
         """Return a table, and what is to be added to it of what was counted, by class; set that to 0."""
         table = _table(int(now // _SLOT))
         # Also where no table can be read for long.
@@ -91,7 +91,9 @@ class Merge:
             first = min(max(first, int((self._read_at - _LAG) // _SLOT)), last)
         return [_table(slot) for slot in range(first, last + 1)]
 
-    def absorb(self, table: str, sums: Mapping[str, int], now: float) -> list[tuple[str, Told]]:
+    def merge_updates(
+        self, table: str, sums: Mapping[str, int], now: float
+    ) -> list[tuple[str, RemoteCounts]]:
         """Return what others counted in each class since this table was read before.
 
         What this worker told may not have arrived: until it has, a little of theirs is missed.
@@ -113,7 +115,7 @@ class Merge:
         if now < start + _SLOT:
             self._read_at = now
             self._forget(now)
-        return [(name, Told(at, *counts)) for name, counts in found.items()]
+        return [(name, RemoteCounts(at, *counts)) for name, counts in found.items()]
 
     def _forget(self, now: float) -> None:
         """Remember only what was heard in tables that may still be read."""
@@ -125,16 +127,16 @@ class _Room:
 
     def __init__(self, seen: dict[str, list[int]], most: int) -> None:
         self._seen, self._most = seen, most
-        self._owners = Counter(name[:TAG] for name in seen)
+        self._owners = Counter(name[:TAG_LENGTH] for name in seen)
 
     def has(self, name: str) -> bool:
         """Return True if a name is in the table, or is counted in now because there is room for it."""
         if name in self._seen:
             return True
         share = self._most // (len(self._owners) + 1)
-        if self._owners.total() >= self._most and self._owners[name[:TAG]] >= share:
+        if self._owners.total() >= self._most and self._owners[name[:TAG_LENGTH]] >= share:
             return False
-        self._owners[name[:TAG]] += 1
+        self._owners[name[:TAG_LENGTH]] += 1
         return True
 
 
@@ -144,8 +146,8 @@ def _busiest(counted: Mapping[str, list[int]]) -> list[tuple[str, list[int]]]:
     ranks: Counter[str] = Counter()
     ranked = []
     for name, counts in busiest:
-        ranked.append((ranks[name[:TAG]], name, counts))
-        ranks[name[:TAG]] += 1
+        ranked.append((ranks[name[:TAG_LENGTH]], name, counts))
+        ranks[name[:TAG_LENGTH]] += 1
     return [(name, counts) for _, name, counts in sorted(ranked, key=lambda item: item[0])]
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple, cast
 
-from cachemw.core.request.parser import Parsed
-from cachemw.core.reuse.cohorts import Classes, End, Name
-from cachemw.core.reuse.record import LONG, SHORT, Prefix
+from cachemw.core.request.parser import ParsedRequest
+from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
+from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR, PrefixRecord
 from cachemw.core.rules.providers import Ttl
 
 # Chances before anything is known, worth two observations. An agent with tools or a conversation in
@@ -37,7 +37,7 @@ _SURE = 0.98
 _made = tuple.__new__  # what the class's own constructor does, a third faster
 
 
-class Depth(NamedTuple):
+class PrefixForecast(NamedTuple):
     """What is known of one watched prefix.
 
     `block`: its last. `chance` that it is read again within five minutes, and `more`: the reads that are
@@ -47,15 +47,15 @@ class Depth(NamedTuple):
     """
 
     block: int
-    chance: float
-    more: float
-    hour: float
-    more_hourly: float
-    living: Ttl | None
-    pending: bool = False
+    p_reuse_5m: float
+    further_reads_5m: float
+    p_reuse_1h: float
+    further_reads_1h: float
+    cached_ttl: Ttl | None
+    in_flight: bool = False
 
 
-class Reuse:
+class ReuseModel:
     """Learn from arrivals how likely a prefix of some class is to be read again.
 
     `hours`: whether entries of an hour may be written; without it the later chance is not learned. `secret`:
@@ -64,17 +64,17 @@ class Reuse:
 
     def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
-        self.classes = Classes(hours=hours, secret=secret)
+        self.cohorts = CohortTable(hours=hours, secret=secret)
 
     def forecast(
         self,
-        parsed: Parsed,
+        parsed: ParsedRequest,
         digests: Sequence[bytes],
         watched: Sequence[int],
-        records: Sequence[Prefix | None],
+        records: Sequence[PrefixRecord | None],
         now: float,
         owner: str = "",
-    ) -> list[Depth]:
+    ) -> list[PrefixForecast]:
         """Return the chances of each watched prefix from here; count nothing.
 
         `owner` is the namespace, or the group of namespaces, whose classes count.
@@ -83,44 +83,46 @@ class Reuse:
         answered = [*spoken[1:], False]
         depths = [
             None
-            if record is None or record.seen < _ALONE_FROM or self._hours
-            else _alone(index, record, now, answered=answered[index])
+            if record is None or record.arrivals < _ALONE_FROM or self._hours
+            else _from_own_record(index, record, now, answered=answered[index])
             for index, record in zip(watched, records, strict=True)
         ]
         if not all(depths):
             left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
-            request = _Request(parsed, digests, watched, records, now)
-            others = iter(_Forecast(self.classes, request, left, owner, hours=self._hours).depths())
+            request = _ArrivedRequest(parsed, digests, watched, records, now)
+            others = iter(_CohortForecast(self.cohorts, request, left, owner, hours=self._hours).forecasts())
             depths = [depth or next(others) for depth in depths]
-        return cast("list[Depth]", depths)
+        return cast("list[PrefixForecast]", depths)
 
     def observe(
         self,
-        parsed: Parsed,
+        parsed: ParsedRequest,
         digests: Sequence[bytes],
         watched: Sequence[int],
-        records: Sequence[Prefix | None],
+        records: Sequence[PrefixRecord | None],
         now: float,
         owner: str = "",
     ) -> None:
         """Count what a request that arrived at `now` shows, by the records from before its arrival."""
-        if any(record is None or record.seen < _ALONE_FROM for record in records):
-            request = _Request(parsed, digests, watched, records, now)
-            self.classes.observe(owner, request.ends(self.classes), request.begins(self.classes), now)
+        if any(record is None or record.arrivals < _ALONE_FROM for record in records):
+            request = _ArrivedRequest(parsed, digests, watched, records, now)
+            self.cohorts.observe(
+                owner, request.trials_ended(self.cohorts), request.trials_begun(self.cohorts), now
+            )
 
 
-class _Place(NamedTuple):
+class _CohortKey(NamedTuple):
     """Which class a prefix is in at this arrival: its name, sightings and gap; the levels that narrow it."""
 
     block: int
-    name: Name
+    name: CohortName
     sighting: int
-    gap: int
-    levels: list[Name]
+    gap_bucket: int
+    path: list[CohortName]
     prior: float
 
 
-class _Request:
+class _ArrivedRequest:
     """The prefixes of one request, with the records from before its arrival.
 
     A record without arrivals says only that another request is about to write the prefix.
@@ -128,189 +130,213 @@ class _Request:
 
     def __init__(
         self,
-        parsed: Parsed,
+        parsed: ParsedRequest,
         digests: Sequence[bytes],
         watched: Sequence[int],
-        records: Sequence[Prefix | None],
+        records: Sequence[PrefixRecord | None],
         now: float,
     ) -> None:
         self.parsed, self.now = parsed, now
-        self.held = dict(zip(watched, records, strict=True))
-        self.known = {
-            index: record if record is not None and record.seen else None
-            for index, record in self.held.items()
+        self.records = dict(zip(watched, records, strict=True))
+        self.known_records = {
+            index: record if record is not None and record.arrivals else None
+            for index, record in self.records.items()
         }
-        self.spoken = [block.role == "assistant" for block in parsed.blocks]
-        pairs = pairwise([False, *self.spoken])
+        self.by_assistant = [block.role == "assistant" for block in parsed.blocks]
+        pairs = pairwise([False, *self.by_assistant])
         self._turns = list(accumulate(after and not before for before, after in pairs))
-        self._running = parsed.tools > 0 or self._turns[-1] > 0
-        self._trunk = _trunk(parsed, digests, self.known)
-        self.end = len(parsed.blocks) - 1
+        self._running = parsed.tools_end > 0 or self._turns[-1] > 0
+        self._shared_prefixes = _known_shared_prefixes(parsed, digests, self.known_records)
+        self.last_block = len(parsed.blocks) - 1
 
-    def passed(self, record: Prefix) -> float:
+    def seconds_since(self, record: PrefixRecord) -> float:
         """Return the seconds since a prefix arrived before."""
-        return max(self.now - record.last, 0.0)
+        return max(self.now - record.last_arrival, 0.0)
 
-    def place(self, index: int) -> _Place:
+    def cohort_key(self, index: int) -> _CohortKey:
         """Return the class of a prefix at this arrival."""
-        record, whole = self.known[index], index == self.end
-        levels = _levels(self._trunk, self._turns[index])
+        record, whole = self.known_records[index], index == self.last_block
+        levels = _cohort_path(self._shared_prefixes, self._turns[index])
         prior = _RUNNING if self._running else _SINGLE if whole else _SINGLE_HEAD
         kind = "end" if whole else "inner"
-        if whole and record is not None and record.whole:
+        if whole and record is not None and record.request_ended_here:
             prior, kind = _REPEAT, "repeat"
-        name = (*_place(self.parsed, index), kind)
+        name = (*_position(self.parsed, index), kind)
         if record is None:
-            return _Place(index, name, 1, -1, levels, prior)
-        return _Place(index, name, record.seen + 1, _gap(self.passed(record)), levels, prior)
+            return _CohortKey(index, name, 1, -1, levels, prior)
+        return _CohortKey(
+            index, name, record.arrivals + 1, _gap_bucket(self.seconds_since(record)), levels, prior
+        )
 
-    def ends(self, classes: Classes) -> list[End]:
+    def trials_ended(self, classes: CohortTable) -> list[TrialEnd]:
         """Return the trials that this arrival ends."""
-        ends: list[End] = []
-        for index, record in self.known.items():
-            if record is None or record.seen >= _ALONE_FROM:
+        ends: list[TrialEnd] = []
+        for index, record in self.known_records.items():
+            if record is None or record.arrivals >= _ALONE_FROM:
                 continue
             # How it stood at its last arrival says which class its trial was counted in.
-            gap = _gap(record.gap) if record.seen > 1 else -1
-            name = (*_place(self.parsed, index), "end" if record.whole else "inner")
-            sighting, levels = min(record.seen, _OWN_FROM), _levels(self._trunk, self._turns[index])
-            ends += classes.ends(name, sighting, gap, levels, self.passed(record), whole=index == self.end)
+            gap = _gap_bucket(record.last_gap) if record.arrivals > 1 else -1
+            name = (*_position(self.parsed, index), "end" if record.request_ended_here else "inner")
+            sighting, levels = (
+                min(record.arrivals, _OWN_FROM),
+                _cohort_path(self._shared_prefixes, self._turns[index]),
+            )
+            ends += classes.trials_ended(
+                name, sighting, gap, levels, self.seconds_since(record), whole=index == self.last_block
+            )
         return ends
 
-    def begins(self, classes: Classes) -> list[Name]:
+    def trials_begun(self, classes: CohortTable) -> list[CohortName]:
         """Return the classes in which a trial begins with this arrival, one for each level."""
-        begins: list[Name] = []
-        for index in self.held:
-            place = self.place(index)
+        begins: list[CohortName] = []
+        for index in self.records:
+            place = self.cohort_key(index)
             if place.sighting < _ALONE_FROM:
                 sighting = min(place.sighting, _OWN_FROM)
-                begins += classes.begins(place.name, sighting, place.gap, place.levels)
+                begins += classes.trials_begun(place.name, sighting, place.gap_bucket, place.path)
         return begins
 
 
-class _Forecast:
+class _CohortForecast:
     """The chances of those prefixes of a request whose records don't yet speak for themselves alone."""
 
     def __init__(
-        self, classes: Classes, request: _Request, indexes: Sequence[int], owner: str, *, hours: bool
+        self,
+        classes: CohortTable,
+        request: _ArrivedRequest,
+        indexes: Sequence[int],
+        owner: str,
+        *,
+        hours: bool,
     ) -> None:
         self._classes, self._request, self._indexes, self._hours = classes, request, indexes, hours
         # The returns of this very request count in its own forecasts.
-        self._view = classes.view(owner, request.ends(classes), request.now)
+        self._view = classes.view(owner, request.trials_ended(classes), request.now)
 
-    def depths(self) -> list[Depth]:
+    def forecasts(self) -> list[PrefixForecast]:
         """Return what is known of each prefix."""
         request = self._request
-        depths: list[Depth] = []
-        new: Depth | None = None  # the first head that was never seen
+        depths: list[PrefixForecast] = []
+        new: PrefixForecast | None = None  # the first head that was never seen
         for index in self._indexes:
-            record, place = request.known[index], request.place(index)
+            record, place = request.known_records[index], request.cohort_key(index)
             if record is None:
-                found = self._by_class(place)
+                found = self._by_cohort(place)
                 if new is not None:
                     # Under tools or a system prompt that don't come again nothing does.
                     found = found._replace(
-                        chance=min(found.chance, new.chance), hour=min(found.hour, new.hour)
+                        p_reuse_5m=min(found.p_reuse_5m, new.p_reuse_5m),
+                        p_reuse_1h=min(found.p_reuse_1h, new.p_reuse_1h),
                     )
-                elif index < request.parsed.system:
+                elif index < request.parsed.system_end:
                     new = found
             else:
-                found = self._seen(place, record)
-            held = request.held[index]
+                found = self._of_seen_prefix(place, record)
+            held = request.records[index]
             if held is not None:
-                answered = index < request.end and request.spoken[index + 1]
-                living, pending = _held(held, request.now, answered=answered)
-                found = found._replace(living=living, pending=pending)
+                answered = index < request.last_block and request.by_assistant[index + 1]
+                living, pending = _entry_state(held, request.now, answered=answered)
+                found = found._replace(cached_ttl=living, in_flight=pending)
             depths.append(found)
         return depths
 
-    def _seen(self, place: _Place, record: Prefix) -> Depth:
+    def _of_seen_prefix(self, place: _CohortKey, record: PrefixRecord) -> PrefixForecast:
         """Return the chances of a prefix with a record: its own as far as it has one."""
         if place.sighting < _OWN_FROM:
-            return self._by_class(place)
-        classes, view, passed = self._classes, self._view, self._request.passed(record)
+            return self._by_cohort(place)
+        classes, view, passed = self._classes, self._view, self._request.seconds_since(record)
         chance, alone = _KNOWN, place.sighting >= _ALONE_FROM
         if not alone:
-            chance = classes.soon(view, place.name, _OWN_FROM, place.gap, place.levels, place.prior, own=True)
-        late = classes.late(view, place.name, place.sighting, place.levels)
-        soon = passed <= SHORT
-        chance = (record.hits + soon + _OWN_PRIOR * chance) / (record.trials + 1.0 + _OWN_PRIOR)
+            chance = classes.p_reuse_5m(
+                view, place.name, _OWN_FROM, place.gap_bucket, place.path, place.prior, own=True
+            )
+        late = classes.p_late_reuse(view, place.name, place.sighting, place.path)
+        soon = passed <= FIVE_MINUTES
+        chance = (record.reuses_5m + soon + _OWN_PRIOR * chance) / (record.trials_5m + 1.0 + _OWN_PRIOR)
         # A record only tells of the times when it came again, so of the later chance its class knows more.
-        late = (record.late_hits + (not soon and passed <= LONG) + _OWN_LATE_PRIOR * late) / (
-            record.late_trials + (not soon) + _OWN_LATE_PRIOR
+        late = (record.reuses_1h + (not soon and passed <= ONE_HOUR) + _OWN_LATE_PRIOR * late) / (
+            record.trials_1h + (not soon) + _OWN_LATE_PRIOR
         )
         hour = chance + (1.0 - chance) * late
-        return Depth(place.block, chance, _reads([chance]), hour, _reads([hour]), None)
+        return PrefixForecast(
+            place.block, chance, _expected_reads([chance]), hour, _expected_reads([hour]), None
+        )
 
-    def _by_class(self, place: _Place) -> Depth:
+    def _by_cohort(self, place: _CohortKey) -> PrefixForecast:
         index, name, sighting, gap, levels, prior = place
         classes, view = self._classes, self._view
-        chance = classes.soon(view, name, sighting, gap, levels, prior, own=True)
-        late = classes.late(view, name, sighting, levels)
-        more, more_hourly = self._after(name, sighting, levels, prior)
-        if name[-1] != "inner" and (share := classes.whole(view, name, sighting, gap)):
-            again = self._after((*name[:-1], "repeat"), sighting, levels, _REPEAT)
+        chance = classes.p_reuse_5m(view, name, sighting, gap, levels, prior, own=True)
+        late = classes.p_late_reuse(view, name, sighting, levels)
+        more, more_hourly = self._further_reads(name, sighting, levels, prior)
+        if name[-1] != "inner" and (share := classes.share_ended_there(view, name, sighting, gap)):
+            again = self._further_reads((*name[:-1], "repeat"), sighting, levels, _REPEAT)
             more += share * (again[0] - more)
             more_hourly += share * (again[1] - more_hourly)
-        return Depth(index, chance, more, chance + (1.0 - chance) * late, more_hourly, None)
+        return PrefixForecast(index, chance, more, chance + (1.0 - chance) * late, more_hourly, None)
 
-    def _after(self, name: Name, sighting: int, levels: Sequence[Name], prior: float) -> tuple[float, float]:
+    def _further_reads(
+        self, name: CohortName, sighting: int, levels: Sequence[CohortName], prior: float
+    ) -> tuple[float, float]:
         """Return the reads expected after the next arrival, each within five minutes, or within the hour."""
         classes, view = self._classes, self._view
         name = name if name[-1] == "repeat" else (*name[:-1], "inner")
         soon, hourly = [], []
         for later in range(sighting + 1, _OWN_FROM + 1):
-            chance = classes.soon(view, name, later, 0, levels, prior, own=False)
+            chance = classes.p_reuse_5m(view, name, later, 0, levels, prior, own=False)
             soon.append(chance)
             if self._hours:
-                late = classes.late(view, name, later, levels)
+                late = classes.p_late_reuse(view, name, later, levels)
                 hourly.append(chance + (1.0 - chance) * late)
-        return _reads(soon), _reads(hourly) if hourly else 0.0
+        return _expected_reads(soon), _expected_reads(hourly) if hourly else 0.0
 
 
-def refreshed(depths: Sequence[Depth], records: Sequence[Prefix | None], now: float) -> list[Depth]:
+def with_current_entries(
+    depths: Sequence[PrefixForecast], records: Sequence[PrefixRecord | None], now: float
+) -> list[PrefixForecast]:
     """Return the same chances with what a later look at the same records says of entries.
 
     Chances are not judged again: a look at records counts nothing, and only entries change within a wait.
     """
     later = []
     for depth, record in zip(depths, records, strict=True):
-        living, pending = depth.living, False
+        living, pending = depth.cached_ttl, False
         if record is not None and living is None:
-            living, pending = _held(record, now, answered=False)
-        later.append(depth._replace(living=living, pending=pending))
+            living, pending = _entry_state(record, now, answered=False)
+        later.append(depth._replace(cached_ttl=living, in_flight=pending))
     return later
 
 
-def _alone(index: int, record: Prefix, now: float, *, answered: bool) -> Depth:
+def _from_own_record(index: int, record: PrefixRecord, now: float, *, answered: bool) -> PrefixForecast:
     """Return what is known of a prefix by its record alone, without the later chance."""
-    soon = now - record.last <= SHORT
-    chance = (record.hits + soon + _OWN_PRIOR * _KNOWN) / (record.trials + 1.0 + _OWN_PRIOR)
-    more = _forever(chance)
-    living, pending = _held(record, now, answered=answered)
-    return _made(Depth, (index, chance, more, chance, more, living, pending))
+    soon = now - record.last_arrival <= FIVE_MINUTES
+    chance = (record.reuses_5m + soon + _OWN_PRIOR * _KNOWN) / (record.trials_5m + 1.0 + _OWN_PRIOR)
+    more = _reads_in_a_row(chance)
+    living, pending = _entry_state(record, now, answered=answered)
+    return _made(PrefixForecast, (index, chance, more, chance, more, living, pending))
 
 
-def _held(record: Prefix, now: float, *, answered: bool) -> tuple[Ttl | None, bool]:
+def _entry_state(record: PrefixRecord, now: float, *, answered: bool) -> tuple[Ttl | None, bool]:
     """Return the TTL of the entry that the provider holds, and whether one is pending.
 
     `answered`: the model speaks right after it.
     """
-    living, pending = record.expires > now, record.pending > now
-    if pending and (living or (answered and record.whole)):
+    living, pending = record.expires > now, record.in_flight_until > now
+    if pending and (living or (answered and record.request_ended_here)):
         # Where a prompt ended here and its answer is in this one, it has begun.
         living, pending = True, False
     if not living:
         return None, pending
-    return ("1h" if record.ttl >= LONG else "5m"), pending
+    return ("1h" if record.ttl >= ONE_HOUR else "5m"), pending
 
 
-def _trunk(parsed: Parsed, digests: Sequence[bytes], known: Mapping[int, Prefix | None]) -> list[bytes]:
+def _known_shared_prefixes(
+    parsed: ParsedRequest, digests: Sequence[bytes], known: Mapping[int, PrefixRecord | None]
+) -> list[bytes]:
     """Return the digests of tools and system that a class may be kept for: those seen before.
 
     Tools or a system prompt that change with every request would fill the table with classes of one.
     """
-    tools, system = parsed.tools, parsed.system
+    tools, system = parsed.tools_end, parsed.system_end
     if tools and known.get(tools - 1) is None:
         return []
     trunk = [digests[tools - 1] if tools else b""]
@@ -319,10 +345,10 @@ def _trunk(parsed: Parsed, digests: Sequence[bytes], known: Mapping[int, Prefix 
     return trunk
 
 
-def _levels(trunk: Sequence[bytes], turns: int) -> list[Name]:
+def _cohort_path(trunk: Sequence[bytes], turns: int) -> list[CohortName]:
     """Return what narrows a class, level by level: nothing, the stage, tools, system, the very turn."""
     stage = min(turns, 2)
-    levels: list[Name] = [(), (stage,)]
+    levels: list[CohortName] = [(), (stage,)]
     if trunk:
         levels.append((stage, trunk[0]))
     if len(trunk) > 1:
@@ -330,29 +356,29 @@ def _levels(trunk: Sequence[bytes], turns: int) -> list[Name]:
     return levels
 
 
-def _gap(seconds: float) -> int:
-    return 0 if seconds <= SHORT else 1 if seconds <= 1020 else 2 if seconds <= LONG else 3
+def _gap_bucket(seconds: float) -> int:
+    return 0 if seconds <= FIVE_MINUTES else 1 if seconds <= 1020 else 2 if seconds <= ONE_HOUR else 3
 
 
-def _place(parsed: Parsed, index: int) -> Name:
+def _position(parsed: ParsedRequest, index: int) -> CohortName:
     """Return where in a request a prefix ends: its section, which of the first blocks there, its role."""
     block = parsed.blocks[index]
-    if index < parsed.tools:
+    if index < parsed.tools_end:
         return ("tools",)
-    if index < parsed.system:
-        return ("system", min(index - parsed.tools, 3), index + 1 == parsed.system)
-    return ("messages", min(index - parsed.system, 3), block.role, block.kind)
+    if index < parsed.system_end:
+        return ("system", min(index - parsed.tools_end, 3), index + 1 == parsed.system_end)
+    return ("messages", min(index - parsed.system_end, 3), block.role, block.kind)
 
 
-def _forever(chance: float) -> float:
+def _reads_in_a_row(chance: float) -> float:
     """Return the expected number of reads in a row where each has this chance."""
     sure = min(chance, _SURE)
     return sure / (1.0 - sure)
 
 
-def _reads(chances: Sequence[float]) -> float:
+def _expected_reads(chances: Sequence[float]) -> float:
     """Return the expected number of reads in a row, the last chance holding for all further ones."""
-    reads = _forever(chances[-1])
+    reads = _reads_in_a_row(chances[-1])
     for chance in reversed(chances[:-1]):
         reads = chance * (1.0 + reads)
     return reads

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-SHORT = 300.0
-LONG = 3600.0
+FIVE_MINUTES = 300.0
+ONE_HOUR = 3600.0
 # An old trial counts a thirty-second less with each later one: some sixty arrivals make a record.
 _KEEP = 31 / 32
 
 
-class Prefix(NamedTuple):
+class PrefixRecord(NamedTuple):
     """One prefix as a store knows it *before* the arrival that asks.
 
     `seen` arrivals, the last at `last`, `gap` seconds after the one before (0 for the first).
@@ -28,45 +28,45 @@ class Prefix(NamedTuple):
     nothing else: no request with this prefix has been accepted yet.
     """
 
-    seen: int
-    last: float
-    gap: float
-    trials: float
-    hits: float
-    late_trials: float
-    late_hits: float
-    whole: int
+    arrivals: int
+    last_arrival: float
+    last_gap: float
+    trials_5m: float
+    reuses_5m: float
+    trials_1h: float
+    reuses_1h: float
+    request_ended_here: int
     expires: float
     ttl: int
-    pending: float
+    in_flight_until: float
 
-    def living(self, now: float) -> bool:
+    def is_cached(self, now: float) -> bool:
         """Say whether the provider still holds an entry that a request started `now` can read."""
         return self.expires > now
 
-    def shifted(self, seconds: float) -> Prefix:
+    def by_clock_ahead(self, seconds: float) -> PrefixRecord:
         """Return the record by a clock that is so many seconds ahead; times that say "never" stay 0."""
         return self._replace(
-            last=self.last + seconds,
+            last_arrival=self.last_arrival + seconds,
             expires=self.expires and self.expires + seconds,
-            pending=self.pending and self.pending + seconds,
+            in_flight_until=self.in_flight_until and self.in_flight_until + seconds,
         )
 
 
 _made = tuple.__new__  # what the class's own constructor does, a third faster
 
 
-def first(whole: int, now: float) -> Prefix:
+def new_record(whole: int, now: float) -> PrefixRecord:
     """Return the record of a prefix seen for the first time."""
-    return Prefix(1, now, 0.0, 0.0, 0.0, 0.0, 0.0, whole, 0.0, 0, 0.0)
+    return PrefixRecord(1, now, 0.0, 0.0, 0.0, 0.0, 0.0, whole, 0.0, 0, 0.0)
 
 
-def announced(until: float) -> Prefix:
+def in_flight_record(until: float) -> PrefixRecord:
     """Return the record of a prefix without arrivals that a request is about to write."""
-    return Prefix(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0, until)
+    return PrefixRecord(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0.0, 0, until)
 
 
-def arrive(record: Prefix, whole: int, now: float) -> Prefix:
+def record_arrival(record: PrefixRecord, whole: int, now: float) -> PrefixRecord:
     """Return the record after one more arrival.
 
     Arrivals may come out of order by a worker's clock: a gap is never below zero and `last` never
@@ -76,27 +76,27 @@ def arrive(record: Prefix, whole: int, now: float) -> Prefix:
     gap = now - last if now > last else 0.0
     trials = trials * _KEEP + 1.0
     hits *= _KEEP
-    if gap <= SHORT:
+    if gap <= FIVE_MINUTES:
         hits += 1.0
     else:
         late_trials = late_trials * _KEEP + 1.0
-        late_hits = late_hits * _KEEP + (gap <= LONG)
+        late_hits = late_hits * _KEEP + (gap <= ONE_HOUR)
     return _made(
-        Prefix,
+        PrefixRecord,
         (seen + 1, last + gap, gap, trials, hits, late_trials, late_hits, whole, expires, ttl, pending),
     )
 
 
-def arrive_often(record: Prefix | None, count: int, now: float) -> Prefix:
+def record_arrivals(record: PrefixRecord | None, count: int, now: float) -> PrefixRecord:
     """Return the record after so many arrivals at once, none of which ended here."""
-    record = first(0, now) if record is None else arrive(record, 0, now)
+    record = new_record(0, now) if record is None else record_arrival(record, 0, now)
     if count == 1:
         return record
     keep = _KEEP ** (count - 1)
     more = (1.0 - keep) / (1.0 - _KEEP)
     return record._replace(
-        seen=record.seen + count - 1,
-        gap=0.0,
-        trials=record.trials * keep + more,
-        hits=record.hits * keep + more,
+        arrivals=record.arrivals + count - 1,
+        last_gap=0.0,
+        trials_5m=record.trials_5m * keep + more,
+        reuses_5m=record.reuses_5m * keep + more,
     )

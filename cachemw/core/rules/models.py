@@ -114,7 +114,7 @@ _CLAUDE = (
 _OTHER = Model("other", 0, None, tokenizer="openai", caching="automatic")
 
 
-def _automatic(row: automatic_models.Row) -> Model:
+def _automatic(row: automatic_models.AutomaticModel) -> Model:
     """Return the row of a model that caches by itself: one price of writing stands in both columns."""
     short, long = (_spread(prices) if prices else None for prices in (row.prices, row.long_prices))
     minimum = _minimum(row.name)

@@ -25,25 +25,25 @@ __all__ = [
     "PROVIDERS",
     "TTL_SECONDS",
     "Kind",
-    "Mark",
+    "MarkPolicy",
+    "MarkerKey",
     "Model",
     "Prices",
     "Provider",
     "Rules",
     "Ttl",
-    "Word",
     "check",
     "find_model",
     "find_provider",
-    "marked",
     "model_key",
-    "relative",
+    "relative_prices",
     "resolve",
+    "takes_breakpoints",
 ]
 
 Ttl = Literal["5m", "1h"]
-Mark = Literal["on", "off", "learn"]
-Word = Literal["cache_control", "prompt_cache_breakpoint"]
+MarkPolicy = Literal["on", "off", "learn"]
+MarkerKey = Literal["cache_control", "prompt_cache_breakpoint"]
 Number = int | float | Decimal
 TTL_SECONDS: Mapping[Ttl, int] = {"5m": 300, "1h": 3600}
 
@@ -75,15 +75,15 @@ class Provider:
     name: str
     hosts: tuple[str, ...]
     ttls: tuple[Ttl, ...]
-    kinds: Mapping[Kind, Mark]
+    kinds: Mapping[Kind, MarkPolicy]
     max_markers: int = 4
     lookback: int = 20
     paths: tuple[str, ...] = ()
-    within: str = ""
-    word: Word = "cache_control"
-    implicit: bool = False
-    lives: Mapping[Ttl, int] = field(default_factory=lambda: TTL_SECONDS)
-    sticky: bool = False
+    parent_provider: str = ""
+    marker_key: MarkerKey = "cache_control"
+    adds_own_breakpoint: bool = False
+    ttl_seconds: Mapping[Ttl, int] = field(default_factory=lambda: TTL_SECONDS)
+    sticky_routing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,13 @@ class Rules:
 
     provider: Provider
     model: Model
-    kinds: Mapping[Kind, Mark]
+    kinds: Mapping[Kind, MarkPolicy]
     ttl: Literal["5m", "1h", "auto"]
     minimum: int
     prices: Prices | None
 
 
-def _kinds(on: tuple[Kind, ...] = (), learn: tuple[Kind, ...] = ()) -> Mapping[Kind, Mark]:
+def _kinds(on: tuple[Kind, ...] = (), learn: tuple[Kind, ...] = ()) -> Mapping[Kind, MarkPolicy]:
     return {kind: "on" if kind in on else "learn" if kind in learn else "off" for kind in Kind}
 
 
@@ -136,7 +136,7 @@ _ROWS = (
         kinds=_kinds(),
         max_markers=0,
         paths=("/chat/completions/",),
-        within="anthropic",
+        parent_provider="anthropic",
     ),
     # OpenRouter, prompt caching guide, mid-2026: text parts, both TTLs, never at the top of a body, which
     # keeps to one of Claude's hosts. Its client libraries and pydantic-ai 2.68.0 (run, November 2026) mark
@@ -149,7 +149,7 @@ _ROWS = (
         hosts=("openrouter.ai",),
         ttls=("5m", "1h"),
         kinds=_kinds(on=(Kind.TEXT, Kind.TOOL_RESULT, Kind.TOOL)),
-        sticky=True,
+        sticky_routing=True,
     ),
     # LiteLLM 1.108.7 and 1.109.3, run: markers on parts, calls and results reach Claude with their TTL;
     # those on definitions do too, but for its databricks route, which drops them.
@@ -177,9 +177,9 @@ _ROWS = (
         hosts=("api.openai.com", "openai.azure.com"),
         ttls=("5m",),
         kinds=_kinds(on=(Kind.TEXT, Kind.IMAGE, Kind.TOOL_RESULT)),
-        word="prompt_cache_breakpoint",
-        implicit=True,
-        lives={"5m": 1800, "1h": 1800},
+        marker_key="prompt_cache_breakpoint",
+        adds_own_breakpoint=True,
+        ttl_seconds={"5m": 1800, "1h": 1800},
     ),
     # Google, context caching page, mid-2026: implicit since Gemini 2.5, nothing to mark in OpenAI's format.
     Provider(
@@ -209,7 +209,7 @@ def find_provider(base_url: str) -> Provider | None:
 
 
 def _by_path(path: str, within: str = "") -> Provider | None:
-    rows = (row for row in _ROWS if row.within == within)
+    rows = (row for row in _ROWS if row.parent_provider == within)
     return next((row for row in rows if any(part in path for part in row.paths)), None)
 
 
@@ -218,7 +218,7 @@ def resolve(
     model: str,
     *,
     models: Mapping[str, str] = {},
-    mark_kinds: Mapping[str, Mark] = {},
+    mark_kinds: Mapping[str, MarkPolicy] = {},
     ttl: Literal["5m", "1h", "auto"] | None = None,
     minimum: int | None = None,
     prices: Mapping[str, Mapping[str, Number]] = {},
@@ -242,18 +242,18 @@ def resolve(
         provider=found,
         model=row,
         kinds={**found.kinds, **{Kind(kind): mark for kind, mark in mark_kinds.items()}},
-        ttl="5m" if found.implicit else ttl or "5m",
+        ttl="5m" if found.adds_own_breakpoint else ttl or "5m",
         minimum=row.minimum if minimum is None else minimum,
         prices=row.prices,
     )
 
 
-def marked(rules: Rules, hints: bool) -> bool:
+def takes_breakpoints(rules: Rules, hints: bool) -> bool:
     """Say whether requests to this model at this provider may leave with anything of ours.
 
     `hints`: whether OpenAI's may be used, on models that cache by themselves; no others take those.
     """
-    if rules.provider.word == "cache_control":
+    if rules.provider.marker_key == "cache_control":
         return rules.model.caching == "explicit" and rules.provider.max_markers > 0
     return hints and rules.model.caching == "automatic"
 
@@ -288,7 +288,7 @@ def check(
         _prices(name, price)
 
 
-def relative(prices: Prices | None) -> tuple[float, float, float]:
+def relative_prices(prices: Prices | None) -> tuple[float, float, float]:
     """Return what a token written for 5m, written for 1h and read costs, where a plain one costs 1.
 
     Without a price: Anthropic's usual 1.25, 2 and 0.1. Where plain tokens are free a read saves nothing: 1.

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from cachemw.core.request.parser import Wire
+from cachemw.core.request.parser import WireFormat
 from cachemw.core.rules.providers import find_provider
 
 # Clients choose URLs: no more of one is searched for a provider, and kept in the memo.
@@ -19,7 +19,7 @@ _LONGEST = 1_024
 class Route(NamedTuple):
     """The shape of what is sent there, and the model where the path names it (Databricks' invocations)."""
 
-    wire: Wire
+    wire: WireFormat
     model: str | None = None
 
 

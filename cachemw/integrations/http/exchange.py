@@ -28,8 +28,8 @@ import jiter
 import orjson
 
 from cachemw.core.request import json_budget
-from cachemw.core.request.message_blocks import dump
-from cachemw.core.request.parser import Wire
+from cachemw.core.request.message_blocks import canonical_json
+from cachemw.core.request.parser import WireFormat
 from cachemw.engine.call import Call
 from cachemw.errors import BodyError
 from cachemw.integrations.guard import Engine, Guard
@@ -69,7 +69,7 @@ class HttpExchange:
         mw: Engine,
         original: bytes,
         body: dict[str, Any],
-        wire: Wire,
+        wire: WireFormat,
         provider: str | None,
         labels: dict[str, str],
         named: bool,
@@ -135,7 +135,7 @@ class HttpExchange:
         return None
 
     @property
-    def asked(self) -> dict[str, Any]:
+    def prepare_arguments(self) -> dict[str, Any]:
         """Return what `prepare` takes beside the body, but for the namespace."""
         return {"labels": self.labels, "provider": self.provider, "wire": self.wire}
 
@@ -161,7 +161,7 @@ class HttpExchange:
                 return raw
         return self.original
 
-    def answered(self, status: int, headers: Headers) -> Verdict:
+    def classify_response(self, status: int, headers: Headers) -> Verdict:
         """Take status and headers of the answer and say what to do.
 
         "begun": it is read with `see`. "refusable": a 400 to what we changed; read it and ask `refusal`.
@@ -192,7 +192,7 @@ class HttpExchange:
                 return status, _beginning(self._decoder.feed(body)).decode("utf-8", "replace")
         return None
 
-    def see(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         """Look at bytes of the answer, as they are on the wire, that pass."""
         if self._decoder is None:
             return
@@ -220,7 +220,7 @@ class HttpExchange:
             self._mw.count("http.too_large")
 
     @property
-    def done(self) -> bool:
+    def finish(self) -> bool:
         """Say whether the stream announced its own end: what is not read of it was no part of the answer."""
         return self._reader.done
 
@@ -248,7 +248,7 @@ def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:
     if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
         return None
     yield from _pause(body)
-    dump({key: value for key, value in found.items() if key not in _PROMPT})
+    canonical_json({key: value for key, value in found.items() if key not in _PROMPT})
     yield from _pause(body)
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from cachemw.core.billing.usage import fold
+from cachemw.core.billing.usage import merge_chunk
 
 MAX_EVENT = 1 << 20
 """Bytes of one event beyond which it is skipped: usage comes in small ones."""
@@ -159,7 +159,7 @@ class UsageReader:
         if found.get("type") == "message_stop":  # Anthropic's last event
             self.done = True
             return
-        self._usage = fold(self._usage, found)
+        self._usage = merge_chunk(self._usage, found)
         message = found.get("message")
         model = found.get("model") or (message.get("model") if isinstance(message, dict) else None)
         if isinstance(model, str):

@@ -33,7 +33,7 @@ _BALANCING = re.compile(
 _JWT = re.compile(r"eyJ[\w-]*\.([\w-]+)\.[\w-]+", re.ASCII)
 
 
-def principals(host: str, secret: bytes) -> Callable[[Headers, bytes], str]:
+def tenants(host: str, secret: bytes) -> Callable[[Headers, bytes], str]:
     """Return a function from a request's headers (lower case) and query to the namespace of whoever sent it.
 
     `host` is the provider's: the same key means another account elsewhere. `secret` keys the hash. All credentials

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from threading import RLock
 
-from cachemw.fork_safety import in_child
+from cachemw.fork_safety import after_fork_in_child
 
 _FAILURES = 3
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 1.0
 
 
-class Breaker:
+class CircuitBreaker:
     """Open after three failures in a row; half-open, for one probe, after a pause that doubles up to a second.
 
     No request probes: whoever works in the background does. Any thread may ask.
@@ -24,10 +24,10 @@ class Breaker:
         self._failures = 0
         self._pause = _FIRST_PAUSE
         self._probe_at: float | None = None
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         self._lock = RLock()
 
     @property

@@ -21,9 +21,9 @@ from importlib.resources import files
 from itertools import groupby, islice
 from typing import Any, TypeAlias
 
-from cachemw.core.reuse.record import Prefix, announced
+from cachemw.core.reuse.record import PrefixRecord, in_flight_record
 from cachemw.errors import StoreError
-from cachemw.stores.protocol import FORGET, Arrival, Entry
+from cachemw.stores.protocol import FORGET, Arrival, CacheEntry
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
@@ -92,16 +92,16 @@ class Commands:
 
     def names(self, arrival: Arrival) -> list[bytes]:
         """Return the keys of an arrival, in its order."""
-        namespace, heads, digests = arrival.namespace, arrival.heads, arrival.keys
-        keys = self._prefixes(namespace, arrival.root, digests[:heads])
-        return keys + self._prefixes(namespace, arrival.trunk, digests[heads:])
+        namespace, heads, digests = arrival.namespace, arrival.shared_count, arrival.keys
+        keys = self._prefixes(namespace, arrival.shared_shard_key, digests[:heads])
+        return keys + self._prefixes(namespace, arrival.conversation_shard_key, digests[heads:])
 
     def entry_names(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]
-    ) -> tuple[list[bytes], list[Entry]]:
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]
+    ) -> tuple[list[bytes], list[CacheEntry]]:
         """Return the keys of entries, and the entries in that order: heads first."""
-        entries = sorted(entries, key=lambda entry: not entry.head)
-        digests, heads = [entry.key for entry in entries], sum(entry.head for entry in entries)
+        entries = sorted(entries, key=lambda entry: not entry.is_shared)
+        digests, heads = [entry.key for entry in entries], sum(entry.is_shared for entry in entries)
         keys = self._prefixes(namespace, root, digests[:heads])
         return keys + self._prefixes(namespace, trunk, digests[heads:]), entries
 
@@ -129,19 +129,19 @@ class Commands:
         """Return the commands that look at records."""
         return [("MGET", *names[part]) for part in self._parts(names)]
 
-    def write(self, names: Sequence[bytes], entries: Sequence[Entry]) -> list[Command]:
+    def write(self, names: Sequence[bytes], entries: Sequence[CacheEntry]) -> list[Command]:
         """Return the commands that set what the provider holds."""
-        packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.pending) for entry in entries]
+        packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.in_flight_until) for entry in entries]
         return [run(WRITE, names[part], *packed[part]) for part in self._parts(names)]
 
     def claims(
-        self, names: Sequence[bytes], entries: Sequence[Entry], now: float
+        self, names: Sequence[bytes], entries: Sequence[CacheEntry], now: float
     ) -> list[tuple[Command, slice]]:
         """Return the commands that claim entries, each to be sent once those before it got theirs."""
-        packed = [_PENDING.pack(entry.pending) for entry in entries]
+        packed = [_PENDING.pack(entry.in_flight_until) for entry in entries]
         return [(run(CLAIM, names[part], repr(now), *packed[part]), part) for part in self._parts(names)]
 
-    def restore(self, records: Mapping[bytes, Prefix]) -> list[Command]:
+    def restore(self, records: Mapping[bytes, PrefixRecord]) -> list[Command]:
         """Return the commands that give records back."""
         names = sorted(records)
         packed = [RECORD.pack(*records[name]) for name in names]
@@ -159,20 +159,20 @@ class Commands:
         """Return the commands that read tables."""
         return [("HGETALL", self._table(namespace, table, b"t")) for table in tables]
 
-    def meet(self, namespace: str) -> list[Command]:
+    def publish_key_fingerprint(self, namespace: str) -> list[Command]:
         """Return the commands that say whose secret a namespace's keys are made with: see `met`."""
         key = b"cachemw:{%b}:s" % _named(_utf8(namespace), b"")
         return [
-            ("SET", key, self._print(namespace), "NX", "PX", _SECRET_KEEP),
+            ("SET", key, self._fingerprint(namespace), "NX", "PX", _SECRET_KEEP),
             ("GET", key),
             ("PEXPIRE", key, _SECRET_KEEP),
         ]
 
-    def met(self, namespace: str, replies: Sequence[Any]) -> bool:
+    def fingerprint_matches(self, namespace: str, replies: Sequence[Any]) -> bool:
         """Say from the replies to `meet` whether the first worker of the namespace had this secret."""
-        return bool(checked(replies)[1] == self._print(namespace))
+        return bool(checked(replies)[1] == self._fingerprint(namespace))
 
-    def _print(self, namespace: str) -> bytes:
+    def _fingerprint(self, namespace: str) -> bytes:
         return _named(b"the secret of " + _utf8(namespace), self._secret)
 
     def _parts(self, names: Sequence[bytes]) -> list[slice]:
@@ -226,9 +226,9 @@ def tenant(name: bytes) -> str:
     return name[_TENANT].decode()
 
 
-def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
+def records(replies: Sequence[Any]) -> tuple[float, list[PrefixRecord | None]]:
     """Return time and records from the replies to `Commands.observe`, None for each that was unknown."""
-    found: list[Prefix | None] = []
+    found: list[PrefixRecord | None] = []
     try:
         for reply in checked(replies):
             found += map(_record, RECORD.iter_unpack(reply[8:]))
@@ -237,22 +237,22 @@ def records(replies: Sequence[Any]) -> tuple[float, list[Prefix | None]]:
         raise StoreError("a reply that is no record") from error
 
 
-def peeked(replies: Sequence[Any], now: float) -> list[Prefix | None]:
+def peeked(replies: Sequence[Any], now: float) -> list[PrefixRecord | None]:
     """Return the records from the replies to `Commands.peek`; see `Store.lookup` for those of 0 arrivals."""
-    found: list[Prefix | None] = []
+    found: list[PrefixRecord | None] = []
     try:
         for packed in [packed for reply in checked(replies) for packed in reply]:
             fields = RECORD.unpack(packed) if packed and len(packed) == RECORD.size else None
             record = None if fields is None else _record(fields)
-            if fields is not None and (record is None or now - record.last > FORGET):
-                record = announced(fields[-1]) if now < fields[-1] <= _LATEST else None
+            if fields is not None and (record is None or now - record.last_arrival > FORGET):
+                record = in_flight_record(fields[-1]) if now < fields[-1] <= _LATEST else None
             found.append(record)
     except (struct.error, TypeError) as error:
         raise StoreError("a reply that is no list of records") from error
     return found
 
 
-def _record(fields: tuple[Any, ...]) -> Prefix | None:
+def _record(fields: tuple[Any, ...]) -> PrefixRecord | None:
     """Return a record, None where it has no arrivals, or numbers that no arrivals give: another program's.
 
     Every time, in seconds, and every count is below `_LATEST`, and is a number.
@@ -267,7 +267,7 @@ def _record(fields: tuple[Any, ...]) -> Prefix | None:
         and -_LATEST <= expires <= _LATEST
         and -_LATEST <= pending <= _LATEST
     ):
-        return _made(Prefix, fields)
+        return _made(PrefixRecord, fields)
     return None
 
 

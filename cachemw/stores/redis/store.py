@@ -14,11 +14,11 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from cachemw.core.reuse.record import Prefix
+from cachemw.core.reuse.record import PrefixRecord
 from cachemw.errors import StoreError
-from cachemw.stores.protocol import FORGET, Arrival, Entry
-from cachemw.stores.redis.circuit_breaker import Breaker
-from cachemw.stores.redis.client.link import AsyncLink, Link
+from cachemw.stores.protocol import FORGET, Arrival, CacheEntry
+from cachemw.stores.redis.circuit_breaker import CircuitBreaker
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 from cachemw.stores.redis.commands import (
     Command,
     Commands,
@@ -29,8 +29,8 @@ from cachemw.stores.redis.commands import (
     sums,
     tenant,
 )
-from cachemw.stores.redis.near_cache import Near
-from cachemw.stores.redis.sums_outbox import Tally
+from cachemw.stores.redis.near_cache import NearCache
+from cachemw.stores.redis.sums_outbox import SumsOutbox
 
 # Seconds for which background calls wait at least: a server that answers slowly has answered.
 _PATIENCE = 1.0
@@ -67,35 +67,37 @@ class _Shared:
         self._namespace = namespace
         self._seconds, self._patience = timeout_ms / 1000, max(timeout_ms / 1000, _PATIENCE)
         self._server_time, self._clock, self._count = server_time, clock, count
-        self._near, self._tally, self._breaker = Near(tenant), Tally(), Breaker()
+        self._near, self._tally, self._breaker = NearCache(tenant), SumsOutbox(), CircuitBreaker()
         self._secret = secret
         self._skew = 0.0
         self._met = False
 
     # -- times ----------------------------------------------------------------------------------
 
-    def _stamp(self, now: float) -> float | None:
+    def _server_timestamp_arg(self, now: float) -> float | None:
         """Return the time of an arrival as the server takes it: its age where the server's clock counts."""
         if not self._server_time:
             return now
         age = self._clock() - now
         return -age if _NOTICEABLE < age < FORGET else None
 
-    def _ours(self, theirs: float, sent: float, found: list[Prefix | None]) -> list[Prefix | None]:
+    def _to_local_clock(
+        self, theirs: float, sent: float, found: list[PrefixRecord | None]
+    ) -> list[PrefixRecord | None]:
         """Return records by this worker's clock, and note how far it is off: beyond the times around the call."""
         if not self._server_time:
             return found
         skew = theirs - min(max(theirs, sent), self._clock())
         self._skew = skew if abs(skew) > _SKEWED else 0.0
-        return self._by_ours(found)
+        return self._shift_to_local_clock(found)
 
-    def _by_ours(self, found: list[Prefix | None]) -> list[Prefix | None]:
+    def _shift_to_local_clock(self, found: list[PrefixRecord | None]) -> list[PrefixRecord | None]:
         skew = self._skew
-        return [record and record.shifted(-skew) for record in found] if skew else found
+        return [record and record.by_clock_ahead(-skew) for record in found] if skew else found
 
-    def _theirs(self, entries: Sequence[Entry]) -> Sequence[Entry]:
+    def _to_server_clock(self, entries: Sequence[CacheEntry]) -> Sequence[CacheEntry]:
         skew = self._skew
-        return [entry.shifted(skew) for entry in entries] if skew else entries
+        return [entry.by_clock_ahead(skew) for entry in entries] if skew else entries
 
     # -- failures -------------------------------------------------------------------------------
 
@@ -117,13 +119,13 @@ class _Shared:
 
     # -- calls of more than one step ------------------------------------------------------------
 
-    def _claiming(self, names: list[bytes], entries: list[Entry], now: float) -> _Steps:
+    def _claiming(self, names: list[bytes], entries: list[CacheEntry], now: float) -> _Steps:
         """Yield commands, take the replies to each, and return whether the claim was got."""
         got: list[slice] = []
-        for command, part in self._commands.claims(names, self._theirs(entries), now + self._skew):
+        for command, part in self._commands.claims(names, self._to_server_clock(entries), now + self._skew):
             if (yield [command])[0] != 1:
                 for mine in got:
-                    yield self._commands.write(names[mine], [entry.announced(0.0) for entry in entries[mine]])
+                    yield self._commands.write(names[mine], [entry.released() for entry in entries[mine]])
                 return False
             got.append(part)
         return True
@@ -137,35 +139,41 @@ class _Shared:
         if not self._breaker.closed and not self._breaker.may_probe(time.monotonic()):
             return True
         if not self._met or not self._breaker.closed:
-            self._meet((yield commands.meet(self._namespace)))
+            self._meet((yield commands.publish_key_fingerprint(self._namespace)))
         for batch in tally.batches():
             parts = batch.namespace, batch.table, batch.amounts, batch.keep, tally.sender, batch.number
             yield [commands.add(*parts)]
             tally.added(batch)
-        held, owed = near.due(), near.owed()
+        held, owed = near.drain_hot_updates(), near.records_to_restore()
         try:
             # At once: an entry that is found dead meanwhile must stay so.
             if lives := [(each.name, each.entry) for each in held if each.entry is not None]:
                 names, entries = zip(*lives, strict=True)
-                yield commands.write(names, self._theirs(entries))
+                yield commands.write(names, self._to_server_clock(entries))
             if counted := [each for each in held if each.arrivals]:
                 last = max(each.last for each in counted)
                 counts = [each.arrivals for each in counted]
                 sent = self._clock()
                 theirs, found = records(
-                    (yield commands.observe([each.name for each in counted], self._stamp(last), counts))
+                    (
+                        yield commands.observe(
+                            [each.name for each in counted], self._server_timestamp_arg(last), counts
+                        )
+                    )
                 )
-                near.sent(counted, self._ours(theirs, sent, found))
+                near.sent(counted, self._to_local_clock(theirs, sent, found))
             if owed:
-                yield commands.restore({name: record.shifted(self._skew) for name, record in owed.items()})
-                near.given(owed)
+                yield commands.restore(
+                    {name: record.by_clock_ahead(self._skew) for name, record in owed.items()}
+                )
+                near.restored(owed)
         except BaseException:
-            near.lost([each.name for each in held] + list(owed))
+            near.schedule_restore([each.name for each in held] + list(owed))
             raise
         return not tally.empty
 
     def _meet(self, replies: Sequence[Any]) -> None:
-        if not self._met and not self._commands.met(self._namespace, replies):
+        if not self._met and not self._commands.fingerprint_matches(self._namespace, replies):
             self._count("error.store.OtherSecret")
             _log.warning(
                 "Another worker of this namespace has another secret: they don't see each other's prefixes."
@@ -182,62 +190,68 @@ class RedisStore(_Shared):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(**options)
-        self._link = Link(url)
+        self._link = RedisClient(url)
         self._commands = Commands(self._secret, clustered=self._link.clustered)
 
-    def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def lookup(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.lookup`."""
-        names, heads = self._commands.names(arrival), arrival.heads
+        names, heads = self._commands.names(arrival), arrival.shared_count
         if not self._breaker.closed or not names:
             return self._near.peek(names, now)
-        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        hot = self._near.answer_locally(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
         try:
             replies = self._call(self._commands.peek(asked))
-            found = self._by_ours(peeked(replies, now + self._skew))
+            found = self._shift_to_local_clock(peeked(replies, now + self._skew))
         except StoreError:
             return self._near.peek(names, now)
         return (hot or []) + self._near.looked(asked, heads, found, now)
 
-    def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.observe`; no request waits for it."""
-        names, heads = self._commands.names(arrival), arrival.heads
+        names, heads = self._commands.names(arrival), arrival.shared_count
         if not self._breaker.closed or not names:
             return self._near.observe(names, now)
-        counted: list[Prefix | None] = []
+        counted: list[PrefixRecord | None] = []
         if 0 < heads < len(names) and (hot := self._near.count(names[:heads], now)) is not None:
             counted, names, heads = hot, names[heads:], 0
-        known, sent = self._near.known(names), self._clock()
+        known, sent = self._near.snapshot_known(names), self._clock()
         try:
-            theirs, found = records(self._later(self._commands.observe(names, self._stamp(now))))
+            theirs, found = records(
+                self._later(self._commands.observe(names, self._server_timestamp_arg(now)))
+            )
         except StoreError:
             return counted + self._near.observe(names, now)
-        found = self._ours(theirs, sent, found)
-        self._near.heard(names, heads, found, now, known)
+        found = self._to_local_clock(theirs, sent, found)
+        self._near.store_reply(names, heads, found, now, known)
         return counted + found
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """See `Store.write`."""
         names, entries = self._commands.entry_names(namespace, root, trunk, entries)
-        urgent = self._near.wrote(names, entries)
+        urgent = self._near.record_write(names, entries)
         told = [names[index] for index in urgent]
         if not self._breaker.closed:
-            self._near.lost(told)
+            self._near.schedule_restore(told)
         elif told:
             try:
-                self._later(self._commands.write(told, self._theirs([entries[index] for index in urgent])))
+                self._later(
+                    self._commands.write(told, self._to_server_clock([entries[index] for index in urgent]))
+                )
             except StoreError:
-                self._near.lost(told)
+                self._near.schedule_restore(told)
 
-    def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def peek(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.peek`."""
         names = self._commands.names(arrival)
         if not self._breaker.closed:
             return self._near.peek(names, now)
         found = peeked(self._call(self._commands.peek(names)), now + self._skew)
-        return self._by_ours(found)
+        return self._shift_to_local_clock(found)
 
-    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+    def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+    ) -> bool:
         """See `Store.claim`."""
         names, entries = self._commands.entry_names(namespace, root, trunk, entries)
         if not self._breaker.closed:
@@ -297,67 +311,69 @@ class AsyncRedisStore(_Shared):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(**options)
-        self._link = AsyncLink(url)
+        self._link = AsyncRedisClient(url)
         self._commands = Commands(self._secret, clustered=self._link.clustered)
 
-    async def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def lookup(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.lookup`."""
-        names, heads = self._commands.names(arrival), arrival.heads
+        names, heads = self._commands.names(arrival), arrival.shared_count
         if not self._breaker.closed or not names:
             return self._near.peek(names, now)
-        hot = self._near.hot(names[:heads], now) if 0 < heads < len(names) else None
+        hot = self._near.answer_locally(names[:heads], now) if 0 < heads < len(names) else None
         asked, heads = (names, heads) if hot is None else (names[heads:], 0)
         try:
             replies = await self._call(self._commands.peek(asked))
-            found = self._by_ours(peeked(replies, now + self._skew))
+            found = self._shift_to_local_clock(peeked(replies, now + self._skew))
         except StoreError:
             return self._near.peek(names, now)
         return (hot or []) + self._near.looked(asked, heads, found, now)
 
-    async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.observe`; no request waits for it."""
-        names, heads = self._commands.names(arrival), arrival.heads
+        names, heads = self._commands.names(arrival), arrival.shared_count
         if not self._breaker.closed or not names:
             return self._near.observe(names, now)
-        counted: list[Prefix | None] = []
+        counted: list[PrefixRecord | None] = []
         if 0 < heads < len(names) and (hot := self._near.count(names[:heads], now)) is not None:
             counted, names, heads = hot, names[heads:], 0
-        known, sent = self._near.known(names), self._clock()
+        known, sent = self._near.snapshot_known(names), self._clock()
         try:
-            theirs, found = records(await self._later(self._commands.observe(names, self._stamp(now))))
+            theirs, found = records(
+                await self._later(self._commands.observe(names, self._server_timestamp_arg(now)))
+            )
         except StoreError:
             return counted + self._near.observe(names, now)
-        found = self._ours(theirs, sent, found)
-        self._near.heard(names, heads, found, now, known)
+        found = self._to_local_clock(theirs, sent, found)
+        self._near.store_reply(names, heads, found, now, known)
         return counted + found
 
-    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """See `Store.write`."""
         names, entries = self._commands.entry_names(namespace, root, trunk, entries)
-        urgent = self._near.wrote(names, entries)
+        urgent = self._near.record_write(names, entries)
         told = [names[index] for index in urgent]
         if not self._breaker.closed:
-            self._near.lost(told)
+            self._near.schedule_restore(told)
         elif told:
             try:
                 await self._later(
-                    self._commands.write(told, self._theirs([entries[index] for index in urgent]))
+                    self._commands.write(told, self._to_server_clock([entries[index] for index in urgent]))
                 )
             except BaseException as error:  # cancelled, too
-                self._near.lost(told)
+                self._near.schedule_restore(told)
                 if not isinstance(error, StoreError):
                     raise
 
-    async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def peek(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.peek`."""
         names = self._commands.names(arrival)
         if not self._breaker.closed:
             return self._near.peek(names, now)
         found = peeked(await self._call(self._commands.peek(names)), now + self._skew)
-        return self._by_ours(found)
+        return self._shift_to_local_clock(found)
 
     async def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
     ) -> bool:
         """See `Store.claim`."""
         names, entries = self._commands.entry_names(namespace, root, trunk, entries)

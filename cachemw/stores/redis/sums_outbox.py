@@ -14,7 +14,7 @@ from itertools import count
 from threading import RLock
 from uuid import uuid4
 
-from cachemw.fork_safety import in_child
+from cachemw.fork_safety import after_fork_in_child
 
 # Names of a table, and tables, that wait at most.
 _MOST, _TABLES = 20_000, 1_000
@@ -31,14 +31,14 @@ class Batch:
     amounts: dict[str, int]
 
 
-class Tally:
+class SumsOutbox:
     """Hold amounts until they are known to have been added. Any thread may use one."""
 
     def __init__(self) -> None:
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         """Hold nothing: the parent sends what it has."""
         self._lock = RLock()
         self._numbers = count(1)

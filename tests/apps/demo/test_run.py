@@ -18,7 +18,7 @@ from cachemw.apps.demo.policies import POLICIES
 from cachemw.apps.demo.run import CheckFailed, _check, demo, priced, run
 from cachemw.errors import ConfigError
 from cachemw.simulation.conversation_families import MODEL, mixed
-from cachemw.simulation.traffic import Arrival, schedule
+from cachemw.simulation.traffic import TimedRequest, schedule
 
 ROOT = Path(__file__).parents[3]
 AIRLINE = ROOT.parent / "shared" / "data" / "A1_tau_airline_gpt4o.jsonl.gz"
@@ -31,9 +31,9 @@ def compared(tmp_path: Path, **options: Any) -> tuple[Comparison, str]:
     return demo(console, tmp_path / "report.html", **options), printed.getvalue()
 
 
-def arrivals(*bodies: dict[str, Any]) -> list[Arrival]:
+def arrivals(*bodies: dict[str, Any]) -> list[TimedRequest]:
     """Return requests ten seconds apart."""
-    return [Arrival(1e9 + 10 * number, "talk", body) for number, body in enumerate(bodies)]
+    return [TimedRequest(1e9 + 10 * number, "talk", body) for number, body in enumerate(bodies)]
 
 
 def body(content: Any, **more: Any) -> dict[str, Any]:
@@ -133,8 +133,8 @@ def test_bodies_of_several_models_are_priced_apart() -> None:
     traffic = arrivals(*[{**body("one"), "model": name} for name in names])
     plain, _, _ = POLICIES
     opus, sonnet = run(plain, traffic, priced(set(names)), lambda: None).points
-    assert opus.costs[2] == opus.usage.plain * Decimal("5e-6")
-    assert sonnet.costs[2] == sonnet.usage.plain * Decimal("3e-6")
+    assert opus.costs[2] == opus.usage.uncached * Decimal("5e-6")
+    assert sonnet.costs[2] == sonnet.usage.uncached * Decimal("3e-6")
 
 
 def test_done_is_told_of_each_request() -> None:

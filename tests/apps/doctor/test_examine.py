@@ -20,7 +20,7 @@ from cachemw.apps.doctor.findings import Finding, advice
 from cachemw.settings import Settings
 from cachemw.stores import open_store
 from cachemw.stores.protocol import Arrival
-from cachemw.stores.redis.client.link import Link
+from cachemw.stores.redis.client.link import RedisClient
 from cachemw.stores.redis.commands import Commands
 from tests.stores.links import tls
 
@@ -288,7 +288,7 @@ def test_a_replica(roomy: Server, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_what_is_lost_at_once(roomy: Server) -> None:
     """Commands that are all answered well are not enough: what they wrote must be there."""
-    link = Link(roomy.url)
+    link = RedisClient(roomy.url)
 
     class Forgetful(_Answering):
         def execute(self, commands: Any, seconds: float) -> list[Any]:

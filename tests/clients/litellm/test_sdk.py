@@ -363,4 +363,4 @@ def test_loops_that_come_and_go(endpoint: Endpoint, monkeypatch: pytest.MonkeyPa
         totals = middleware.report().totals
         middleware.close()
     assert (totals.calls, totals.unsettled) == (2, 0)
-    assert (totals.read, totals.output) == (2 * BILLED[0], 2 * BILLED[3])
+    assert (totals.cache_read, totals.output) == (2 * BILLED[0], 2 * BILLED[3])

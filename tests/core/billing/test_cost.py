@@ -74,10 +74,10 @@ any_usage = st.builds(Usage, counts, counts, counts, counts, counts, st.just("t"
 def test_sums_are_exact(used: list[Usage], prices: Prices) -> None:
     """The bills of parts add up to the bill of the whole, in USD and in a ledger's whole numbers."""
     whole = Usage(
-        sum(one.read for one in used),
-        sum(one.write_5m for one in used),
-        sum(one.write_1h for one in used),
-        sum(one.plain for one in used),
+        sum(one.cache_read for one in used),
+        sum(one.cache_write_5m for one in used),
+        sum(one.cache_write_1h for one in used),
+        sum(one.uncached for one in used),
         0,
         "t",
     )

@@ -143,5 +143,5 @@ def test_a_miss_is_a_shortfall(read: int, write: int, used: Usage) -> None:
         assert miss.cost is not None
         assert miss.cost >= 0
     else:
-        assert used.read >= 0.9 * read
-        assert used.read + used.written >= 0.9 * (read + write)
+        assert used.cache_read >= 0.9 * read
+        assert used.cache_read + used.cache_write >= 0.9 * (read + write)

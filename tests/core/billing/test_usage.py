@@ -16,7 +16,7 @@ from openai.types.chat import ChatCompletionChunk
 from openai.types.completion_usage import CompletionUsage
 from openai.types.responses import ResponseUsage
 
-from cachemw.core.billing.usage import NO_COUNTERS, Usage, fold, normalise
+from cachemw.core.billing.usage import NO_COUNTERS, Usage, merge_chunk, read_usage
 
 Json = dict[str, Any]
 
@@ -186,7 +186,7 @@ def test_each_provider(raw: Json, expected: Usage) -> None:
         {"type": "response.completed", "response": {"usage": raw}},
         {"metadata": {"usage": raw, "metrics": {}}},
     ]
-    assert [normalise(shape) for shape in shapes] == [expected] * len(shapes)
+    assert [read_usage(shape) for shape in shapes] == [expected] * len(shapes)
     assert raw == before
 
 
@@ -196,9 +196,9 @@ def test_sdk_objects() -> None:
     responses = ResponseUsage.model_validate(
         {**ROWS[12][1], "output_tokens_details": {"reasoning_tokens": 0}},
     )
-    assert normalise(chat) == ROWS[10][2]
-    assert normalise(responses) == ROWS[12][2]
-    assert normalise(SimpleNamespace(usage=CompletionUsage.model_validate(DATABRICKS))) == ROWS[3][2]
+    assert read_usage(chat) == ROWS[10][2]
+    assert read_usage(responses) == ROWS[12][2]
+    assert read_usage(SimpleNamespace(usage=CompletionUsage.model_validate(DATABRICKS))) == ROWS[3][2]
 
 
 def test_objects_with_slots() -> None:
@@ -210,7 +210,7 @@ def test_objects_with_slots() -> None:
         output_tokens: int
         cache_read_input_tokens: int
 
-    assert normalise(Slotted(10, 5, 7)) == Usage(7, 0, 0, 10, 5, "anthropic")
+    assert read_usage(Slotted(10, 5, 7)) == Usage(7, 0, 0, 10, 5, "anthropic")
 
 
 @pytest.mark.parametrize(
@@ -250,9 +250,9 @@ def test_objects_with_slots() -> None:
 def test_ttl_of_writes(ttl: Any, raw: Json, expected: tuple[int, int]) -> None:
     """The reported split wins, within the reported total; without one the TTL asked for holds."""
     for base in ({"input_tokens": 10}, {"prompt_tokens": 5000}):
-        found = normalise({**base, **raw}, ttl=ttl)
+        found = read_usage({**base, **raw}, ttl=ttl)
         assert found is not None
-        assert (found.write_5m, found.write_1h) == expected
+        assert (found.cache_write_5m, found.cache_write_1h) == expected
 
 
 @pytest.mark.parametrize(
@@ -261,14 +261,14 @@ def test_ttl_of_writes(ttl: Any, raw: Json, expected: tuple[int, int]) -> None:
 )
 def test_a_caller_may_know_better(inclusive: bool | None, plain: int, rule: str) -> None:
     """What the caller says of `prompt_tokens` wins over the rules."""
-    found = normalise(DATABRICKS, inclusive=inclusive)
+    found = read_usage(DATABRICKS, inclusive=inclusive)
     assert found is not None
-    assert (found.plain, found.rule) == (plain, rule)
+    assert (found.uncached, found.rule) == (plain, rule)
 
 
 def test_told_inclusive_never_goes_below_nothing() -> None:
     """More cached than the prompt holds leaves no plain tokens, not a negative number."""
-    found = normalise({**DATABRICKS, "prompt_tokens": 100}, inclusive=True)
+    found = read_usage({**DATABRICKS, "prompt_tokens": 100}, inclusive=True)
     assert found == Usage(4000, 900, 0, 0, 7, "inclusive_told")
 
 
@@ -276,14 +276,14 @@ def test_told_inclusive_never_goes_below_nothing() -> None:
 def test_a_bad_number_is_absent(bad: object) -> None:
     """What can't be a count is as if it were not there."""
     without = {key: value for key, value in DATABRICKS.items() if key != "cache_read_input_tokens"}
-    assert normalise({**DATABRICKS, "cache_read_input_tokens": bad}) == normalise(without)
-    assert normalise({**DATABRICKS, "prompt_tokens": bad}) is None
-    assert normalise({"input_tokens": bad, "output_tokens": 5}) is None
+    assert read_usage({**DATABRICKS, "cache_read_input_tokens": bad}) == read_usage(without)
+    assert read_usage({**DATABRICKS, "prompt_tokens": bad}) is None
+    assert read_usage({"input_tokens": bad, "output_tokens": 5}) is None
 
 
 def test_whole_floats_count() -> None:
     """A count that came through a language of floats is a count."""
-    assert normalise({"prompt_tokens": 12.0, "completion_tokens": 3.0}) == Usage(0, 0, 0, 12, 3, NO_COUNTERS)
+    assert read_usage({"prompt_tokens": 12.0, "completion_tokens": 3.0}) == Usage(0, 0, 0, 12, 3, NO_COUNTERS)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_whole_floats_count() -> None:
 )
 def test_nothing_usable(nothing: object) -> None:
     """An answer without input tokens has no usage."""
-    assert normalise(nothing) is None
+    assert read_usage(nothing) is None
 
 
 tokens = st.integers(0, 10**9)
@@ -303,14 +303,17 @@ def _flat(usage: Usage, prompt: int, total: int) -> Json:
         "prompt_tokens": prompt,
         "completion_tokens": usage.output,
         "total_tokens": total,
-        "cache_read_input_tokens": usage.read,
-        "cache_creation_input_tokens": usage.written,
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation_input_tokens": usage.cache_write,
         "cache_creation": _ephemeral(usage),
     }
 
 
 def _ephemeral(usage: Usage) -> Json:
-    return {"ephemeral_5m_input_tokens": usage.write_5m, "ephemeral_1h_input_tokens": usage.write_1h}
+    return {
+        "ephemeral_5m_input_tokens": usage.cache_write_5m,
+        "ephemeral_1h_input_tokens": usage.cache_write_1h,
+    }
 
 
 def inclusive(usage: Usage) -> Json:
@@ -320,15 +323,15 @@ def inclusive(usage: Usage) -> Json:
 
 def exclusive(usage: Usage) -> Json:
     """Render with cached tokens beside the prompt."""
-    return _flat(usage, usage.plain, usage.total + usage.output)
+    return _flat(usage, usage.uncached, usage.total + usage.output)
 
 
 def anthropic(usage: Usage) -> Json:
     """Render as the Messages API does."""
     return {
-        "input_tokens": usage.plain,
-        "cache_read_input_tokens": usage.read,
-        "cache_creation_input_tokens": usage.written,
+        "input_tokens": usage.uncached,
+        "cache_read_input_tokens": usage.cache_read,
+        "cache_creation_input_tokens": usage.cache_write,
         "cache_creation": _ephemeral(usage),
         "output_tokens": usage.output,
     }
@@ -338,18 +341,21 @@ def litellm(usage: Usage) -> Json:
     """Render as LiteLLM does, everything twice."""
     whole = inclusive(usage)
     split = whole.pop("cache_creation")
-    details = {"cached_tokens": usage.read, "cache_creation_tokens": usage.written}
+    details = {"cached_tokens": usage.cache_read, "cache_creation_tokens": usage.cache_write}
     return {**whole, "prompt_tokens_details": {**details, "cache_creation_token_details": split}}
 
 
 def bedrock(usage: Usage) -> Json:
     """Render as Bedrock Converse does."""
-    details = [{"ttl": "5m", "inputTokens": usage.write_5m}, {"ttl": "1h", "inputTokens": usage.write_1h}]
+    details = [
+        {"ttl": "5m", "inputTokens": usage.cache_write_5m},
+        {"ttl": "1h", "inputTokens": usage.cache_write_1h},
+    ]
     return {
-        "inputTokens": usage.plain,
+        "inputTokens": usage.uncached,
         "outputTokens": usage.output,
-        "cacheReadInputTokens": usage.read,
-        "cacheWriteInputTokens": usage.written,
+        "cacheReadInputTokens": usage.cache_read,
+        "cacheWriteInputTokens": usage.cache_write,
         "cacheDetails": details,
     }
 
@@ -360,7 +366,7 @@ def openai(usage: Usage) -> Json:
         "prompt_tokens": usage.total,
         "completion_tokens": usage.output,
         "total_tokens": usage.total + usage.output,
-        "prompt_tokens_details": {"cached_tokens": usage.read, "cache_write_tokens": usage.written},
+        "prompt_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
     }
 
 
@@ -370,7 +376,7 @@ def responses(usage: Usage) -> Json:
         "input_tokens": usage.total,
         "output_tokens": usage.output,
         "total_tokens": usage.total + usage.output,
-        "input_tokens_details": {"cached_tokens": usage.read, "cache_write_tokens": usage.written},
+        "input_tokens_details": {"cached_tokens": usage.cache_read, "cache_write_tokens": usage.cache_write},
     }
 
 
@@ -378,7 +384,7 @@ def gemini(usage: Usage) -> Json:
     """Render as Gemini does."""
     return {
         "promptTokenCount": usage.total,
-        "cachedContentTokenCount": usage.read,
+        "cachedContentTokenCount": usage.cache_read,
         "candidatesTokenCount": usage.output,
     }
 
@@ -389,15 +395,20 @@ def deepseek(usage: Usage) -> Json:
         "prompt_tokens": usage.total,
         "completion_tokens": usage.output,
         "total_tokens": usage.total + usage.output,
-        "prompt_cache_hit_tokens": usage.read,
-        "prompt_cache_miss_tokens": usage.plain,
+        "prompt_cache_hit_tokens": usage.cache_read,
+        "prompt_cache_miss_tokens": usage.uncached,
     }
 
 
 def same(found: Usage | None, expected: Usage) -> bool:
     """Compare all but the rule."""
     return found is not None and found == Usage(
-        expected.read, expected.write_5m, expected.write_1h, expected.plain, expected.output, found.rule
+        expected.cache_read,
+        expected.cache_write_5m,
+        expected.cache_write_1h,
+        expected.uncached,
+        expected.output,
+        found.rule,
     )
 
 
@@ -405,37 +416,37 @@ def same(found: Usage | None, expected: Usage) -> bool:
 @given(usage=usages)
 def test_rendering_and_reading_agree(render: Callable[[Usage], Json], usage: Usage) -> None:
     """A usage written in a provider's shape is read as the same usage, TTLs included."""
-    found = normalise(json.loads(json.dumps(render(usage))))
+    found = read_usage(json.loads(json.dumps(render(usage))))
     assert same(found, usage)
     assert found is not None
-    assert found.total == usage.read + usage.written + usage.plain
+    assert found.total == usage.cache_read + usage.cache_write + usage.uncached
 
 
 @pytest.mark.parametrize("render", [openai, responses])
 @given(usage=usages, hour=st.booleans())
 def test_shapes_without_a_split(render: Callable[[Usage], Json], usage: Usage, hour: bool) -> None:
     """Where writes are reported without their TTL, the one asked for holds for all."""
-    written = usage.written
+    written = usage.cache_write
     expected = Usage(
-        usage.read, 0 if hour else written, written if hour else 0, usage.plain, usage.output, ""
+        usage.cache_read, 0 if hour else written, written if hour else 0, usage.uncached, usage.output, ""
     )
-    assert same(normalise(render(usage), ttl="1h" if hour else None), expected)
+    assert same(read_usage(render(usage), ttl="1h" if hour else None), expected)
 
 
 @pytest.mark.parametrize("render", [gemini, deepseek])
 @given(usage=st.builds(Usage, tokens, st.just(0), st.just(0), tokens, tokens, st.just("")))
 def test_shapes_without_writes(render: Callable[[Usage], Json], usage: Usage) -> None:
     """Providers that only tell reads are read as having no writes."""
-    assert same(normalise(render(usage)), usage)
+    assert same(read_usage(render(usage)), usage)
 
 
 @given(usages)
 def test_exclusive_without_a_total(usage: Usage) -> None:
     """Without a total, what can't be inclusive is still told by size; the rest is the known doubt."""
-    assume(usage.plain < usage.read + usage.written)
+    assume(usage.uncached < usage.cache_read + usage.cache_write)
     raw = exclusive(usage)
     del raw["total_tokens"]
-    found = normalise(raw)
+    found = read_usage(raw)
     assert same(found, usage)
     assert found is not None
     assert found.rule == "exclusive_by_size"
@@ -456,10 +467,10 @@ junk = st.recursive(
 def test_never_raises_on_any_json(value: Any, ttl: Any, told: bool | None) -> None:
     """Any JSON gives a usage of whole numbers from 0, or none, and is left as it was."""
     before = repr(value)
-    found = normalise(value, ttl=ttl, inclusive=told)
+    found = read_usage(value, ttl=ttl, inclusive=told)
     assert repr(value) == before
     if found is not None:
-        counts = (found.read, found.write_5m, found.write_1h, found.plain, found.output)
+        counts = (found.cache_read, found.cache_write_5m, found.cache_write_1h, found.uncached, found.output)
         assert all(type(count) is int and count >= 0 for count in counts)
 
 
@@ -469,16 +480,16 @@ def test_fold_never_raises_on_any_json(chunks: list[Any]) -> None:
     before = repr(chunks)
     folded: object = None
     for chunk in chunks:
-        folded = fold(folded, chunk)
-    normalise(folded)
+        folded = merge_chunk(folded, chunk)
+    read_usage(folded)
     assert repr(chunks) == before
 
 
 def _folded(*chunks: object) -> Usage | None:
     folded: object = None
     for chunk in chunks:
-        folded = fold(folded, chunk)
-    return normalise(folded)
+        folded = merge_chunk(folded, chunk)
+    return read_usage(folded)
 
 
 def test_usage_in_every_chunk_counts_once() -> None:
@@ -506,9 +517,9 @@ def test_messages_stream() -> None:
 
 def test_messages_stream_by_any_mapping_keeps_the_first_as_it_was() -> None:
     """Folding makes a new mapping each time."""
-    first = fold(None, ANTHROPIC)
+    first = merge_chunk(None, ANTHROPIC)
     kept = copy.deepcopy(first)
-    assert fold(first, {"output_tokens": 9}) != first
+    assert merge_chunk(first, {"output_tokens": 9}) != first
     assert first == kept
 
 
@@ -541,7 +552,7 @@ def test_usage_with_a_lifetime_of_no_known_form_is_read_without_it(ttl: object) 
         "cacheWriteInputTokens": 7,
         "cacheDetails": [{"ttl": ttl, "inputTokens": 7}],
     }
-    assert normalise(usage) == Usage(0, 7, 0, 10, 1, "bedrock")
+    assert read_usage(usage) == Usage(0, 7, 0, 10, 1, "bedrock")
 
 
 @pytest.mark.parametrize(
@@ -557,7 +568,7 @@ def test_usage_with_a_huge_field_is_read_as_if_it_were_absent(name: str, value: 
         {"input_tokens": 5, name: value},
         {"inputTokens": 5, name: value},
     ):
-        found = normalise(usage)
+        found = read_usage(usage)
         assert found is not None
-        assert (found.read, found.written, found.plain) == (0, 0, 5)
-        assert normalise(fold(None, {"usage": usage})) == found
+        assert (found.cache_read, found.cache_write, found.uncached) == (0, 0, 5)
+        assert read_usage(merge_chunk(None, {"usage": usage})) == found

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.opt_ins.sort_tools import sort_tools, unordered
-from cachemw.simulation.equality import same
+from cachemw.simulation.equality import same_request
 from tests.bodies import EPHEMERAL, Body, Wire, bodies
 
 LEAF = st.one_of(
@@ -139,7 +139,7 @@ def test_the_same_tools_leave(drawn: list[tuple[str, Any]], random: Any) -> None
     assert sort_tools(shuffled) == left
     assert sort_tools(left) is left
     assert unordered(left) == unordered(body) == unordered(shuffled)
-    assert same(body, left, sort_tools=True)
+    assert same_request(body, left, sort_tools=True)
 
 
 @settings(max_examples=200, deadline=None)

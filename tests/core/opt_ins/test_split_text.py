@@ -13,7 +13,7 @@ from cachemw.core.fair_table import FairTable
 from cachemw.core.opt_ins import split_text
 from cachemw.core.opt_ins.sort_tools import sort_tools
 from cachemw.core.opt_ins.split_text import Splitter, joined
-from cachemw.simulation.equality import same
+from cachemw.simulation.equality import same_request
 from tests.bodies import EPHEMERAL, Body, Wire, walk
 from tests.long_texts import HEAD, lines, long_bodies
 
@@ -433,7 +433,7 @@ def test_nothing_kept_is_text() -> None:
     splitter = Splitter(300.0)
     for tail in ("xyzzy", "plugh"):
         parts(splitter, f"{HEAD}{tail} {HEAD}")
-    splitter.announce("me", splitter.split(user(f"{HEAD}under way {HEAD}"), "chat", "me", 0.0)[1], 0.0)
+    splitter.mark_in_flight("me", splitter.split(user(f"{HEAD}under way {HEAD}"), "chat", "me", 0.0)[1], 0.0)
     tables = [table for table in vars(splitter).values() if isinstance(table, FairTable)]
     kept = repr([vars(splitter), *map(vars, tables)])
     assert len(tables) == 5
@@ -473,7 +473,7 @@ def test_joined_they_are_what_came() -> None:
             assert {path: id(node) for path, node in walk(body)} == identities
             assert joined(left) == joined(body)
             if wire == "chat":
-                assert same(body, left, split_text=True)
+                assert same_request(body, left, split_text=True)
             assert sum("cache_control" in node for _, node in walk(left) if isinstance(node, dict)) == sum(
                 "cache_control" in node for _, node in walk(body) if isinstance(node, dict)
             )
@@ -513,7 +513,7 @@ def test_text_of_a_request_under_way_is_parted_from_until_it_is_released() -> No
     """A request that leaves before the answer to another finds where the texts part; a failed one leaves nothing."""
     splitter, first = Splitter(300.0), user(f"{HEAD}one {HEAD}")
     _, texts = splitter.split(first, "chat", "me", 0.0)
-    splitter.announce("me", texts, 0.0)
+    splitter.mark_in_flight("me", texts, 0.0)
     other = user(f"{HEAD}other {HEAD}")
     assert splitter.split(other, "chat", "me", 59.0)[0] is not other
     assert splitter.split(other, "chat", "me", 61.0)[0] is other

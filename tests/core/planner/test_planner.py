@@ -12,17 +12,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.planner import plan
 from cachemw.core.planner import planner as module
 from cachemw.core.planner.plan import Plan, Reason
+from cachemw.core.planner.planner import plan
 from cachemw.core.request.message_blocks import Block
-from cachemw.core.request.parser import Parsed, Parser
+from cachemw.core.request.parser import ParsedRequest, Parser
 from cachemw.core.request.tokens import Calibration
-from cachemw.core.reuse.forecast import Depth
-from cachemw.core.rules.providers import Kind, Mark, Model, Rules, Ttl, resolve
+from cachemw.core.reuse.forecast import PrefixForecast
+from cachemw.core.rules.providers import Kind, MarkPolicy, Model, Rules, Ttl, resolve
 
 EXACT = Calibration(1.0, 0.0)
-ON: dict[Kind, Mark] = dict.fromkeys(Kind, "on")
+ON: dict[Kind, MarkPolicy] = dict.fromkeys(Kind, "on")
 
 
 def rules(
@@ -58,24 +58,28 @@ def case(
     system: int = 0,
     automatic: Ttl | None = None,
     owned: int | None = None,
-) -> tuple[Parsed, list[Depth]]:
+) -> tuple[ParsedRequest, list[PrefixForecast]]:
     """Return a request of these blocks, each watched."""
-    parsed = Parsed("chat", "m", tools=tools, system=max(system, tools), automatic=automatic)
+    parsed = ParsedRequest(
+        "chat", "m", tools_end=tools, system_end=max(system, tools), automatic_marker=automatic
+    )
     for number, b in enumerate(blocks):
         role = "tool" if number < tools else "system" if number < system else b.role
         parsed.blocks.append(
             Block(role, b.kind, ("content",), bytes([number]) * 16, b.tokens, b.markable, b.marker)
         )
         parsed.items.append(number)
-    parsed.owned = (
+    parsed.client_marker_count = (
         sum(b.marker is not None for b in blocks) + (automatic is not None) if owned is None else owned
     )
-    depths = [Depth(number, b.chance, b.more, b.hour, b.more, b.living) for number, b in enumerate(blocks)]
+    depths = [
+        PrefixForecast(number, b.chance, b.more, b.hour, b.more, b.living) for number, b in enumerate(blocks)
+    ]
     return parsed, depths
 
 
 def planned(
-    blocks: Sequence[B], *, calibration: Calibration = EXACT, kinds: Mapping[Kind, Mark] = ON, tools: int = 0, system: int = 0,
+    blocks: Sequence[B], *, calibration: Calibration = EXACT, kinds: Mapping[Kind, MarkPolicy] = ON, tools: int = 0, system: int = 0,
     automatic: Ttl | None = None, owned: int | None = None, **rest: Any,
 ) -> Plan:  # fmt: skip
     """Plan a case."""
@@ -84,7 +88,7 @@ def planned(
 
 def marks(found: Plan) -> dict[int, Ttl]:
     """Return our breakpoints, block to TTL."""
-    return {point.block: point.ttl for point in found.ours}
+    return {point.block: point.ttl for point in found.added}
 
 
 # -- single rules ---------------------------------------------------------------------------------
@@ -96,9 +100,9 @@ def marks(found: Plan) -> dict[int, Ttl]:
 def test_a_write_must_pay(chance: float, written: bool) -> None:
     """At 1.25 and 0.1 writing pays from a chance of 0.217 on, and a margin of 3 % above it."""
     found = planned([B(chance=chance)])
-    assert bool(found.ours) is written
+    assert bool(found.added) is written
     assert found.skipped is (None if written else Reason.NOT_WORTH_IT)
-    assert (found.write_5m, found.plain) == ((1000, 0) if written else (0, 1000))
+    assert (found.cache_write_5m, found.uncached) == ((1000, 0) if written else (0, 1000))
 
 
 @pytest.mark.parametrize(
@@ -112,33 +116,33 @@ def test_a_write_must_pay(chance: float, written: bool) -> None:
 )
 def test_what_pays_depends_on_the_models_prices(model: str, chance: float, written: bool) -> None:
     """A cheaper read makes a rarer reuse pay: (0.25 + 0.03) / (1.25 - read)."""
-    assert bool(planned([B(chance=chance)], model=model).ours) is written
+    assert bool(planned([B(chance=chance)], model=model).added) is written
 
 
 def test_a_head_that_is_shared_and_a_tail_that_is_not() -> None:
     """Only what will be read is written: the breakpoint stands where the chance ends."""
     found = planned([B(chance=0.9), B(chance=0.9), B(chance=0.05)])
     assert max(marks(found)) == 1
-    assert (found.write_5m, found.plain) == (2000, 1000)
+    assert (found.cache_write_5m, found.uncached) == (2000, 1000)
 
 
 def test_at_most_four() -> None:
     """Four, less the client's own."""
     blocks = [B(chance=0.95 - n / 20) for n in range(10)]
-    assert len(planned(blocks).ours) == 4
+    assert len(planned(blocks).added) == 4
     for own in range(6):
         mine = [replace(b, marker="5m" if n < own else None) for n, b in enumerate(blocks)]
         found = planned(mine)
-        assert len(found.ours) == max(0, 4 - own)
-        assert len(found.breakpoints) == len(found.ours) + own
-        assert [point.block for point in found.breakpoints if point.own] == list(range(own))
+        assert len(found.added) == max(0, 4 - own)
+        assert len(found.breakpoints) == len(found.added) + own
+        assert [point.block for point in found.breakpoints if point.from_client] == list(range(own))
         assert (found.skipped is Reason.NO_SLOT) is (own >= 4)
 
 
 def test_markers_that_stand_nowhere_take_slots() -> None:
     """A marker of the client's that is on no block of ours still counts."""
     blocks = [B(chance=0.95 - n / 20) for n in range(10)]
-    assert [len(planned(blocks, owned=n).ours) for n in range(6)] == [4, 3, 2, 1, 0, 0]
+    assert [len(planned(blocks, owned=n).added) for n in range(6)] == [4, 3, 2, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +155,7 @@ def test_markers_that_stand_nowhere_take_slots() -> None:
         (B(chance=0.9, tokens=99), ON, Reason.BELOW_MINIMUM),
     ],
 )
-def test_where_nothing_may_stand(block: B, kinds: Mapping[Kind, Mark], reason: Reason) -> None:
+def test_where_nothing_may_stand(block: B, kinds: Mapping[Kind, MarkPolicy], reason: Reason) -> None:
     """Neither what can't be marked, nor what is off, nor what is too short, is ever marked."""
     found = planned([block], kinds=kinds, minimum=100)
     assert (found.breakpoints, found.skipped) == ((), reason)
@@ -167,9 +171,9 @@ def test_the_minimum_by_estimate_and_error() -> None:
         (1300, 0.3, True),
     ):
         found = planned([B(tokens=tokens, chance=0.9)], minimum=1000, calibration=Calibration(1.0, spread))
-        assert bool(found.ours) is marked, (tokens, spread)
-        assert found.write_5m == (tokens if marked and tokens >= 1000 else 0)
-    assert planned([B(tokens=800, chance=0.9)], minimum=1000, calibration=Calibration(1.25, 0.0)).ours
+        assert bool(found.added) is marked, (tokens, spread)
+        assert found.cache_write_5m == (tokens if marked and tokens >= 1000 else 0)
+    assert planned([B(tokens=800, chance=0.9)], minimum=1000, calibration=Calibration(1.25, 0.0)).added
 
 
 def test_scarce_slots_go_where_the_minimum_is_sure() -> None:
@@ -191,9 +195,9 @@ def test_the_anchor_at_the_edge_of_the_lookback(distance: int, marked: set[int],
     ]
     found = planned(blocks)
     assert set(marks(found)) == marked
-    assert (found.hit == 0, found.read) == (read, 1000 if read else 0)
+    assert (found.hit == 0, found.cache_read) == (read, 1000 if read else 0)
     if len(marked) == 2:
-        assert [point.reason for point in found.ours] == [Reason.ANCHOR, Reason.TAIL]
+        assert [point.reason for point in found.added] == [Reason.ANCHOR, Reason.TAIL]
 
 
 def test_an_anchor_that_is_no_block_of_ours() -> None:
@@ -204,33 +208,33 @@ def test_an_anchor_that_is_no_block_of_ours() -> None:
         return [B(tokens=9000, chance=0.9, living="5m", markable=False), *middle, B(chance=0.9)]
 
     assert set(marks(planned(blocks(19)))) == {19, 30}
-    assert planned(blocks(19)).read == 9000
-    assert set(marks(planned(blocks(20)))) == {20, 30} - {20} or planned(blocks(20)).read == 0
+    assert planned(blocks(19)).cache_read == 9000
+    assert set(marks(planned(blocks(20)))) == {20, 30} - {20} or planned(blocks(20)).cache_read == 0
 
 
 def test_an_anchor_dearer_than_what_it_finds() -> None:
     """An entry that could only be found by writing much more for nobody is left."""
     blocks = [B(tokens=100, chance=0.0, living="5m", markable=False), B(tokens=90_000, chance=0.0)]
-    assert planned(blocks).ours == ()
+    assert planned(blocks).added == ()
 
 
 def test_the_deepest_living_entry_is_read() -> None:
     """Of several, the deepest within reach is the hit, and what is past it is written."""
     found = planned([B(chance=0.9, living="5m"), B(chance=0.9, living="5m"), B(chance=0.9)])
-    assert (found.hit, found.read, found.write_5m, found.plain) == (1, 2000, 1000, 0)
+    assert (found.hit, found.cache_read, found.cache_write_5m, found.uncached) == (1, 2000, 1000, 0)
 
 
 def test_nothing_is_written_at_or_under_the_hit() -> None:
     """A breakpoint there is free, whatever its chance."""
     found = planned([B(chance=0.9), B(chance=0.5), B(chance=0.5, living="5m")])
-    assert (found.read, found.write_5m, found.write_1h) == (3000, 0, 0)
-    assert found.ours
+    assert (found.cache_read, found.cache_write_5m, found.cache_write_1h) == (3000, 0, 0)
+    assert found.added
 
 
 def test_a_prompt_that_is_all_read() -> None:
     """An exact repeat is read whole, by a breakpoint at its end."""
     found = planned([B(chance=0.0), B(chance=0.0, living="5m")])
-    assert (found.read, found.plain) == (2000, 0)
+    assert (found.cache_read, found.uncached) == (2000, 0)
     assert found.hit == 1
 
 
@@ -240,14 +244,14 @@ def test_a_prompt_that_is_all_read() -> None:
 def test_the_clients_own_are_part_of_the_plan() -> None:
     """They keep their TTL and place, find entries, and write what they write."""
     found = planned([B(chance=0.0, marker="1h"), B(chance=0.0, marker="5m"), B(chance=0.0)])
-    assert [(p.block, p.ttl, p.own, p.reason) for p in found.breakpoints] == [
+    assert [(p.block, p.ttl, p.from_client, p.reason) for p in found.breakpoints] == [
         (0, "1h", True, Reason.CLIENT),
         (1, "5m", True, Reason.CLIENT),
     ]
-    assert (found.write_1h, found.write_5m, found.plain) == (1000, 1000, 1000)
+    assert (found.cache_write_1h, found.cache_write_5m, found.uncached) == (1000, 1000, 1000)
     assert found.skipped is Reason.NOT_WORTH_IT
     found = planned([B(chance=0.0, living="5m"), B(chance=0.0, marker="5m")])
-    assert (found.hit, found.read, found.write_5m) == (0, 1000, 1000)
+    assert (found.hit, found.cache_read, found.cache_write_5m) == (0, 1000, 1000)
 
 
 def test_ours_go_beyond_the_clients() -> None:
@@ -273,10 +277,12 @@ def test_long_ones_come_first(own: Sequence[Ttl | None], ttl: Literal["5m", "1h"
         for n, marker in enumerate(own)
     ]
     found = planned([*blocks, B(chance=0.9, hour=0.95)], ttl=ttl)
-    assert found.ours
+    assert found.added
     ttls = [point.ttl for point in found.breakpoints]
     assert ttls == sorted(ttls)  # "1h" before "5m"
-    assert {p.block: p.ttl for p in found.breakpoints if p.own} == {n: m for n, m in enumerate(own) if m}
+    assert {p.block: p.ttl for p in found.breakpoints if p.from_client} == {
+        n: m for n, m in enumerate(own) if m
+    }
 
 
 @pytest.mark.parametrize("ttl", ["5m", "1h", "auto"])
@@ -294,8 +300,8 @@ def test_none_where_no_ttl_is_right(ttl: Literal["5m", "1h", "auto"], living: Tt
 def test_a_marker_at_the_top_stands_on_the_last_block() -> None:
     """Automatic caching is a breakpoint of the client's on the last block: never ours too."""
     found = planned([B(chance=0.9), B(chance=0.9)], automatic="5m")
-    assert [(p.block, p.own) for p in found.breakpoints][-1] == (1, True)
-    assert found.write_5m == 2000
+    assert [(p.block, p.from_client) for p in found.breakpoints][-1] == (1, True)
+    assert found.cache_write_5m == 2000
     assert 1 not in marks(found)
 
 
@@ -308,7 +314,7 @@ def test_a_marker_at_the_top_walks_back(last: B) -> None:
     found = planned(
         [B(chance=0.9), B(chance=0.9), last], automatic="1h", ttl="5m", kinds={**ON, Kind.REASONING: "off"}
     )
-    assert [(p.block, p.ttl) for p in found.breakpoints if p.own] == [(1, "1h")]
+    assert [(p.block, p.ttl) for p in found.breakpoints if p.from_client] == [(1, "1h")]
     assert set(marks(found).values()) <= {"1h"}
 
 
@@ -332,7 +338,7 @@ def test_heads_for_an_hour_tails_for_minutes() -> None:
     """With both allowed, the shared head lives long and the conversation's tail short."""
     found = planned([B(chance=0.5, hour=0.99), B(chance=0.6, hour=0.61)], ttl="auto")
     assert marks(found) == {0: "1h", 1: "5m"}
-    assert (found.write_1h, found.write_5m) == (1000, 1000)
+    assert (found.cache_write_1h, found.cache_write_5m) == (1000, 1000)
 
 
 @pytest.mark.parametrize("ttl", ["5m", "1h"])
@@ -347,8 +353,8 @@ def test_one_ttl_is_kept_everywhere(ttl: Literal["5m", "1h"]) -> None:
         B(chance=0.6, hour=0.8),
     ]
     found = planned(blocks, ttl=ttl, system=1)
-    assert len(found.ours) > 2
-    assert {point.ttl for point in found.ours} == {ttl}
+    assert len(found.added) > 2
+    assert {point.ttl for point in found.added} == {ttl}
 
 
 # -- reasons and words ----------------------------------------------------------------------------
@@ -359,7 +365,7 @@ def test_why_each_is_there() -> None:
     roles = ["", "", "", "user", "assistant", "user", "assistant", "user"]
     blocks = [B(chance=0.9, role=role, living="5m" if n == 5 else None) for n, role in enumerate(roles)]
     found = planned(blocks, tools=2, system=3)
-    reasons = {point.block: point.reason for point in found.ours}
+    reasons = {point.block: point.reason for point in found.added}
     assert reasons[7] is Reason.TAIL
     assert reasons[2] is Reason.SYSTEM
     assert len(reasons) == 4
@@ -371,8 +377,8 @@ def test_spare_slots_cost_nothing() -> None:
     few, many = [B(chance=0.9)] * 3, [B(chance=0.9)] * 3
     found = planned(few, tools=1, system=2)
     assert set(marks(found)) == {0, 1, 2}
-    assert (found.write_5m, found.plain) == (3000, 0)
-    assert planned([*many, B(chance=0.0)], tools=1, system=2).plain == 1000
+    assert (found.cache_write_5m, found.uncached) == (3000, 0)
+    assert planned([*many, B(chance=0.0)], tools=1, system=2).uncached == 1000
 
 
 def test_the_words() -> None:
@@ -402,7 +408,7 @@ def test_tokens_are_kept_whole() -> None:
         [B(tokens=333.3, chance=0.9, living="5m"), B(tokens=333.3, chance=0.9), B(tokens=333.3, chance=0.0)],
         calibration=Calibration(1.1, 0.0),
     )
-    assert abs(found.read + found.write_5m + found.write_1h + found.plain - 1100) <= 2
+    assert abs(found.cache_read + found.cache_write_5m + found.cache_write_1h + found.uncached - 1100) <= 2
 
 
 # -- all of them tried ----------------------------------------------------------------------------
@@ -414,31 +420,35 @@ class Economics:
     """What a set of breakpoints is worth, by the words of the planner's docstring."""
 
     def __init__(
-        self, parsed: Parsed, depths: Sequence[Depth], rules_: Rules, calibration: Calibration
+        self, parsed: ParsedRequest, depths: Sequence[PrefixForecast], rules_: Rules, calibration: Calibration
     ) -> None:
         self.depths, self.lookback = depths, rules_.provider.lookback
         self.tokens = list(itertools.accumulate(block.size * calibration.scale for block in parsed.blocks))
         self.write: dict[Ttl, float] = {"5m": 1.25, "1h": 2.0}
         self.read = 0.1
         self.own = {n: block.marker for n, block in enumerate(parsed.blocks) if block.marker}
-        self.slots = rules_.provider.max_markers - parsed.owned
+        self.slots = rules_.provider.max_markers - parsed.client_marker_count
         self.reach = []
         for tokens in self.tokens:
             low, high = tokens * (1 - calibration.spread), tokens * (1 + calibration.spread)
             inside = (high - rules_.minimum) / (high - low) if high > low else 0.0
-            known = any(depth.living for depth in depths[: len(self.reach) + 1])
+            known = any(depth.cached_ttl for depth in depths[: len(self.reach) + 1])
             self.reach.append(1.0 if known or low >= rules_.minimum else max(0.0, inside))
 
     def worth(self, place: int, ttl: Ttl) -> float:
         """Return what a token of a segment that ends here gains by standing in a living entry."""
         depth = self.depths[place]
-        chance, more = (depth.chance, depth.more) if ttl == "5m" else (depth.hour, depth.more_hourly)
+        chance, more = (
+            (depth.p_reuse_5m, depth.further_reads_5m)
+            if ttl == "5m"
+            else (depth.p_reuse_1h, depth.further_reads_1h)
+        )
         return chance * min(self.write[ttl] - self.read, (1 + more) * (1 - self.read))
 
     def hit(self, places: Iterator[int] | Sequence[int]) -> int:
         """Return the deepest living entry in the window of any breakpoint, -1 for none."""
         windows = {n for place in places for n in range(max(0, place - self.lookback + 1), place + 1)}
-        return max((n for n in windows if self.depths[n].living), default=-1)
+        return max((n for n in windows if self.depths[n].cached_ttl), default=-1)
 
     def value(self, chosen: Mapping[int, Ttl]) -> float:
         """Return what reading saves now, what writing promises, and what is kept alive."""
@@ -506,10 +516,10 @@ def small_cases(draw: st.DrawFn, own: bool = False) -> tuple[list[B], Rules, Cal
 def compare(blocks: list[B], rules_: Rules, calibration: Calibration, owned: int = 0) -> None:
     """Hold the planner's choice, before spare slots are used, against every other."""
     parsed, depths = case(blocks)
-    parsed.owned += owned
+    parsed.client_marker_count += owned
     planner = module._Planner(parsed, depths, rules_, calibration)
     economics = Economics(parsed, depths, rules_, calibration)
-    reaching = [place for place in planner.allowed(ON) if planner.reach[place] > 0]
+    reaching = [place for place in planner.markable(ON) if planner.p_meets_minimum[place] > 0]
     if economics.slots <= 0:
         return
     with mock.patch.object(module, "_TELLING", 0.0):
@@ -547,7 +557,7 @@ def test_nothing_is_better_beside_the_clients(drawn: tuple[list[B], Rules, Calib
     st.sampled_from([0, 1024]), st.sampled_from([0.0, 0.3]), st.dictionaries(st.sampled_from(list(Kind)), st.sampled_from(["on", "off", "learn"])),
 )  # fmt: skip
 def test_any_plan_is_one_that_a_provider_takes(
-    blocks: list[B], tools: int, system: int, automatic: Ttl | None, ttl: Any, minimum: int, spread: float, off: dict[Kind, Mark]
+    blocks: list[B], tools: int, system: int, automatic: Ttl | None, ttl: Any, minimum: int, spread: float, off: dict[Kind, MarkPolicy]
 ) -> None:  # fmt: skip
     """Never over the slots, never 1h after 5m unless the client's own are, never on what takes none; tokens add up."""
     short = False
@@ -557,15 +567,15 @@ def test_any_plan_is_one_that_a_provider_takes(
         block.markable = block.markable or block.marker is not None
     if automatic:
         automatic, blocks[-1] = "5m" if short else automatic, B()
-    kinds: dict[Kind, Mark] = {**ON, **off}
+    kinds: dict[Kind, MarkPolicy] = {**ON, **off}
     found = planned(blocks, tools=min(tools, len(blocks)), system=min(system, len(blocks)), automatic=automatic, ttl=ttl,
                     minimum=minimum, calibration=Calibration(1.0, spread), kinds=kinds)  # fmt: skip
     own = sum(block.marker is not None for block in blocks) + (automatic is not None)
-    assert len(found.ours) <= max(0, 4 - own)
+    assert len(found.added) <= max(0, 4 - own)
     assert [p.block for p in found.breakpoints] == sorted({p.block for p in found.breakpoints})
     ttls = [point.ttl for point in found.breakpoints]
     assert ttls == sorted(ttls)
-    for point in found.ours:
+    for point in found.added:
         block = blocks[point.block]
         assert block.markable
         assert block.marker is None
@@ -573,13 +583,20 @@ def test_any_plan_is_one_that_a_provider_takes(
         assert (
             point.ttl == "5m"
             or ttl != "5m"
-            or any(p.own and p.ttl == "1h" and p.block > point.block for p in found.breakpoints)
+            or any(p.from_client and p.ttl == "1h" and p.block > point.block for p in found.breakpoints)
         )
     assert (
-        abs(found.read + found.write_5m + found.write_1h + found.plain - sum(b.tokens for b in blocks)) <= 2
+        abs(
+            found.cache_read
+            + found.cache_write_5m
+            + found.cache_write_1h
+            + found.uncached
+            - sum(b.tokens for b in blocks)
+        )
+        <= 2
     )
-    assert min(found.read, found.write_5m, found.write_1h, found.plain) >= 0
-    assert bool(found.ours) is not bool(found.skipped)
+    assert min(found.cache_read, found.cache_write_5m, found.cache_write_1h, found.uncached) >= 0
+    assert bool(found.added) is not bool(found.skipped)
     if found.hit is not None:
         assert any(0 <= p.block - found.hit < 20 for p in found.breakpoints)
         assert blocks[found.hit].living
@@ -593,7 +610,7 @@ def test_many_different_chances_are_few_candidates(rising: bool, living: int) ->
     blocks = [B(100, 0.98 - n / 130, max(0.98 - n / 130, late[n])) for n in range(88)]
     if living:
         blocks[living].living = "1h"
-    found_rules, counts, kept = rules(ttl="auto"), list[int](), module._segments
+    found_rules, counts, kept = rules(ttl="auto"), list[int](), module.best_segments
     parsed, depths = case(blocks)
     economics = Economics(parsed, depths, found_rules, EXACT)
 
@@ -604,7 +621,7 @@ def test_many_different_chances_are_few_candidates(rising: bool, living: int) ->
     def chosen() -> tuple[float, int]:
         counts.clear()
         planner = module._Planner(parsed, depths, found_rules, EXACT)
-        value = economics.value(planner.choose(planner.allowed(ON)))
+        value = economics.value(planner.choose(planner.markable(ON)))
         return value, max(counts)
 
     with mock.patch.object(module, "_segments", counted):
@@ -624,7 +641,7 @@ def test_a_long_request_is_planned_soon() -> None:
         Model("m", 0, None),
     )
     depths = [
-        Depth(n, 0.9 - n / 2000, 9.0, 0.95 - n / 2000, 9.0, "5m" if n % 100 == 0 else None)
+        PrefixForecast(n, 0.9 - n / 2000, 9.0, 0.95 - n / 2000, 9.0, "5m" if n % 100 == 0 else None)
         for n in range(1000)
     ]
     started = time.perf_counter()

@@ -11,7 +11,7 @@ from cachemw.core.request import markers
 from cachemw.core.request.equality import same_structure
 from cachemw.core.request.parser import Parser
 from cachemw.core.rules.models import MODELS
-from cachemw.core.rules.providers import Word
+from cachemw.core.rules.providers import MarkerKey
 from cachemw.errors import BodyError
 from tests.bodies import bodies
 
@@ -82,11 +82,11 @@ def test_structure_of_opt_ins_allows_their_own_change_only() -> None:
 
 
 @pytest.mark.parametrize("field", ["cache_control", "prompt_cache_breakpoint"])
-def test_structure_with_a_marker_in_the_place_of_none_is_accepted(field: Word) -> None:
+def test_structure_with_a_marker_in_the_place_of_none_is_accepted(field: MarkerKey) -> None:
     """A marker's field that is None is no marker, so one may be put in its place."""
     unmarked = message([{**TEXT, field: None}])
     place = ("messages", 1, "content", 0)
-    assert same_structure(unmarked, markers.apply(unmarked, [(place, "5m")], field))
+    assert same_structure(unmarked, markers.insert(unmarked, [(place, "5m")], field))
 
 
 def test_structure_with_a_key_in_the_place_of_none_is_accepted() -> None:
@@ -98,7 +98,7 @@ def test_structure_with_a_changed_marker_of_the_client_is_refused() -> None:
     """A marker that the client set stays as it is."""
     marked = message([{**TEXT, "cache_control": {**MARK, "ttl": "1h"}}])
     place = ("messages", 1, "content", 0)
-    assert not same_structure(marked, markers.apply(marked, [(place, "5m")]))
+    assert not same_structure(marked, markers.insert(marked, [(place, "5m")]))
     assert not same_structure(marked, message([TEXT]))
 
 
@@ -114,7 +114,7 @@ def test_structure_of_every_marked_body_is_accepted(drawn) -> None:
         for index, block in enumerate(parsed.blocks)
         if block.markable and block.marker is None
     ]
-    assert same_structure(body, markers.apply(sent, places), split_text=True, sort_tools=True)
+    assert same_structure(body, markers.insert(sent, places), split_text=True, sort_tools=True)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +136,4 @@ def test_structure_of_every_marked_body_is_accepted(drawn) -> None:
 def test_marker_at_a_path_that_does_not_fit_is_refused(path: tuple[Any, ...]) -> None:
     """A path that was made for another body never changes this one."""
     with pytest.raises(BodyError, match="bad_path"):
-        markers.apply(CAME, [(path, "5m")])
+        markers.insert(CAME, [(path, "5m")])

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import apply, canonical, marker, strip
-from cachemw.core.request.parser import Parser, Wire
+from cachemw.core.request.markers import canonical, insert, marker_value, strip
+from cachemw.core.request.parser import Parser, WireFormat
 from cachemw.core.rules.providers import Model, Ttl
 from tests.bodies import SAME, Body, Path, bodies, listed, unmarked, walk
 
@@ -44,15 +44,15 @@ def at(body: Any, path: Path) -> Any:
 
 def test_a_markers_words() -> None:
     """5m is what a marker without a TTL means; 1h is said."""
-    assert marker("5m") == {"type": "ephemeral"}
-    assert marker("1h") == {"type": "ephemeral", "ttl": "1h"}
-    assert marker("5m") is not marker("5m")
+    assert marker_value("5m") == {"type": "ephemeral"}
+    assert marker_value("1h") == {"type": "ephemeral", "ttl": "1h"}
+    assert marker_value("5m") is not marker_value("5m")
 
 
 def test_nothing_to_write() -> None:
     """Without a place the body itself comes back."""
     body = agent()
-    assert apply(body, []) is body
+    assert insert(body, []) is body
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_nothing_to_write() -> None:
 def test_each_place(path: Path, expected: Any) -> None:
     """A marker stands beside the content; only a string that is marked becomes a list, nothing else changes."""
     body = agent()
-    marked = apply(body, [(path, "5m")])
+    marked = insert(body, [(path, "5m")])
     assert at(marked, path) == expected
     assert body == agent()
     rest = dict(marked)
@@ -85,11 +85,11 @@ def test_each_place(path: Path, expected: Any) -> None:
 def test_the_whole_system_field() -> None:
     """A native system string becomes a list, a block in it is marked in place."""
     body = {"model": "m", "system": "s", "messages": []}
-    assert apply(body, [(("system",), "1h")])["system"] == [
+    assert insert(body, [(("system",), "1h")])["system"] == [
         {"type": "text", "text": "s", "cache_control": HOUR}
     ]
     body["system"] = [{"type": "text", "text": "s"}]
-    assert apply(body, [(("system", 0), "5m")])["system"] == [
+    assert insert(body, [(("system", 0), "5m")])["system"] == [
         {"type": "text", "text": "s", "cache_control": MARK}
     ]
 
@@ -97,7 +97,7 @@ def test_the_whole_system_field() -> None:
 def test_only_the_way_is_copied() -> None:
     """Everything off the way to a marker is the caller's own object; on it, nothing is."""
     body = agent()
-    marked = apply(body, [(("messages", 1, "content", 0), "5m"), (("messages", 2, "tool_calls", 0), "5m")])
+    marked = insert(body, [(("messages", 1, "content", 0), "5m"), (("messages", 2, "tool_calls", 0), "5m")])
     assert marked["tools"] is body["tools"]
     for index in (0, 3):
         assert marked["messages"][index] is body["messages"][index]
@@ -118,7 +118,7 @@ def test_one_object_in_two_places() -> None:
     """A message that stands twice in a body is marked where it was meant, and once."""
     message = {"role": "user", "content": [{"type": "text", "text": "Hi."}]}
     body = {"model": "m", "messages": [message, message]}
-    marked = apply(body, [(("messages", 1, "content", 0), "5m")])
+    marked = insert(body, [(("messages", 1, "content", 0), "5m")])
     assert marked["messages"][0] is message
     assert marked["messages"][1]["content"][0]["cache_control"] == MARK
     assert "cache_control" not in message["content"][0]
@@ -127,7 +127,7 @@ def test_one_object_in_two_places() -> None:
 def test_tuples_and_other_mappings() -> None:
     """What is no list or dict on the way becomes one in the copy."""
     body = MappingProxyType({"messages": (MappingProxyType({"role": "user", "content": "a"}),)})
-    marked = apply(body, [(("messages", 0, "content"), "5m")])
+    marked = insert(body, [(("messages", 0, "content"), "5m")])
     assert marked == {
         "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": MARK}]}]
     }
@@ -200,7 +200,7 @@ def test_odd_bodies_have_a_canonical_form(body: Any) -> None:
 def test_canonical_tells_apart(change: Callable[[Any], Any], path: Path) -> None:
     """Anything but a marker or a one-part list makes another request, None and absence apart."""
     body = agent()
-    changed = apply(copy.deepcopy(body), [])
+    changed = insert(copy.deepcopy(body), [])
     node: Any = changed
     for key in path[:-1]:
         node = node[key]
@@ -210,7 +210,7 @@ def test_canonical_tells_apart(change: Callable[[Any], Any], path: Path) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.data())
-def test_what_leaves_is_what_came(drawn: tuple[Wire, Body], data: st.DataObject) -> None:
+def test_what_leaves_is_what_came(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
     """Any markers at any places: the same canonical form, and the caller's objects as they were."""
     wire, body = drawn
     parsed = Parser().parse(body, KEPT, wire)
@@ -220,14 +220,14 @@ def test_what_leaves_is_what_came(drawn: tuple[Wire, Body], data: st.DataObject)
     before, ids = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
 
     places = [(parsed.path(index), ttl) for index, ttl in zip(chosen, ttls, strict=True)]
-    marked = apply(body, places)
+    marked = insert(body, places)
     assert canonical(marked) == canonical(body)
     assert unmarked(listed(dict(marked))) == unmarked(listed(body))
     assert body == before
     assert {path: id(node) for path, node in walk(body)} == ids
 
     again = Parser().parse(marked, KEPT, wire)
-    assert again.owned == parsed.owned + len(chosen)
+    assert again.client_marker_count == parsed.client_marker_count + len(chosen)
     found = {index: block.marker for index, block in enumerate(again.blocks) if index in chosen}
     assert found == dict(zip(chosen, ttls, strict=True))
     # Off the way to a marker everything is shared.
@@ -239,7 +239,7 @@ def test_what_leaves_is_what_came(drawn: tuple[Wire, Body], data: st.DataObject)
 
 @settings(max_examples=100, deadline=None)
 @given(bodies(), st.sampled_from([copy.deepcopy, unmarked, listed]))
-def test_canonical_is_stable(drawn: tuple[Wire, Body], change: Callable[[Body], Body]) -> None:
+def test_canonical_is_stable(drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]) -> None:
     """Markers and one-part lists change nothing of it; it is its own form, has no marker, and shares no change."""
     _, body = drawn
     before = copy.deepcopy(body)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from cachemw.core.request.message_blocks import (
     Block,
-    Item,
-    Reading,
+    ParsedMessage,
+    ReadingContext,
+    canonical_json,
     chat_message,
-    dump,
     native_message,
     system_block,
     tool,
@@ -40,14 +40,14 @@ CALL = {
 }
 
 
-def chat(message: Any) -> Item:
+def chat(message: Any) -> ParsedMessage:
     """Read a chat message."""
-    return chat_message(message, Reading())
+    return chat_message(message, ReadingContext())
 
 
-def native(message: Any) -> Item:
+def native(message: Any) -> ParsedMessage:
     """Read an Anthropic message."""
-    return native_message(message, Reading())
+    return native_message(message, ReadingContext())
 
 
 def part(value: Any) -> Block:
@@ -55,9 +55,9 @@ def part(value: Any) -> Block:
     return native({"role": "user", "content": [value]}).blocks[0]
 
 
-def shapes(item: Item) -> list[tuple[str, str, tuple[str | int, ...], bool, str | None]]:
+def shapes(item: ParsedMessage) -> list[tuple[str, str, tuple[str | int, ...], bool, str | None]]:
     """Return (role, kind, path inside the message, markable, marker) of each block."""
-    return [(b.role, str(b.kind), b.sub, b.markable, b.marker) for b in item.blocks]
+    return [(b.role, str(b.kind), b.marker_path, b.markable, b.marker) for b in item.blocks]
 
 
 C = ("content",)
@@ -174,21 +174,21 @@ def test_native_shapes(message: Any, expected: Any) -> None:
 )
 def test_tools(definition: Any, marker: str | None) -> None:
     """A tool of either wire shape is one block; its marker may stand beside or inside `function`."""
-    assert shapes(tool(definition, Reading())) == [("tool", "tool_definition", (), True, marker)]
+    assert shapes(tool(definition, ReadingContext())) == [("tool", "tool_definition", (), True, marker)]
 
 
 def test_system_blocks() -> None:
     """The Messages API's system is a string or text blocks."""
-    assert shapes(system_block("Be kind.", Reading())) == [("system", "text", (), True, None)]
+    assert shapes(system_block("Be kind.", ReadingContext())) == [("system", "text", (), True, None)]
     marked = {"type": "text", "text": "Be kind.", "cache_control": MARK}
-    assert shapes(system_block(marked, Reading())) == [("system", "text", (), True, "5m")]
+    assert shapes(system_block(marked, ReadingContext())) == [("system", "text", (), True, "5m")]
     assert (
-        system_block(marked, Reading()).blocks[0].digest
-        == system_block("Be kind.", Reading()).blocks[0].digest
+        system_block(marked, ReadingContext()).blocks[0].digest
+        == system_block("Be kind.", ReadingContext()).blocks[0].digest
     )
 
 
-BAD: list[tuple[Callable[[Any], Item], Any, str]] = [
+BAD: list[tuple[Callable[[Any], ParsedMessage], Any, str]] = [
     (chat, "Hi.", "bad_message"),
     (chat, {}, "bad_message"),
     (chat, {"role": None, "content": "a"}, "bad_message"),
@@ -203,13 +203,13 @@ BAD: list[tuple[Callable[[Any], Item], Any, str]] = [
     (native, {"role": "user", "content": None}, "bad_message"),
     (native, {"role": "user"}, "bad_message"),
     (native, {"role": "user", "content": [3]}, "bad_message"),
-    (lambda value: tool(value, Reading()), "f", "bad_tools"),
-    (lambda value: system_block(value, Reading()), 7, "bad_message"),
+    (lambda value: tool(value, ReadingContext()), "f", "bad_tools"),
+    (lambda value: system_block(value, ReadingContext()), 7, "bad_message"),
 ]
 
 
 @pytest.mark.parametrize(("read", "value", "reason"), BAD)
-def test_wrong_types(read: Callable[[Any], Item], value: Any, reason: str) -> None:
+def test_wrong_types(read: Callable[[Any], ParsedMessage], value: Any, reason: str) -> None:
     """What is no message at all is told by a reason, and the reason holds none of it."""
     with pytest.raises(BodyError) as caught:
         read(value)
@@ -218,7 +218,7 @@ def test_wrong_types(read: Callable[[Any], Item], value: Any, reason: str) -> No
 
 # -- what is content ------------------------------------------------------------------------------
 
-EQUAL: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
+EQUAL: list[tuple[str, Callable[[Any], ParsedMessage], Any, Any]] = [
     ("string or part", chat, {"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}),
     ("marker", chat, {"role": "user", "content": "a"}, {"role": "user", "content": [{"text": "a", "type": "text", "cache_control": HOUR}]}),
     ("marker on the message", chat, {"role": "user", "content": "a"}, {"content": "a", "role": "user", "cache_control": MARK}),
@@ -239,11 +239,11 @@ EQUAL: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
      {"role": "user", "content": [{"image_url": {"detail": "low", "url": "u"}, "type": "image_url"}]}),
     ("order in reasoning", chat, {"role": "assistant", "content": [SAID]},
      {"role": "assistant", "content": [{"summary": [{"signature": "s", "text": "Thinking...", "type": "summary_text"}], "type": "reasoning"}]}),
-    ("order in a tool's envelope", lambda value: tool(value, Reading()), {"type": "function", "function": {"name": "f", "description": "d"}},
+    ("order in a tool's envelope", lambda value: tool(value, ReadingContext()), {"type": "function", "function": {"name": "f", "description": "d"}},
      {"function": {"description": "d", "name": "f", "strict": None}, "type": "function", "cache_control": MARK}),
 ]  # fmt: skip
 
-DIFFERENT: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
+DIFFERENT: list[tuple[str, Callable[[Any], ParsedMessage], Any, Any]] = [
     ("a byte", chat, {"role": "user", "content": "a"}, {"role": "user", "content": "b"}),
     ("white space", chat, {"role": "user", "content": "a"}, {"role": "user", "content": "a "}),
     ("form of a letter", chat, {"role": "user", "content": "\u00e9"}, {"role": "user", "content": "e\u0301"}),
@@ -252,10 +252,10 @@ DIFFERENT: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
     ("a field of the message", chat, {"role": "user", "content": "a"}, {"role": "user", "content": "a", "name": "Ann"}),
     ("a field's place", chat, {"role": "user", "content": "a", "x": 1}, {"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}),
     ("text like a field", chat, {"role": "user", "content": 'a\x00{"x":1}'}, {"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}),
-    ("order in a schema", lambda value: tool(value, Reading()), {"function": {"parameters": {"a": 1, "b": 2}}}, {"function": {"parameters": {"b": 2, "a": 1}}}),
-    ("a schema's property", lambda value: tool(value, Reading()), {"function": {"parameters": {"cache_control": {}}}}, {"function": {"parameters": {}}}),
-    ("an empty field of a schema", lambda value: tool(value, Reading()), {"function": {"parameters": {"default": None}}}, {"function": {"parameters": {}}}),
-    ("order in a native schema", lambda value: tool(value, Reading()), {"name": "f", "input_schema": {"a": 1, "b": 2}}, {"name": "f", "input_schema": {"b": 2, "a": 1}}),
+    ("order in a schema", lambda value: tool(value, ReadingContext()), {"function": {"parameters": {"a": 1, "b": 2}}}, {"function": {"parameters": {"b": 2, "a": 1}}}),
+    ("a schema's property", lambda value: tool(value, ReadingContext()), {"function": {"parameters": {"cache_control": {}}}}, {"function": {"parameters": {}}}),
+    ("an empty field of a schema", lambda value: tool(value, ReadingContext()), {"function": {"parameters": {"default": None}}}, {"function": {"parameters": {}}}),
+    ("order in a native schema", lambda value: tool(value, ReadingContext()), {"name": "f", "input_schema": {"a": 1, "b": 2}}, {"name": "f", "input_schema": {"b": 2, "a": 1}}),
     ("order in a native call's input", native, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"a": 1, "b": 2}}]},
      {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"b": 2, "a": 1}}]}),
     ("a call's input", native, {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "input": {"cache_control": 1}}]},
@@ -267,11 +267,11 @@ DIFFERENT: list[tuple[str, Callable[[Any], Item], Any, Any]] = [
     ("a result and a text", chat, {"role": "tool", "tool_call_id": "1", "content": "a"}, {"role": "user", "content": "a"}),
     ("an image's detail", chat, {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "low"}}]},
      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u", "detail": "high"}}]}),
-    ("a number's type", lambda value: tool(value, Reading()), {"function": {"parameters": {"a": 1}}}, {"function": {"parameters": {"a": 1.0}}}),
+    ("a number's type", lambda value: tool(value, ReadingContext()), {"function": {"parameters": {"a": 1}}}, {"function": {"parameters": {"a": 1.0}}}),
 ]  # fmt: skip
 
 
-def digests(item: Item) -> list[bytes]:
+def digests(item: ParsedMessage) -> list[bytes]:
     """Return the digest of each block."""
     return [block.digest for block in item.blocks]
 
@@ -279,7 +279,7 @@ def digests(item: Item) -> list[bytes]:
 @pytest.mark.parametrize(
     ("read", "one", "other"), [case[1:] for case in EQUAL], ids=[case[0] for case in EQUAL]
 )
-def test_equal_content(read: Callable[[Any], Item], one: Any, other: Any) -> None:
+def test_equal_content(read: Callable[[Any], ParsedMessage], one: Any, other: Any) -> None:
     """What says the same has the same digests."""
     assert digests(read(one)) == digests(read(other))
 
@@ -287,7 +287,7 @@ def test_equal_content(read: Callable[[Any], Item], one: Any, other: Any) -> Non
 @pytest.mark.parametrize(
     ("read", "one", "other"), [case[1:] for case in DIFFERENT], ids=[case[0] for case in DIFFERENT]
 )
-def test_different_content(read: Callable[[Any], Item], one: Any, other: Any) -> None:
+def test_different_content(read: Callable[[Any], ParsedMessage], one: Any, other: Any) -> None:
     """What the provider could tell apart has other digests."""
     assert digests(read(one)) != digests(read(other))
 
@@ -305,7 +305,7 @@ def test_texts_differ_as_strings_do(texts: list[str]) -> None:
 # -- the client's markers, images, citations, turns -----------------------------------------------
 
 T, M = {"type": "text", "text": "a"}, {"type": "text", "text": "a", "cache_control": MARK}
-OWNED: list[tuple[str, Item, int]] = [
+OWNED: list[tuple[str, ParsedMessage, int]] = [
     ("none", chat({"role": "user", "content": [T]}), 0),
     ("two parts", chat({"role": "user", "content": [M, T, M]}), 2),
     ("message and part", chat({"role": "user", "content": [M], "cache_control": MARK}), 2),
@@ -322,40 +322,40 @@ OWNED: list[tuple[str, Item, int]] = [
     ("result as a chat part", chat({"role": "user", "content": [{"type": "tool_result", "content": [M, T]}]}), 1),
     ("arguments", chat({"role": "assistant", "tool_calls": [{"function": {"arguments": '{"cache_control": 1}'}}]}), 0),
     ("native input", native({"role": "assistant", "content": [{"type": "tool_use", "input": {"cache_control": MARK}}]}), 0),
-    ("tool and its function", tool({"function": {"name": "f", "cache_control": MARK}, "cache_control": MARK}, Reading()), 2),
-    ("schema", tool({"function": {"parameters": {"cache_control": MARK}}}, Reading()), 0),
+    ("tool and its function", tool({"function": {"name": "f", "cache_control": MARK}, "cache_control": MARK}, ReadingContext()), 2),
+    ("schema", tool({"function": {"parameters": {"cache_control": MARK}}}, ReadingContext()), 0),
     ("an image's own", chat({"role": "user", "content": [{**DATA, "cache_control": MARK}, {"type": "x", "cache_control": MARK}]}), 2),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("item", "count"), [case[1:] for case in OWNED], ids=[case[0] for case in OWNED])
-def test_the_clients_markers_are_counted(item: Item, count: int) -> None:
+def test_the_clients_markers_are_counted(item: ParsedMessage, count: int) -> None:
     """Every marker of the client takes a slot, wherever it stands; a property of that name is none."""
-    assert item.owned == count
+    assert item.client_marker_count == count
 
 
 def test_images_are_noticed() -> None:
     """An image counts inside a tool result too: one more anywhere changes the key of the messages."""
-    assert not chat({"role": "user", "content": "a"}).image
-    assert chat({"role": "user", "content": [URL]}).image
-    assert chat({"role": "tool", "content": [T, DATA]}).image
+    assert not chat({"role": "user", "content": "a"}).has_image
+    assert chat({"role": "user", "content": [URL]}).has_image
+    assert chat({"role": "tool", "content": [T, DATA]}).has_image
     inner = {"type": "tool_result", "content": [{"type": "image", "source": {}}]}
-    assert native({"role": "user", "content": [inner]}).image
+    assert native({"role": "user", "content": [inner]}).has_image
 
 
 def test_citations_are_noticed() -> None:
     """A document asks for citations; what an answer cites, and an empty field, are something else."""
     document = {"type": "document", "source": {}, "citations": {"enabled": True}}
-    assert native({"role": "user", "content": [document]}).cited
+    assert native({"role": "user", "content": [document]}).has_citations
     assert native(
         {
             "role": "user",
             "content": [{"type": "tool_result", "content": [{**document, "type": "search_result"}]}],
         }
-    ).cited
+    ).has_citations
     for value in (None, {"enabled": False}, [{"cited_text": "a"}]):
-        assert not native({"role": "user", "content": [{**document, "citations": value}]}).cited
-    assert not native({"role": "assistant", "content": [{**T, "citations": {"enabled": True}}]}).cited
+        assert not native({"role": "user", "content": [{**document, "citations": value}]}).has_citations
+    assert not native({"role": "assistant", "content": [{**T, "citations": {"enabled": True}}]}).has_citations
 
 
 @pytest.mark.parametrize(
@@ -370,9 +370,9 @@ def test_citations_are_noticed() -> None:
         (native({"role": "user", "content": [{"type": "tool_result", "content": "a"}, T]}), True),
     ],
 )
-def test_what_starts_a_turn(item: Item, turn: bool) -> None:
+def test_what_starts_a_turn(item: ParsedMessage, turn: bool) -> None:
     """A user message is a new turn unless it holds tool results only."""
-    assert item.turn is turn
+    assert item.starts_user_turn is turn
 
 
 # -- sizes and bytes ------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_an_images_size_is_by_its_pixels() -> None:
 
 def test_a_counter_counts() -> None:
     """Where a counter is given, sizes are its counts."""
-    reading = Reading(counter=len)
+    reading = ReadingContext(counter=len)
     assert chat_message({"role": "user", "content": "four"}, reading).blocks[0].size == 4
     call = chat_message({"role": "assistant", "tool_calls": [{"id": "1"}]}, reading).blocks[0]
     assert call.size == len('{"id":"1"}')
@@ -417,7 +417,7 @@ class Word(str, enum.Enum):  # noqa: UP042 - what users have
 def test_what_json_cant_carry(value: Any) -> None:
     """Lone surrogates, NaN at any depth, integers over 64 bits and foreign objects are refused."""
     with pytest.raises(BodyError, match="not_json"):
-        dump(value)
+        canonical_json(value)
 
 
 def test_nesting_and_loops() -> None:
@@ -429,16 +429,16 @@ def test_nesting_and_loops() -> None:
     loop.append(loop)
     for value in (deep, loop):
         with pytest.raises(BodyError, match="not_json"):
-            dump(value)
+            canonical_json(value)
 
 
 def test_what_json_carries() -> None:
     """Nulls are no NaNs, and what the serialiser takes is taken."""
-    assert dump({"a": [None] * 40, "b": (1.5, True), "c": Word.USER}) == b'{"a":[' + b",".join([b"null"] * 40) + b'],"b":[1.5,true],"c":"user"}'  # fmt: skip
-    assert dump(None) == b"null"
-    assert dump({"b": 1, "a": 2}) == b'{"b":1,"a":2}'
-    assert dump({"b": 1, "a": 2}, ordered=False) == b'{"a":2,"b":1}'
-    assert dump(2**64 - 1) == b"18446744073709551615"
+    assert canonical_json({"a": [None] * 40, "b": (1.5, True), "c": Word.USER}) == b'{"a":[' + b",".join([b"null"] * 40) + b'],"b":[1.5,true],"c":"user"}'  # fmt: skip
+    assert canonical_json(None) == b"null"
+    assert canonical_json({"b": 1, "a": 2}) == b'{"b":1,"a":2}'
+    assert canonical_json({"b": 1, "a": 2}, ordered=False) == b'{"a":2,"b":1}'
+    assert canonical_json(2**64 - 1) == b"18446744073709551615"
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.just("null") | st.text("ab", max_size=3),
@@ -447,7 +447,7 @@ def test_no_nan_gets_through(value: Any) -> None:
     """A value passes exactly if no float in it is NaN or infinite."""
     finite = "NaN" not in (text := json.dumps(value)) and "Infinity" not in text
     try:
-        dump(value)
+        canonical_json(value)
     except BodyError:
         assert not finite
     else:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from cachemw.core.request import parser as module
-from cachemw.core.request.parser import Parsed, Parser, Wire
+from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
 from cachemw.core.rules.providers import Model
 from cachemw.errors import BodyError
 from tests.bodies import Body, bodies
@@ -23,7 +23,7 @@ MARK = {"type": "ephemeral"}
 HOUR = {"type": "ephemeral", "ttl": "1h"}
 
 
-def parse(body: Any, model: Model = KEPT, wire: Wire = "chat") -> Parsed:
+def parse(body: Any, model: Model = KEPT, wire: WireFormat = "chat") -> ParsedRequest:
     """Read a body with a parser of its own."""
     return Parser().parse(body, model, wire)
 
@@ -35,7 +35,7 @@ def chat(*messages: Any, **rest: Any) -> Body:
     return {"model": "claude-x", "messages": listed, **rest}
 
 
-def paths(parsed: Parsed) -> list[str]:
+def paths(parsed: ParsedRequest) -> list[str]:
     """Return each block's path, dotted."""
     return [".".join(map(str, parsed.path(index))) for index in range(len(parsed.blocks))]
 
@@ -55,7 +55,7 @@ def test_order_is_the_providers() -> None:
         "tools.0", "tools.1", "messages.0.content", "messages.1.content.0", "messages.1.content.1",
         "messages.2.content", "messages.2.tool_calls.0", "messages.2.tool_calls.1", "messages.3.content",
     ]  # fmt: skip
-    assert (parsed.tools, parsed.system) == (2, 3)
+    assert (parsed.tools_end, parsed.system_end) == (2, 3)
     assert [block.role for block in parsed.blocks] == ["tool"] * 2 + ["system"] + ["user"] * 2 + [
         "assistant"
     ] * 3 + ["user"]
@@ -73,9 +73,9 @@ def test_native_order() -> None:
     body["system"] = [TEXT, TEXT]
     parsed = parse(body, wire="messages")
     assert paths(parsed) == ["tools.0", "system.0", "system.1", "messages.0.content"]
-    assert (parsed.tools, parsed.system) == (1, 3)
+    assert (parsed.tools_end, parsed.system_end) == (1, 3)
     for empty in (None, "", []):
-        assert parse({**body, "system": empty}, wire="messages").system == 1
+        assert parse({**body, "system": empty}, wire="messages").system_end == 1
 
 
 def test_a_system_field_is_nothing_in_a_chat_body() -> None:
@@ -87,21 +87,21 @@ def test_leading_system_messages_are_the_system_section() -> None:
     """All system and developer messages before the first other one are one section."""
     developer = {"role": "developer", "content": "d"}
     parsed = parse(chat("s", developer, {"role": "system", "content": [TEXT, TEXT]}, "u"))
-    assert (parsed.tools, parsed.system, len(parsed.blocks)) == (0, 4, 5)
+    assert (parsed.tools_end, parsed.system_end, len(parsed.blocks)) == (0, 4, 5)
 
 
 def test_a_late_system_message_is_hoisted() -> None:
     """Where the model has no place for it, a late system message joins the system section, path and all."""
     parsed = parse(chat("s", "u", "a", "s2", "u2"))
     assert paths(parsed) == [f"messages.{index}.content" for index in (0, 3, 1, 2, 4)]
-    assert parsed.system == 2
+    assert parsed.system_end == 2
 
 
 def test_a_late_system_message_stays_where_the_model_keeps_it() -> None:
     """Where the model reads system messages in the middle, they keep their place."""
     parsed = parse(chat("s", "u", "a", "s2", "u2"), MID)
     assert paths(parsed) == [f"messages.{index}.content" for index in range(5)]
-    assert parsed.system == 1
+    assert parsed.system_end == 1
 
 
 def test_hoisting_breaks_the_prefix() -> None:
@@ -136,9 +136,9 @@ def test_markers_are_counted_even_on_what_is_stripped() -> None:
         "content": [{**THOUGHT, "cache_control": MARK}, {**TEXT, "cache_control": HOUR}],
     }
     parsed = parse(chat("u", old, "u", tools=[{**TOOL, "cache_control": MARK}], cache_control=HOUR), STRIPPED)
-    assert (parsed.owned, parsed.automatic) == (4, "1h")
+    assert (parsed.client_marker_count, parsed.automatic_marker) == (4, "1h")
     assert [block.marker for block in parsed.blocks] == ["5m", None, "1h", None]
-    assert parse(chat("u")).owned == 0
+    assert parse(chat("u")).client_marker_count == 0
 
 
 # -- what else is part of an entry's key ----------------------------------------------------------
@@ -247,7 +247,7 @@ BAD_NATIVE: list[tuple[Any, str]] = [
     ("body", "reason", "wire"),
     [(*case, "chat") for case in BAD] + [(*case, "messages") for case in BAD_NATIVE],
 )
-def test_what_is_no_chat_request(body: Any, reason: str, wire: Wire) -> None:
+def test_what_is_no_chat_request(body: Any, reason: str, wire: WireFormat) -> None:
     """What can't be read is told by a short reason."""
     with pytest.raises(BodyError) as caught:
         parse(body, wire=wire)
@@ -304,8 +304,8 @@ def test_memo_of_two_namespaces_shares_no_item() -> None:
 
 def test_memo_hashes_of_two_processes_differ() -> None:
     """The hashes of the memo follow from a random key, so that no collision can be prepared."""
-    one, other = (Parser(keys=module.Keys(memo=key)) for key in (b"one", b"other"))
-    hashes = [parser.parse(chat("u"), KEPT).unknown[0][0] for parser in (one, other)]
+    one, other = (Parser(keys=module.ContentKeys(memo=key)) for key in (b"one", b"other"))
+    hashes = [parser.parse(chat("u"), KEPT).new_items[0][0] for parser in (one, other)]
     assert hashes[0] != hashes[1]
 
 
@@ -319,7 +319,7 @@ def test_memo_of_a_flooding_namespace_evicts_only_its_own_items(monkeypatch: pyt
         parsed = parser.parse(body, KEPT, namespace="flood")
         parser.learn("flood", parsed)
         assert len(parser._memo) <= 10
-    assert not parser.parse(chat("u", "a"), KEPT, namespace="victim").unknown
+    assert not parser.parse(chat("u", "a"), KEPT, namespace="victim").new_items
 
 
 def test_the_memo_holds_no_text() -> None:
@@ -363,7 +363,7 @@ def test_steps_of_a_long_body_pause_between_slices() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(bodies())
-def test_every_path_leads_to_its_block(drawn: tuple[Wire, Body]) -> None:
+def test_every_path_leads_to_its_block(drawn: tuple[WireFormat, Body]) -> None:
     """Each markable block's path is unique and ends at a string, or an object that holds the block's marker."""
     wire, body = drawn
     for model in (KEPT, MID, STRIPPED):
@@ -382,14 +382,14 @@ def test_every_path_leads_to_its_block(drawn: tuple[Wire, Body]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(bodies())
-def test_parsing_changes_nothing(drawn: tuple[Wire, Body]) -> None:
+def test_parsing_changes_nothing(drawn: tuple[WireFormat, Body]) -> None:
     """A body is only read, and reads the same twice, with a warm memo or a cold one."""
     wire, body = drawn
     before, parser = copy.deepcopy(body), Parser()
     first = parser.parse(body, KEPT, wire)
     assert first == parser.parse(body, KEPT, wire) == parse(before, wire=wire)
     assert body == before
-    assert first.owned == _count_markers(body)
+    assert first.client_marker_count == _count_markers(body)
 
 
 def _count_markers(body: Body) -> int:

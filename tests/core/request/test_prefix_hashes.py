@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.request.parser import Parser, Wire
-from cachemw.core.request.prefix_hashes import chain, watch
+from cachemw.core.request.parser import Parser, WireFormat
+from cachemw.core.request.prefix_hashes import hash_prefixes, track_prefixes
 from cachemw.core.rules.providers import Model
 from cachemw.errors import BodyError
 from tests.bodies import SAME, Body, bodies
@@ -21,9 +21,9 @@ STRIPPED = Model("claude-stripped", 1024, None, thinking="stripped")
 MARK = {"type": "ephemeral"}
 
 
-def digests(body: Body, namespace: str = "n", wire: Wire = "chat", model: Model = KEPT) -> list[bytes]:
+def digests(body: Body, namespace: str = "n", wire: WireFormat = "chat", model: Model = KEPT) -> list[bytes]:
     """Return a body's chain."""
-    return chain(Parser().parse(body, model, wire), namespace)
+    return hash_prefixes(Parser().parse(body, model, wire), namespace)
 
 
 def agent() -> Body:
@@ -191,7 +191,7 @@ def test_thinking_is_forgotten_where_the_model_strips() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.sampled_from(SAME))
-def test_the_same_in_other_words(drawn: tuple[Wire, Body], change: Callable[[Body], Body]) -> None:
+def test_the_same_in_other_words(drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]) -> None:
     """Markers, one-part lists, envelope order and empty fields change no digest."""
     wire, body = drawn
     other = change(copy.deepcopy(body))
@@ -201,7 +201,7 @@ def test_the_same_in_other_words(drawn: tuple[Wire, Body], change: Callable[[Bod
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.data())
-def test_appending_keeps_the_prefix(drawn: tuple[Wire, Body], data: st.DataObject) -> None:
+def test_appending_keeps_the_prefix(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
     """A conversation that goes on keeps the prefixes it had, on a model that keeps thinking."""
     wire, body = drawn
     cut = data.draw(st.integers(1, len(body["messages"])))
@@ -241,7 +241,7 @@ def turns(count: int, tools: int = 0, system: int = 0, width: int = 0, **rest: A
 
 def watched(body: Body) -> list[int]:
     """Return what of a body is watched."""
-    return watch(Parser().parse(body, KEPT))
+    return track_prefixes(Parser().parse(body, KEPT))
 
 
 @pytest.mark.parametrize(
@@ -251,11 +251,11 @@ def watched(body: Body) -> list[int]:
 def test_the_watched_are_few_and_hold_the_ends(body: Body) -> None:
     """However long the request: under 90, in order, the end of each section, and the last block."""
     parsed = Parser().parse(body, KEPT)
-    found = watch(parsed)
+    found = track_prefixes(parsed)
     assert found == sorted(set(found))
     assert 0 < len(found) < 90
     assert found[-1] == len(parsed.blocks) - 1
-    assert {parsed.tools - 1, parsed.system - 1} - {-1} <= set(found)
+    assert {parsed.tools_end - 1, parsed.system_end - 1} - {-1} <= set(found)
     assert found[0] >= 0
 
 
@@ -296,12 +296,12 @@ def test_a_system_section_alone() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(bodies())
-def test_watching_any_body(drawn: tuple[Wire, Body]) -> None:
+def test_watching_any_body(drawn: tuple[WireFormat, Body]) -> None:
     """Whatever the body, the watched are blocks of it, bounded, and end with the last."""
     wire, body = drawn
     for model in (KEPT, STRIPPED):
         parsed = Parser().parse(body, model, wire)
-        found = watch(parsed)
+        found = track_prefixes(parsed)
         assert found == sorted(set(found))
         assert found[-1] == len(parsed.blocks) - 1
         assert len(found) < 90

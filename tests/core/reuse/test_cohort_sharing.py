@@ -7,14 +7,23 @@ import re
 import pytest
 
 from cachemw.core.reuse import cohort_sharing
-from cachemw.core.reuse.cohort_sharing import BEGAN, LATE, OVER, SOON, TAG, WHOLE, Merge, Told
+from cachemw.core.reuse.cohort_sharing import (
+    BEGUN,
+    ENDED_THERE,
+    NOT_REUSED,
+    REUSED_1H,
+    REUSED_5M,
+    TAG_LENGTH,
+    CohortExchange,
+    RemoteCounts,
+)
 
 SECRET = b"a secret"
 START = 1_000 * 600.0  # where a table begins
 Table = dict[str, dict[str, int]]
 
 
-class Counting(Merge):
+class Counting(CohortExchange):
     """A worker with what it has counted."""
 
     def __init__(self, secret: bytes) -> None:
@@ -27,10 +36,10 @@ class Counting(Merge):
 
     def tells(self, now: float) -> tuple[str, dict[str, int]]:
         """Return what is told now."""
-        return self.news(now, self.counted)
+        return self.drain_updates(now, self.counted)
 
 
-def names(merge: Merge, owner: str, count: int) -> list[str]:
+def names(merge: CohortExchange, owner: str, count: int) -> list[str]:
     """Return the names of so many classes of an owner."""
     return [merge.name(owner, (number,)) for number in range(count)]
 
@@ -48,25 +57,27 @@ def tell(worker: Counting, tables: Table, now: float) -> None:
         sums[field] = sums.get(field, 0) + amount
 
 
-def hear(worker: Merge, tables: Table, now: float) -> list[tuple[str, Told]]:
+def hear(worker: CohortExchange, tables: Table, now: float) -> list[tuple[str, RemoteCounts]]:
     """Let a worker read the tables that it asks for."""
-    return [told for name in worker.tables(now) for told in worker.absorb(name, tables.get(name, {}), now)]
+    return [
+        told for name in worker.tables(now) for told in worker.merge_updates(name, tables.get(name, {}), now)
+    ]
 
 
 def test_others_are_heard_once_and_never_oneself() -> None:
     """Each hears what the others counted since it last looked, and nothing of its own."""
     one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name("me", ("messages", 0))
-    for kind in (BEGAN, BEGAN, SOON, LATE, OVER, WHOLE, WHOLE):
+    for kind in (BEGUN, BEGUN, REUSED_5M, REUSED_1H, NOT_REUSED, ENDED_THERE, ENDED_THERE):
         one.count(name, kind)
-    other.count(name, BEGAN)
+    other.count(name, BEGUN)
     for worker in (one, other, one):
         tell(worker, tables, START)
-    assert hear(one, tables, START + 10) == [(name, Told(START + 5, 1, 0, 0, 0, 0))]
-    assert hear(other, tables, START + 10) == [(name, Told(START + 5, 2, 1, 1, 1, 2))]
-    one.count(name, SOON)
+    assert hear(one, tables, START + 10) == [(name, RemoteCounts(START + 5, 1, 0, 0, 0, 0))]
+    assert hear(other, tables, START + 10) == [(name, RemoteCounts(START + 5, 2, 1, 1, 1, 2))]
+    one.count(name, REUSED_5M)
     tell(one, tables, START + 20)
-    assert hear(other, tables, START + 30) == [(name, Told(START + 20, 0, 1, 0, 0, 0))]
+    assert hear(other, tables, START + 30) == [(name, RemoteCounts(START + 20, 0, 1, 0, 0, 0))]
     assert hear(one, tables, START + 30) == hear(other, tables, START + 31) == []
 
 
@@ -74,11 +85,11 @@ def test_what_is_on_its_way_is_not_mistaken() -> None:
     """A store may add what was told only later: until then nothing is heard that nobody said."""
     one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name("me", ("tools",))
-    one.count(name, BEGAN)
+    one.count(name, BEGUN)
     table, late = one.tells(START)
     assert hear(one, tables, START + 1) == []
-    other.count(name, BEGAN)
-    other.count(name, BEGAN)
+    other.count(name, BEGUN)
+    other.count(name, BEGUN)
     tell(other, tables, START + 2)
     assert [told.began for _, told in hear(one, tables, START + 3)] == [1]
     for field, amount in late.items():
@@ -116,7 +127,7 @@ def test_which_tables_are_read(read_at: float | None, now: float, slots: range) 
 )  # fmt: skip
 def test_garbage_is_not_heard(sums: dict[str, int]) -> None:
     """What another version, or nobody, wrote into a table is left out."""
-    assert Counting(SECRET).absorb("chances:1000", sums, START + 1) == []
+    assert Counting(SECRET).merge_updates("chances:1000", sums, START + 1) == []
 
 
 def test_names_are_keyed() -> None:
@@ -125,9 +136,9 @@ def test_names_are_keyed() -> None:
     worker = Counting(SECRET)
     name = worker.name("me", key)
     assert name == Counting(SECRET).name("me", key)
-    assert name not in {Merge(b"another").name("me", key), worker.name("me", key[:-1])}
-    assert Merge(b"x" * 500).name("me", key) != Merge(b"x" * 501).name("me", key)
-    worker.count(name, WHOLE)
+    assert name not in {CohortExchange(b"another").name("me", key), worker.name("me", key[:-1])}
+    assert CohortExchange(b"x" * 500).name("me", key) != CohortExchange(b"x" * 501).name("me", key)
+    worker.count(name, ENDED_THERE)
     _, amounts = worker.tells(START)
     assert [re.fullmatch("[0-9a-f]{24}[bslow]", field) is not None for field in amounts] == [True]
 
@@ -138,7 +149,7 @@ def test_what_is_told_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     worker = Counting(SECRET)
     for number in range(10):
         for _ in range(10 - number):
-            worker.count(f"{number:024}", BEGAN)
+            worker.count(f"{number:024}", BEGUN)
     told = [[field[:-1] for field in worker.tells(START)[1]] for _ in range(5)]
     expected = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9,), ())
     assert told == [[f"{number:024}" for number in numbers] for numbers in expected]
@@ -149,9 +160,9 @@ def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cohort_sharing, "_CLASSES", 2)
     worker = Counting(SECRET)
     sums = {f"{number:024}b": 1 for number in range(50)}
-    assert len(worker.absorb("chances:1000", sums, START)) == 8
-    worker.count(f"{0:024}", SOON)
-    worker.count(f"{40:024}", SOON)
+    assert len(worker.merge_updates("chances:1000", sums, START)) == 8
+    worker.count(f"{0:024}", REUSED_5M)
+    worker.count(f"{40:024}", REUSED_5M)
     assert worker.tells(START)[1] == {f"{0:024}s": 1}
     assert worker.tells(START + 600) == ("chances:1001", {})
 
@@ -162,7 +173,7 @@ def test_old_tables_are_forgotten() -> None:
     for step in range(200):
         now = START + step * 30.0
         for table in worker.tables(now):
-            worker.absorb(table, sums, now)
+            worker.merge_updates(table, sums, now)
         assert len(worker._seen) <= 7
     assert len(worker._seen) == 1
 
@@ -171,7 +182,7 @@ def test_they_are_forgotten_where_none_can_be_read() -> None:
     """A worker that only tells, since reads fail, remembers no more tables than it would read."""
     worker, name = Counting(SECRET), f"{0:024}"
     for step in range(50):
-        worker.count(name, BEGAN)
+        worker.count(name, BEGUN)
         assert worker.tells(START + step * 600.0) == (f"chances:{1000 + step}", {name + "b": 1})
         assert len(worker._seen) <= 7
 
@@ -181,11 +192,15 @@ def test_they_are_forgotten_where_none_can_be_read() -> None:
 
 def test_names_of_one_key_differ_by_owner_in_both_parts() -> None:
     """A name begins with its owner's tag, and no part of it shows that two owners have the same class."""
-    merge, key = Merge(SECRET), ("messages", 0)
+    merge, key = CohortExchange(SECRET), ("messages", 0)
     one, other = merge.name("one", key), merge.name("other", key)
-    assert one[:TAG] != other[:TAG]
-    assert one[TAG:] != other[TAG:]
-    assert one[:TAG] == merge.name("one", ("tools",))[:TAG] != Merge(b"another").name("one", key)[:TAG]
+    assert one[:TAG_LENGTH] != other[:TAG_LENGTH]
+    assert one[TAG_LENGTH:] != other[TAG_LENGTH:]
+    assert (
+        one[:TAG_LENGTH]
+        == merge.name("one", ("tools",))[:TAG_LENGTH]
+        != CohortExchange(b"another").name("one", key)[:TAG_LENGTH]
+    )
 
 
 def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +209,11 @@ def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.
     worker = Counting(SECRET)
     for name in names(worker, "busy", 100):
         for _ in range(50):
-            worker.count(name, BEGAN)
+            worker.count(name, BEGUN)
     calm, quiet = names(worker, "calm", 3), names(worker, "quiet", 1)
     for times, name in enumerate([*calm, *quiet], 1):
         for _ in range(times):
-            worker.count(name, SOON)
+            worker.count(name, REUSED_5M)
     told = {field[:-1] for field in worker.tells(START)[1]}
     assert len(told) == 6
     assert {calm[2], calm[1], *quiet} <= told
@@ -213,10 +228,10 @@ def test_news_of_an_owner_have_room_where_a_busy_one_filled_the_table(
     worker = Counting(SECRET)
     busy, calm = names(worker, "busy", 50), names(worker, "calm", 6)
     for name in busy:
-        worker.count(name, BEGAN)
+        worker.count(name, BEGUN)
     assert len(worker.tells(START)[1]) == 20
     for name in [*busy, *calm]:
-        worker.count(name, BEGAN)
+        worker.count(name, BEGUN)
     told = {field[:-1] for field in worker.tells(START)[1]}
     assert set(calm) <= told
     assert len(told & set(busy)) == 20
@@ -229,8 +244,8 @@ def test_table_that_a_busy_owner_filled_is_heard_of_for_another(monkeypatch: pyt
         worker = Counting(SECRET)
         busy, calm = names(worker, "busy", 1000), names(worker, "calm", 6)
         if not together:
-            worker.absorb("chances:1000", begun(busy), START)
-        found = {name for name, _ in worker.absorb("chances:1000", begun(busy, calm), START + 1)}
+            worker.merge_updates("chances:1000", begun(busy), START)
+        found = {name for name, _ in worker.merge_updates("chances:1000", begun(busy, calm), START + 1)}
         assert set(calm) <= found
         assert len(worker._seen["chances:1000"]) <= 40
 
@@ -242,6 +257,6 @@ def test_table_of_several_busy_owners_has_room_for_each(monkeypatch: pytest.Monk
     worker = Counting(SECRET)
     groups = [names(worker, f"owner {number}", 200) for number in range(owners)]
     for number, group in enumerate(groups):
-        found = worker.absorb("chances:1000", begun(group), START + number)
+        found = worker.merge_updates("chances:1000", begun(group), START + number)
         assert found, f"owner {number} of {owners} is crowded out"
     assert len(worker._seen["chances:1000"]) <= 8 * 4 * 20

@@ -10,71 +10,78 @@ from hypothesis import strategies as st
 
 from cachemw.core.reuse import cohort_sharing
 from cachemw.core.reuse import cohorts as module
-from cachemw.core.reuse.cohorts import Classes, End, Name
+from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
 from cachemw.settings import Settings
 
 SECRET = b"a secret"
-NAME: Name = ("messages", 0, "user", "text", "inner")
-LEVELS: list[Name] = [(), (0,), (0, b"tools")]
+NAME: CohortName = ("messages", 0, "user", "text", "inner")
+LEVELS: list[CohortName] = [(), (0,), (0, b"tools")]
 START = 6_000_000.0
 OWNER = "me"
 
 
 def begin(
-    classes: Classes, now: float, *, owner: str = OWNER, name: Name = NAME, levels: list[Name] = LEVELS
+    classes: CohortTable,
+    now: float,
+    *,
+    owner: str = OWNER,
+    name: CohortName = NAME,
+    levels: list[CohortName] = LEVELS,
 ) -> None:
     """Let a prefix arrive for the first time, in a request that the provider accepts."""
-    classes.observe(owner, (), classes.begins(name, 1, -1, levels), now)
+    classes.observe(owner, (), classes.trials_begun(name, 1, -1, levels), now)
 
 
 def end(
-    classes: Classes,
+    classes: CohortTable,
     now: float,
     passed: float = 10.0,
     *,
     owner: str = OWNER,
-    name: Name = NAME,
+    name: CohortName = NAME,
     whole: bool = False,
 ) -> None:
     """Let one come again."""
-    classes.observe(owner, classes.ends(name, 1, -1, LEVELS, passed, whole=whole), (), now)
+    classes.observe(owner, classes.trials_ended(name, 1, -1, LEVELS, passed, whole=whole), (), now)
 
 
 def chance(
-    classes: Classes,
+    classes: CohortTable,
     now: float,
     *,
     owner: str = OWNER,
-    name: Name = NAME,
+    name: CohortName = NAME,
     prior: float = 0.5,
-    ends: Iterable[End] = (),
+    ends: Iterable[TrialEnd] = (),
 ) -> float:
     """Return how likely such a prefix is to come again within five minutes, after these ends of trials."""
-    return classes.soon(classes.view(owner, ends, now), name, 1, -1, LEVELS, prior, own=False)
+    return classes.p_reuse_5m(classes.view(owner, ends, now), name, 1, -1, LEVELS, prior, own=False)
 
 
-def late_chance(classes: Classes, now: float, *, owner: str = OWNER, ends: Iterable[End] = ()) -> float:
+def late_chance(
+    classes: CohortTable, now: float, *, owner: str = OWNER, ends: Iterable[TrialEnd] = ()
+) -> float:
     """Return how likely it is to come again within the hour if it does not within five minutes."""
-    return classes.late(classes.view(owner, ends, now), NAME, 1, LEVELS)
+    return classes.p_late_reuse(classes.view(owner, ends, now), NAME, 1, LEVELS)
 
 
-def whole_share(classes: Classes, now: float) -> float:
+def whole_share(classes: CohortTable, now: float) -> float:
     """Return the share of returns that came as a whole prompt."""
-    return classes.whole(classes.view(OWNER, (), now), NAME, 1, -1)
+    return classes.share_ended_there(classes.view(OWNER, (), now), NAME, 1, -1)
 
 
-def counted(classes: Classes, owner: str = OWNER, name: Name = NAME) -> list[tuple[float, ...]]:
+def counted(classes: CohortTable, owner: str = OWNER, name: CohortName = NAME) -> list[tuple[float, ...]]:
     """Return the counts in each level, 0 where there are none."""
-    found = [classes._kept(owner, (*name, 1, -1, *level), START) for level in LEVELS]
-    classes._classes.close(owner)
-    return [(c.soon, c.late, c.over, c.whole, c.open) for c in found]
+    found = [classes._counts_of(owner, (*name, 1, -1, *level), START) for level in LEVELS]
+    classes._cohorts.close(owner)
+    return [(c.reused_5m, c.reused_1h, c.not_reused, c.ended_there, c.pending_trials) for c in found]
 
 
 class Fleet:
     """Some workers with one set of tables; any of them may begin a trial, end one, or exchange."""
 
     def __init__(self, count: int, *, hours: bool = False) -> None:
-        self.workers = [Classes(hours=hours, secret=SECRET) for _ in range(count)]
+        self.workers = [CohortTable(hours=hours, secret=SECRET) for _ in range(count)]
         self.tables: dict[str, dict[str, int]] = {}
 
     def begin(self, worker: int, now: float) -> None:
@@ -88,12 +95,12 @@ class Fleet:
     def exchange(self, worker: int, now: float) -> None:
         """Let a worker tell and hear."""
         told = self.workers[worker]
-        table, amounts = told.news(now)
+        table, amounts = told.drain_updates(now)
         sums = self.tables.setdefault(table, {})
         for name, amount in amounts.items():
             sums[name] = sums.get(name, 0) + amount
         for table in told.tables(now):
-            told.absorb(table, dict(self.tables.get(table, {})), now)
+            told.merge_updates(table, dict(self.tables.get(table, {})), now)
 
     def chance(self, worker: int, now: float) -> float:
         """Return what a worker thinks of such prefixes."""
@@ -229,26 +236,26 @@ def test_garbage_changes_no_chance() -> None:
 def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one's own classes nor those of others grow without end, and what is dropped is begun anew."""
     monkeypatch.setattr(module, "_CLASSES", 10)
-    one = Classes(hours=False, secret=SECRET)
+    one = CohortTable(hours=False, secret=SECRET)
     for number in range(50):
         begin(one, START + number, name=("messages", number), levels=[()])
-        assert len(one._classes) <= 10
+        assert len(one._cohorts) <= 10
         assert len(one._named) <= 10
-    table, amounts = one.news(START + 60)
+    table, amounts = one.drain_updates(START + 60)
     assert len(amounts) == len(one._named)
-    other = Classes(hours=False, secret=SECRET)
+    other = CohortTable(hours=False, secret=SECRET)
     for number in range(50):
-        other.absorb(table, {f"{number:024}b": 1}, START + 61)
+        other.merge_updates(table, {f"{number:024}b": 1}, START + 61)
     assert len(other._named) == 10
 
 
 def test_a_worker_by_itself_tells_nothing() -> None:
     """Without a secret there are no others: nothing is told, nothing read, nothing taken in."""
-    alone = Classes(hours=True)
+    alone = CohortTable(hours=True)
     begin(alone, START)
-    assert alone.news(START) == ("", {})
+    assert alone.drain_updates(START) == ("", {})
     assert alone.tables(START) == []
-    alone.absorb("chances:10000", {"f" * 24 + "b": 1}, START)
+    alone.merge_updates("chances:10000", {"f" * 24 + "b": 1}, START)
     assert len(alone._named) == 0
     end(alone, START, 5.0, name=("tools",))
     assert chance(alone, START, name=("tools",), prior=0.3) == pytest.approx(0.3)
@@ -257,7 +264,7 @@ def test_a_worker_by_itself_tells_nothing() -> None:
 # -- owners ----------------------------------------------------------------------------------------
 
 
-def taught(classes: Classes, owner: str, count: int = 20) -> Classes:
+def taught(classes: CohortTable, owner: str, count: int = 20) -> CohortTable:
     """Let an owner's prefixes come again so many times, and return the classes."""
     for number in range(count):
         begin(classes, START + number, owner=owner)
@@ -268,18 +275,21 @@ def taught(classes: Classes, owner: str, count: int = 20) -> Classes:
 @pytest.mark.parametrize("secret", [None, SECRET])
 def test_classes_of_two_owners_learn_apart(secret: bytes | None) -> None:
     """One owner's returns change no chance and no count of another's, at this worker and at the next."""
-    classes = taught(Classes(hours=True, secret=secret), "one")
+    classes = taught(CohortTable(hours=True, secret=secret), "one")
     assert chance(classes, START + 30, owner="one") > 0.9
     assert chance(classes, START + 30, owner="other") == 0.5
-    assert late_chance(classes, START + 30, owner="other") == late_chance(Classes(hours=True), START)
+    assert late_chance(classes, START + 30, owner="other") == late_chance(CohortTable(hours=True), START)
     assert counted(classes, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
 
 
 def test_classes_that_others_published_are_those_of_their_owner() -> None:
     """An exchange brings an owner its own counts, and nothing of another owner's."""
-    teller, hearer = taught(Classes(hours=False, secret=SECRET), "one"), Classes(hours=False, secret=SECRET)
-    table, amounts = teller.news(START + 20)
-    hearer.absorb(table, amounts, START + 20)
+    teller, hearer = (
+        taught(CohortTable(hours=False, secret=SECRET), "one"),
+        CohortTable(hours=False, secret=SECRET),
+    )
+    table, amounts = teller.drain_updates(START + 20)
+    hearer.merge_updates(table, amounts, START + 20)
     assert counted(hearer, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
     for found in counted(hearer, "one"):
         assert found == pytest.approx((20.0, 0.0, 0.0, 0.0, 0.0), rel=0.01)
@@ -288,7 +298,7 @@ def test_classes_that_others_published_are_those_of_their_owner() -> None:
 def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:
     """Namespaces that the operator put into one group learn together, all others by themselves."""
     settings = Settings(cohort_groups={"team-*": "product"})
-    classes = taught(Classes(hours=False), settings.cohort_group("team-a"))
+    classes = taught(CohortTable(hours=False), settings.cohort_group("team-a"))
     seen = {
         space: chance(classes, START + 30, owner=settings.cohort_group(space))
         for space in ("team-a", "team-b", "stranger", "product")
@@ -303,11 +313,11 @@ def test_classes_of_an_owner_are_kept_however_many_another_has(
 ) -> None:
     """An owner within its fair share loses no count to one that has new classes without end."""
     monkeypatch.setattr(module, "_CLASSES", 100)
-    classes = taught(Classes(hours=False, secret=secret), "mine")
+    classes = taught(CohortTable(hours=False, secret=secret), "mine")
     before = chance(classes, START + 60, owner="mine")
     for number in range(500):
         begin(classes, START + 60, owner="flood", name=("messages", number), levels=[()])
-    assert len(classes._classes) <= 100
+    assert len(classes._cohorts) <= 100
     assert len(classes._named) <= 100
     assert chance(classes, START + 60, owner="mine") == before > 0.9
 
@@ -316,40 +326,43 @@ def test_classes_that_others_published_are_bounded_for_each_owner(monkeypatch: p
     """What others counted for one owner pushes out nothing that was counted here for another."""
     monkeypatch.setattr(module, "_CLASSES", 100)
     monkeypatch.setattr(cohort_sharing, "_CLASSES", 1000)
-    classes = taught(Classes(hours=False, secret=SECRET), "mine")
-    told, elsewhere = sum(classes.news(START + 60)[1].values()), Classes(hours=False, secret=SECRET)
+    classes = taught(CohortTable(hours=False, secret=SECRET), "mine")
+    told, elsewhere = (
+        sum(classes.drain_updates(START + 60)[1].values()),
+        CohortTable(hours=False, secret=SECRET),
+    )
     assert told == 2 * 20 * len(LEVELS)
     for number in range(500):
         begin(elsewhere, START + 60, owner="flood", name=("messages", number), levels=[()])
-        table, amounts = elsewhere.news(START + 60)
-        classes.absorb(table, amounts, START + 60)
+        table, amounts = elsewhere.drain_updates(START + 60)
+        classes.merge_updates(table, amounts, START + 60)
     end(classes, START + 60, owner="mine")
     assert len(classes._named) <= 100
-    assert sum(classes.news(START + 61)[1].values()) == len(LEVELS)
+    assert sum(classes.drain_updates(START + 61)[1].values()) == len(LEVELS)
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
 def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: bytes | None) -> None:
     """A forecast counts nothing, and publishes nothing, however often it is made."""
-    classes = taught(Classes(hours=True, secret=secret), OWNER)
-    classes.news(START + 60)
+    classes = taught(CohortTable(hours=True, secret=secret), OWNER)
+    classes.drain_updates(START + 60)
     before, later = counted(classes), chance(classes, START + 60)
-    ends = classes.ends(NAME, 1, -1, LEVELS, 400.0, whole=True)
+    ends = classes.trials_ended(NAME, 1, -1, LEVELS, 400.0, whole=True)
     for _ in range(50):
         assert chance(classes, START + 60, ends=ends) < later
         assert late_chance(classes, START + 60, ends=ends) > 0.0
     assert chance(classes, START + 60) == later
     for found, once in zip(counted(classes), before, strict=True):
         assert found == pytest.approx(once, rel=0.02)  # evidence ages by a minute
-    assert classes.news(START + 60)[1] == {}
+    assert classes.drain_updates(START + 60)[1] == {}
 
 
 def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
     """A request's own returns count in its forecast before they are learned."""
-    classes = Classes(hours=False)
+    classes = CohortTable(hours=False)
     for _ in range(4):
         begin(classes, START)
-    ends = classes.ends(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4
+    ends = classes.trials_ended(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4
     ahead = chance(classes, START + 60, ends=ends)
     assert chance(classes, START + 60) < 0.5 < ahead
     classes.observe(OWNER, ends, (), START + 60)

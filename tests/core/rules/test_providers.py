@@ -19,10 +19,10 @@ from cachemw.core.rules.providers import (
     check,
     find_model,
     find_provider,
-    marked,
     model_key,
-    relative,
+    relative_prices,
     resolve,
+    takes_breakpoints,
 )
 from cachemw.errors import ConfigError
 
@@ -335,9 +335,11 @@ def test_what_may_be_marked(provider: str, name: str, hints: bool) -> None:
     rules = resolve(provider, name)
     assert rules is not None
     if provider == "openai":
-        assert marked(rules, hints) == (hints and not name.startswith("claude"))
+        assert takes_breakpoints(rules, hints) == (hints and not name.startswith("claude"))
     else:
-        assert marked(rules, hints) == (name.startswith("claude") and PROVIDERS[provider].max_markers > 0)
+        assert takes_breakpoints(rules, hints) == (
+            name.startswith("claude") and PROVIDERS[provider].max_markers > 0
+        )
 
 
 def test_litellms_databricks_route_is_databricks_without_what_it_drops() -> None:
@@ -355,8 +357,8 @@ def test_openai_has_one_lifetime() -> None:
     """Half an hour, whatever TTL the user would take elsewhere; one of four breakpoints is OpenAI's own."""
     rules = resolve("openai", "gpt-5.6", ttl="1h")
     assert rules is not None
-    assert (rules.ttl, rules.provider.lives["5m"], rules.provider.max_markers) == ("5m", 1800, 4)
-    assert relative(rules.prices)[:2] == (1.25, 1.25)
+    assert (rules.ttl, rules.provider.ttl_seconds["5m"], rules.provider.max_markers) == ("5m", 1800, 4)
+    assert relative_prices(rules.prices)[:2] == (1.25, 1.25)
 
 
 OWN = {"input": 3, "write_5m": 3.75, "write_1h": 6, "read": 0.3, "output": 15}
@@ -475,12 +477,12 @@ def test_auto_is_a_setting_but_no_provider() -> None:
 )
 def test_relative_prices(name: str, expected: tuple[float, float, float]) -> None:
     """Writes and reads are told in plain tokens, by the model's own price."""
-    assert relative(MODELS[name].prices) == pytest.approx(expected)
+    assert relative_prices(MODELS[name].prices) == pytest.approx(expected)
 
 
 def test_relative_prices_where_none_or_free() -> None:
     """Without a price the usual ratios hold; where input is free nothing can be won."""
     zero = Decimal(0)
     free = Prices(zero, zero, zero, zero, zero, source="settings", date="")
-    assert relative(None) == (1.25, 2.0, 0.1)
-    assert relative(free) == (1.25, 2.0, 1.0)
+    assert relative_prices(None) == (1.25, 2.0, 0.1)
+    assert relative_prices(free) == (1.25, 2.0, 1.0)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from cachemw.core.request.markers import canonical
 from cachemw.engine import Middleware
+from cachemw.integrations.http import chat_routes
 from cachemw.integrations.http import exchange as http
 from cachemw.integrations.http.chat_routes import Route, find_route, provider_at
-from cachemw.integrations.http import chat_routes
 from cachemw.integrations.http.exchange import Headers, HttpExchange, take_labels
 from cachemw.reporting.labelling import labels
 from tests.clients.endpoint import USAGE, chunks, completion, event
@@ -39,7 +39,7 @@ def _asked(body: Any = None) -> bytes:
 def _prepared(mw: Middleware, body: bytes | None = None, **more: Any) -> HttpExchange:
     exchange = _of(mw, _asked() if body is None else body, **more)
     assert exchange is not None
-    exchange.call = mw.prepare(exchange.body, **exchange.asked)
+    exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
     return exchange
 
 
@@ -77,7 +77,7 @@ def test_routes(url: str, wire: str | None, provider: str | None) -> None:
     assert (exchange and exchange.wire) == wire
     if exchange is not None:
         assert exchange.provider == provider
-        assert exchange.asked == {"labels": {}, "provider": provider, "wire": wire}
+        assert exchange.prepare_arguments == {"labels": {}, "provider": provider, "wire": wire}
 
 
 def test_a_provider_that_is_told_wins() -> None:
@@ -171,7 +171,7 @@ def test_numbers_that_would_change_are_never_rewritten(number: str, place: str) 
     raw = _asked(body).replace(b'"NUMBER"', number.encode())
     exchange = _of(mw := Recorder(), raw)
     if exchange is not None:
-        exchange.call = mw.prepare(exchange.body, **exchange.asked)
+        exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
         assert exchange.call.plan.skipped == "unreadable"
         assert exchange.outgoing() is raw
     assert ("count", "pass.not_json") in mw.events or mw.counts["pass.not_json"] == 1
@@ -212,28 +212,28 @@ def test_an_answer_in_one_piece() -> None:
     whole = json.dumps(completion()).encode()
     for encoding, sent in [("", whole), ("gzip", gzip.compress(whole))]:
         exchange = _prepared(Recorder())
-        assert exchange.answered(200, {"Content-Encoding": encoding}) == "begun"
-        exchange.see(sent)
+        assert exchange.classify_response(200, {"Content-Encoding": encoding}) == "begun"
+        exchange.feed(sent)
         assert exchange.usage() == {"model": "served-claude", "usage": USAGE}
 
 
 def test_a_stream_tells_its_end() -> None:
     """Usage is there after any chunk that held it, and `done` once the stream has said so."""
     exchange = _prepared(Recorder())
-    assert exchange.answered(200, []) == "begun"
+    assert exchange.classify_response(200, []) == "begun"
     for chunk in chunks():
-        exchange.see(event(chunk))
-    assert not exchange.done
+        exchange.feed(event(chunk))
+    assert not exchange.finish
     assert exchange.usage() == {"model": "served-claude", "usage": USAGE}
-    exchange.see(event(b"[DONE]"))
-    assert exchange.done
+    exchange.feed(event(b"[DONE]"))
+    assert exchange.finish
 
 
 def test_events_of_messages() -> None:
     """Anthropic's usage comes in parts; its last event is the end."""
     exchange = _prepared(Recorder(provider="anthropic"), _asked(MESSAGES), url="/v1/messages")
     assert marks(orjson.loads(exchange.outgoing())) > 0
-    exchange.answered(200, [])
+    exchange.classify_response(200, [])
     started = {
         "model": "claude",
         "usage": {"input_tokens": 5, "cache_read_input_tokens": 90, "output_tokens": 1},
@@ -243,10 +243,10 @@ def test_events_of_messages() -> None:
         {"type": "message_delta", "usage": {"output_tokens": 12}},
         {"type": "message_stop"},
     ):
-        exchange.see(event(data))
+        exchange.feed(event(data))
     usage = {"input_tokens": 5, "cache_read_input_tokens": 90, "output_tokens": 12}
     assert exchange.usage() == {"model": "claude", "usage": usage}
-    assert exchange.done
+    assert exchange.finish
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_events_of_messages() -> None:
 )
 def test_other_answers(status: int, verdict: str) -> None:
     """Every 2xx begins; what is no 400 is no refusal."""
-    assert _prepared(Recorder()).answered(status, []) == verdict
+    assert _prepared(Recorder()).classify_response(status, []) == verdict
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip"])
@@ -262,32 +262,32 @@ def test_a_refusal_is_answered_once_with_the_original(encoding: str) -> None:
     """A 400 about our marker: the middleware is asked once, and the original goes next."""
     mw = Recorder()
     exchange = _prepared(mw)
-    assert exchange.answered(400, {"content-encoding": encoding}) == "refusable"
+    assert exchange.classify_response(400, {"content-encoding": encoding}) == "refusable"
     refusal = exchange.refusal(400, gzip.compress(REFUSAL) if encoding else REFUSAL)
     assert refusal == (400, REFUSAL.decode())
     assert mw.refused(exchange.call, *refusal) is not None
     assert exchange.outgoing() is exchange.original
-    assert exchange.answered(400, []) == "failed"
+    assert exchange.classify_response(400, []) == "failed"
     assert exchange.refusal(400, REFUSAL) is None
 
 
 def test_a_400_to_the_original_is_no_refusal() -> None:
     """Where nothing was added nothing of ours was refused."""
     exchange = _prepared(Recorder(), b'{"model": "claude-sonnet-4-6", "messages": []}')
-    assert exchange.answered(400, []) == "failed"
+    assert exchange.classify_response(400, []) == "failed"
 
 
 def test_what_cannot_be_decoded_is_counted_and_passes() -> None:
     """An unknown encoding, or bytes that are none of it: no usage, one count, and no error is a refusal."""
     mw = Recorder()
     exchange = _prepared(mw)
-    assert exchange.answered(400, {"content-encoding": "compress"}) == "refusable"
+    assert exchange.classify_response(400, {"content-encoding": "compress"}) == "refusable"
     assert exchange.refusal(400, b"") is None
-    assert exchange.answered(200, {"content-encoding": "compress"}) == "begun"
-    exchange.see(b"x")
-    assert exchange.answered(200, {"content-encoding": "gzip"}) == "begun"
-    exchange.see(b"no gzip")
-    exchange.see(b"at all")
+    assert exchange.classify_response(200, {"content-encoding": "compress"}) == "begun"
+    exchange.feed(b"x")
+    assert exchange.classify_response(200, {"content-encoding": "gzip"}) == "begun"
+    exchange.feed(b"no gzip")
+    exchange.feed(b"at all")
     assert exchange.usage() is None
     counted = [name for kind, name in mw.events if kind == "count"]
     assert counted == ["http.encoding", "http.encoding", "http.usage"]
@@ -315,10 +315,10 @@ def test_a_bug_of_ours_is_counted_and_never_seen(
     mw = Recorder()
     exchange = _of(mw, _asked())
     if exchange is not None:
-        exchange.call = mw.prepare(exchange.body, **exchange.asked)
+        exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
         assert (exchange.outgoing() == exchange.original) == (broken == "orjson")
-        assert exchange.answered(200, []) == "begun"
-        exchange.see(b'{"usage": {"prompt_tokens": 1}}')
+        assert exchange.classify_response(200, []) == "begun"
+        exchange.feed(b'{"usage": {"prompt_tokens": 1}}')
         assert (exchange.usage() is None) == (name != "http.body")
     assert ("count", name) in mw.events
 
@@ -342,9 +342,9 @@ def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
     """Reading the usage stops, one counter says so, and later bytes of the answer are not looked at."""
     mw = Recorder()
     exchange = _prepared(mw)
-    assert exchange.answered(200, {"content-encoding": encoding}) == "begun"
+    assert exchange.classify_response(200, {"content-encoding": encoding}) == "begun"
     for start in range(0, len(answer), 1 << 20):
-        exchange.see(answer[start : start + (1 << 20)])
+        exchange.feed(answer[start : start + (1 << 20)])
     assert exchange.usage() is None
     assert exchange.usage() is None
     assert [name for kind, name in mw.events if kind == "count"] == ["http.too_large"]
@@ -353,7 +353,7 @@ def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
 def test_refusal_in_a_bomb_is_read_at_its_beginning() -> None:
     """A 400 is decoded no further than a refusal is long."""
     exchange = _prepared(Recorder())
-    exchange.answered(400, {"content-encoding": "gzip"})
+    exchange.classify_response(400, {"content-encoding": "gzip"})
     refusal = exchange.refusal(400, gzip.compress(REFUSAL + bytes(50 << 20)))
     assert refusal is not None
     assert refusal[1].startswith(REFUSAL.decode())

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cachemw.integrations.http.tenants import _credential, principals
+from cachemw.integrations.http.tenants import _credential, tenants
 from tests.work import lines_run, peak_memory
 
-_named = principals("provider.com", b"secret")
+_named = tenants("provider.com", b"secret")
 
 
 def named(headers: list[tuple[bytes, bytes]], query: bytes = b"") -> str:
@@ -116,7 +116,7 @@ def test_different_owners_are_apart() -> None:
     """No two of them have a namespace in common, nor at another provider, nor under another secret."""
     spaces = [
         space(headers, b"")
-        for space in (_named, principals("other.com", b"secret"), principals("provider.com", b"secret2"))
+        for space in (_named, tenants("other.com", b"secret"), tenants("provider.com", b"secret2"))
         for headers in APART.values()
     ]
     assert len(set(spaces)) == 3 * len(APART)

@@ -10,15 +10,15 @@ import pytest
 from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
-from cachemw.core.reuse.record import Prefix, first
+from cachemw.core.reuse.record import PrefixRecord, new_record
 from cachemw.errors import StoreError
-from cachemw.stores.protocol import Arrival, Entry
+from cachemw.stores.protocol import Arrival, CacheEntry
 from cachemw.stores.redis import commands as commands_module
 from cachemw.stores.redis.commands import RECORD, Command, Commands, peeked, records, sums
 
 KEYS = tuple(bytes([index]) * 16 for index in range(9))
 ARRIVAL = Arrival("{acme}:p:", b"r" * 16, b"t" * 16, 3, KEYS)
-ENTRIES = [Entry(key, index < 3, 9.5, 300) for index, key in enumerate(KEYS)]
+ENTRIES = [CacheEntry(key, index < 3, 9.5, 300) for index, key in enumerate(KEYS)]
 NAME = re.compile(rb"cachemw:\{[0-9a-f]{16}:[0-9a-f]{16}\}:(p:[0-9a-f]{32}|t|b)")
 
 
@@ -29,7 +29,7 @@ def keys(commands: list[Command]) -> list[list[Any]]:
 
 def test_a_record_has_the_fields_of_a_prefix() -> None:
     """The packed record and the tuple have the same fields."""
-    assert len(RECORD.unpack(bytes(RECORD.size))) == len(Prefix._fields)
+    assert len(RECORD.unpack(bytes(RECORD.size))) == len(PrefixRecord._fields)
 
 
 def test_names_are_hex_and_nothing_else() -> None:
@@ -37,7 +37,9 @@ def test_names_are_hex_and_nothing_else() -> None:
     commands = Commands(b"secret")
     names = [
         *commands.names(ARRIVAL),
-        *commands.entry_names("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES)[0],
+        *commands.entry_names("{acme}:p:", ARRIVAL.shared_shard_key, ARRIVAL.conversation_shard_key, ENTRIES)[
+            0
+        ],
         *keys([commands.add("{acme}:p:", "hour }:p:", {"tokens": 1}, 60, "sender", 1)])[0],
         commands.read("{acme}:p:", ["hour }:p:"])[0][1],
     ]
@@ -53,7 +55,9 @@ def test_writes_name_what_arrivals_named() -> None:
     """A key has one name, in whichever call, in whatever order of entries."""
     commands = Commands(b"secret")
     arrived = commands.names(ARRIVAL)
-    named, sorted_entries = commands.entry_names("{acme}:p:", ARRIVAL.root, ARRIVAL.trunk, ENTRIES[::-1])
+    named, sorted_entries = commands.entry_names(
+        "{acme}:p:", ARRIVAL.shared_shard_key, ARRIVAL.conversation_shard_key, ENTRIES[::-1]
+    )
     assert len(set(arrived)) == 9
     assert set(arrived) == set(named)
     assert [arrived[KEYS.index(entry.key)] for entry in sorted_entries] == named
@@ -74,7 +78,7 @@ def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
     """At most two slots a request, and never two in one call; otherwise one call is enough."""
     arrival = Arrival("acme", b"r" * 16, b"t" * 16, heads, KEYS)
-    entries = [Entry(key, index < heads, 9.5, 300) for index, key in enumerate(KEYS)]
+    entries = [CacheEntry(key, index < heads, 9.5, 300) for index, key in enumerate(KEYS)]
     for clustered in (False, True):
         commands = Commands(b"secret", clustered=clustered)
         names = commands.names(arrival)
@@ -82,7 +86,7 @@ def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
             commands.observe(names, 1.0),
             commands.write(names, entries),
             [command for command, _ in commands.claims(names, entries, 1.0)],
-            commands.restore(dict.fromkeys(names, first(0, 1.0))),
+            commands.restore(dict.fromkeys(names, new_record(0, 1.0))),
         ):
             assert len(made) == (calls if clustered else 1)
             slots = [{key_slot(name) for name in part} for part in keys(made)]
@@ -162,7 +166,7 @@ def test_sums_leave_out_numbers_that_redis_cannot_add() -> None:
             sums([reply])
 
 
-GOOD = Prefix(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
+GOOD = PrefixRecord(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from cachemw.stores.redis.client import connect, servers, sockets
 from redis._parsers import _AsyncRESP2Parser, _RESP2Parser
 from redis.exceptions import ConnectionError as Refused
 from redis.exceptions import (
@@ -24,9 +23,10 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from benchmarks import redis_servers
 from benchmarks.redis_servers import Cluster, Server, until
-from cachemw.stores.redis.client.link import AsyncLink, Link
+from cachemw.stores.redis.client import connect, servers, sockets
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 from cachemw.stores.redis.client.pool import Background
-from cachemw.stores.redis.client.routes import HOPS
+from cachemw.stores.redis.client.routes import MAX_REDIRECTS
 from cachemw.stores.redis.commands import Command
 from cachemw.stores.url import target
 from tests.stores.links import PATIENT, SLACK, Impostor, Linker, count, ponging, tls
@@ -177,7 +177,7 @@ def test_no_more_connections_than_the_url_allows(linked: Linker, single: Server)
     link = linked(single.url.replace("redis://", "redis://") + "?max_connections=2")
     start = time.monotonic()
     sent: list[Command] = [("BLPOP", "none", "0.3")]
-    if isinstance(link.link, Link):
+    if isinstance(link.link, RedisClient):
         with ThreadPoolExecutor(3) as pool:
             calls = [pool.submit(link.link.execute, sent, 5.0) for _ in range(3)]
             time.sleep(0.1)
@@ -348,7 +348,7 @@ def test_closing_gives_up_what_is_being_opened(linked: Linker) -> None:
 
 def test_threads_share_a_link(single: Server, keys: list[bytes], script: None) -> None:
     """None loses an answer or takes another's."""
-    link = Link(single.url + "?max_connections=3")
+    link = RedisClient(single.url + "?max_connections=3")
 
     def work(number: int) -> None:
         for _ in range(50):
@@ -370,7 +370,7 @@ def test_threads_that_call_a_cluster_first_look_for_its_slots_together(
         return Background(work)
 
     monkeypatch.setattr(servers, "Background", slow)
-    link, together = Link(three.url), threading.Barrier(24)
+    link, together = RedisClient(three.url), threading.Barrier(24)
 
     def work(number: int) -> list[Any]:
         together.wait(PATIENT)
@@ -385,7 +385,7 @@ async def test_tasks_share_a_link_and_a_cancelled_one_hurts_no_other(
     single: Server, keys: list[bytes]
 ) -> None:
     """Whatever it was waiting for: a connection, its opening, an answer."""
-    link = AsyncLink(single.url + "?max_connections=3")
+    link = AsyncRedisClient(single.url + "?max_connections=3")
     for waited in range(30):
         tasks = [asyncio.create_task(link.execute([("ECHO", number)], PATIENT)) for number in range(6)]
         for _ in range(waited % 10):
@@ -399,7 +399,7 @@ async def test_tasks_share_a_link_and_a_cancelled_one_hurts_no_other(
 
 async def test_a_busy_loop_loses_no_answer(single: Server) -> None:
     """Time in which the loop did not get round to it does not count."""
-    link = AsyncLink(single.url)
+    link = AsyncRedisClient(single.url)
 
     async def call() -> list[Any]:
         return await link.execute([("ECHO", "x")], 0.05)
@@ -426,7 +426,7 @@ async def test_the_applications_threads_are_not_used_to_look_up_a_name(
         return real("127.0.0.1", *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", look)
-    link = AsyncLink(single.url.replace("127.0.0.1", "named.invalid"))
+    link = AsyncRedisClient(single.url.replace("127.0.0.1", "named.invalid"))
     with pytest.raises(TimeoutError):
         await link.execute([("GET", "a")], 0.05)
     assert ours
@@ -487,7 +487,7 @@ def test_redis_py_opens_sockets_by_the_hook_that_bounds_them(
 
 def test_another_process_has_connections_of_its_own(single: Server) -> None:
     """Those of the one it was forked from stay as they are."""
-    link = Link(single.url)
+    link = RedisClient(single.url)
     (mine,) = link.execute([("CLIENT", "ID")], PATIENT)
     parents = link._servers
     link._process = -1
@@ -502,7 +502,7 @@ def test_another_process_has_connections_of_its_own(single: Server) -> None:
 
 async def test_a_link_that_was_never_used_can_be_closed(single: Server) -> None:
     """There is nothing to do."""
-    await AsyncLink(single.url).close()
+    await AsyncRedisClient(single.url).close()
 
 
 def test_a_cluster_that_does_not_know_itself_is_not_asked_for_ever(linked: Linker) -> None:
@@ -518,4 +518,4 @@ def test_a_cluster_that_does_not_know_itself_is_not_asked_for_ever(linked: Linke
     with Impostor(ponging(sends_on)) as server:
         (reply,) = linked(server.url.replace("redis", "redis+cluster", 1)).execute([("GET", "a")])
         assert isinstance(reply, MovedError)
-        assert sum(b"GET" in data for data in server.sent) == HOPS
+        assert sum(b"GET" in data for data in server.sent) == MAX_REDIRECTS

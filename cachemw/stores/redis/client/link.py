@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from cachemw.stores.redis.client.routes import HOPS, Call
-from cachemw.stores.redis.client.servers import AsyncServers, Servers
+from cachemw.stores.redis.client.routes import MAX_REDIRECTS, CommandBatch
+from cachemw.stores.redis.client.servers import AsyncClusterNodes, ClusterNodes
 from cachemw.stores.redis.commands import Command
 from cachemw.stores.url import target
 
@@ -26,7 +26,7 @@ CONNECT_PATIENCE = 2.0
 _PARTS = 10
 
 
-class Link:
+class RedisClient:
     """Reach what a URL names; any number of threads may call at once.
 
     `url` is one that `cachemw.stores.url` lets pass. Nothing is connected before the first call. A connection
@@ -41,7 +41,7 @@ class Link:
         self._reset()
 
     def _reset(self) -> None:
-        self._servers = Servers(self._target, self._patience)
+        self._servers = ClusterNodes(self._target, self._patience)
         self._process = os.getpid()
 
     def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
@@ -52,8 +52,8 @@ class Link:
         if self._process != os.getpid():
             # A fork has its parent's sockets, and must not send over them.
             self._reset()
-        servers, call, deadline = self._servers, Call(commands), time.monotonic() + seconds
-        for _ in range(HOPS):
+        servers, call, deadline = self._servers, CommandBatch(commands), time.monotonic() + seconds
+        for _ in range(MAX_REDIRECTS):
             groups = servers.grouped(call.errands, deadline, seconds)
             for refusal, address in call.answered(groups, servers.send(groups, deadline, seconds)):
                 servers.note(refusal, address)
@@ -67,7 +67,7 @@ class Link:
             self._servers.close()
 
 
-class AsyncLink:
+class AsyncRedisClient:
     """`Link`, awaited; one event loop uses it at a time.
 
     `seconds` are those in which the loop got round to it: see `_bounded`.
@@ -77,16 +77,19 @@ class AsyncLink:
         self._target, self._patience = target(url), connect_patience
         self.clustered = self._target.kind == "cluster"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._servers: AsyncServers
+        self._servers: AsyncClusterNodes
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
         """See `Link.execute`."""
         # Connections die with the loop that opened them: another `asyncio.run` needs its own.
         if self._loop is not asyncio.get_running_loop():
-            self._loop, self._servers = asyncio.get_running_loop(), AsyncServers(self._target, self._patience)
-        servers, call = self._servers, Call(commands)
+            self._loop, self._servers = (
+                asyncio.get_running_loop(),
+                AsyncClusterNodes(self._target, self._patience),
+            )
+        servers, call = self._servers, CommandBatch(commands)
         async with _bounded(seconds) as limit:
-            for _ in range(HOPS):
+            for _ in range(MAX_REDIRECTS):
                 groups = await servers.grouped(call.errands, limit, seconds)
                 for refusal, address in call.answered(groups, await servers.send(groups, limit, seconds)):
                     await servers.note(refusal, address)

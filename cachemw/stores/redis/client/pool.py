@@ -176,7 +176,7 @@ class Pool:
         self._opening: list[Background[Connection]] = []
         self._where: Any = None
 
-    def take(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
+    def acquire(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
         """Add a permit to `permits` and return a connection that can be sent over.
 
         Raises what opening one raised, or `TimeoutError` at the deadline.
@@ -189,7 +189,7 @@ class Pool:
         _settle(self._opening, self._idle)
         return self._idle_one(deadline) or self._opened_one(deadline, seconds)
 
-    def keep(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Keep a connection for the next call; one that was disconnected is forgotten."""
         if connection.is_connected:
             self._idle.append(connection)
@@ -284,7 +284,7 @@ class AsyncPool:
         self._opening: list[AsyncBackground[Connection]] = []
         self._where: Any = None
 
-    async def take(
+    async def acquire(
         self, permits: list[asyncio.Semaphore], limit: asyncio.Timeout, seconds: float
     ) -> Connection:
         """See `Pool.take`; `limit` is the caller's own, and the caller releases each of `permits`."""
@@ -293,7 +293,7 @@ class AsyncPool:
         _settle(self._opening, self._idle)
         return await self._idle_one() or await self._opened_one(limit, seconds)
 
-    async def keep(self, connection: Connection) -> None:
+    async def release(self, connection: Connection) -> None:
         """See `Pool.keep`."""
         if connection.is_connected and not self.closed:
             self._idle.append(connection)

@@ -15,10 +15,10 @@ from cachemw.stores.redis.commands import Command, with_text
 from cachemw.stores.url import Address
 
 # A script, a move, an asking and a script again: more is a cluster that does not know itself.
-HOPS = 5
+MAX_REDIRECTS = 5
 
 
-class Errand(NamedTuple):
+class PendingCommand(NamedTuple):
     """One command on its way: which of the call's it is, and to whom, where a server named one."""
 
     place: int
@@ -26,7 +26,7 @@ class Errand(NamedTuple):
     to: Address | None = None
     asking: bool = False
 
-    def after(self, error: Exception, asked: Address) -> Errand | None:
+    def after(self, error: Exception, asked: Address) -> PendingCommand | None:
         """Return how it goes on after an error that says it was not run; None where that is the answer."""
         if isinstance(error, NoScriptError) and self.command[0] == "EVALSHA":
             return self._replace(command=with_text(self.command))
@@ -37,15 +37,15 @@ class Errand(NamedTuple):
         return None
 
 
-class Call:
+class CommandBatch:
     """The commands of one call: what is still to be sent, and what was answered."""
 
     def __init__(self, commands: Sequence[Command]) -> None:
         self.replies: list[Any] = [None] * len(commands)
-        self.errands = [Errand(index, command) for index, command in enumerate(commands)]
+        self.errands = [PendingCommand(index, command) for index, command in enumerate(commands)]
 
     def answered(
-        self, groups: Mapping[Address, list[Errand]], answers: list[list[Any]]
+        self, groups: Mapping[Address, list[PendingCommand]], answers: list[list[Any]]
     ) -> list[tuple[ResponseError, Address]]:
         """Take the answers to all errands, keep those that go on, and return what was refused, and by whom."""
         refusals = []
@@ -69,7 +69,7 @@ def slot_of(command: Command) -> int | None:
     return key_slot(key if isinstance(key, bytes) else str(key).encode())
 
 
-class Slots:
+class SlotMap:
     """Know which node of a cluster serves which slot."""
 
     def __init__(self, reply: Sequence[Any], asked: Address) -> None:
@@ -92,9 +92,9 @@ class Slots:
         self.nodes.add(to)
 
 
-def grouped(errands: Iterable[Errand], slots: Slots) -> dict[Address, list[Errand]]:
+def grouped(errands: Iterable[PendingCommand], slots: SlotMap) -> dict[Address, list[PendingCommand]]:
     """Return errands by whom they go to."""
-    groups: dict[Address, list[Errand]] = {}
+    groups: dict[Address, list[PendingCommand]] = {}
     for errand in errands:
         groups.setdefault(errand.to or slots.owner(errand.command), []).append(errand)
     return groups

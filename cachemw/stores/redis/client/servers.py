@@ -23,11 +23,11 @@ from redis.exceptions import ClusterDownError, MovedError, ReadOnlyError, Respon
 
 from cachemw.stores.redis.client.connect import Connection, async_opener, opener
 from cachemw.stores.redis.client.pool import AsyncBackground, AsyncPool, Background, Permit, Pool
-from cachemw.stores.redis.client.routes import Errand, Slots, grouped
+from cachemw.stores.redis.client.routes import PendingCommand, SlotMap, grouped
 from cachemw.stores.redis.commands import Command
 from cachemw.stores.url import Address, Target
 
-Groups = Mapping[Address, list[Errand]]
+Groups = Mapping[Address, list[PendingCommand]]
 
 _CONNECTIONS = 50
 _ASKING: Command = ("ASKING",)
@@ -46,7 +46,7 @@ class _Topology:
         self.clustered = at.kind == "cluster"
         self._seeds = set(at.hosts)
         self._size = int(at.parameters.get("max_connections", _CONNECTIONS))
-        self._slots: Slots | None = None
+        self._slots: SlotMap | None = None
         self._looked = float("-inf")
         self._closed = False
 
@@ -68,14 +68,14 @@ class _Topology:
     def _learn(self, reply: Any, address: Address) -> None:
         if isinstance(reply, Exception):
             raise reply
-        self._slots = Slots(reply, address)
+        self._slots = SlotMap(reply, address)
 
     def _gone(self, pools: Mapping[Address, Any]) -> set[Address]:
         assert self._slots is not None
         return set(pools) - self._slots.nodes - self._seeds
 
 
-class Servers(_Topology):
+class ClusterNodes(_Topology):
     """The servers of one target, for threads."""
 
     def __init__(self, at: Target, patience: float) -> None:
@@ -85,7 +85,7 @@ class Servers(_Topology):
         self._looking: Background[None] | None = None
         self._one_looks = threading.Lock()
 
-    def grouped(self, errands: list[Errand], deadline: float, seconds: float) -> Groups:
+    def grouped(self, errands: list[PendingCommand], deadline: float, seconds: float) -> Groups:
         """Return errands by the server that each goes to; waits where that is not known yet."""
         if not self.clustered:
             return {_HERE: errands}
@@ -104,7 +104,7 @@ class Servers(_Topology):
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, pool.take(permits, deadline, seconds)))
+                taken.append((pool, pool.acquire(permits, deadline, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 connection.send_packed_command(_packed(connection, group), check_health=False)
@@ -123,7 +123,7 @@ class Servers(_Topology):
                 for connection in unread:
                     connection.disconnect()
                 for pool, connection in taken:
-                    pool.keep(connection)
+                    pool.release(connection)
             finally:
                 deque(map(SimpleQueue.put, permits, permits), 0)  # see `Pool`
 
@@ -160,7 +160,7 @@ class Servers(_Topology):
     def _find(self) -> None:
         failure: Exception | None = None
         for address in self._known():
-            asked = {address: [Errand(0, _SLOTS)]}
+            asked = {address: [PendingCommand(0, _SLOTS)]}
             try:
                 ((reply,),) = self.send(asked, time.monotonic() + _SLOTS_PATIENCE, _SLOTS_PATIENCE)
                 self._learn(reply, address)
@@ -174,7 +174,7 @@ class Servers(_Topology):
         raise failure
 
 
-class AsyncServers(_Topology):
+class AsyncClusterNodes(_Topology):
     """The servers of one target, for the tasks of one event loop; who calls bounds the wait by `limit`."""
 
     def __init__(self, at: Target, patience: float) -> None:
@@ -183,7 +183,7 @@ class AsyncServers(_Topology):
         self._pools: dict[Address, AsyncPool] = {}
         self._looking: AsyncBackground[None] | None = None
 
-    async def grouped(self, errands: list[Errand], limit: asyncio.Timeout, seconds: float) -> Groups:
+    async def grouped(self, errands: list[PendingCommand], limit: asyncio.Timeout, seconds: float) -> Groups:
         """See `Servers.grouped`."""
         if not self.clustered:
             return {_HERE: errands}
@@ -202,7 +202,7 @@ class AsyncServers(_Topology):
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, await pool.take(permits, limit, seconds)))
+                taken.append((pool, await pool.acquire(permits, limit, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 await connection.send_packed_command(_packed(connection, group), check_health=False)
@@ -222,7 +222,7 @@ class AsyncServers(_Topology):
             for connection in unread:
                 await connection.disconnect(nowait=True)
             for pool, connection in taken:
-                await pool.keep(connection)
+                await pool.release(connection)
 
     async def note(self, refusal: ResponseError, address: Address) -> None:
         """See `Servers.note`."""
@@ -257,7 +257,7 @@ class AsyncServers(_Topology):
     async def _find(self) -> None:
         failure: Exception | None = None
         for address in self._known():
-            asked = {address: [Errand(0, _SLOTS)]}
+            asked = {address: [PendingCommand(0, _SLOTS)]}
             try:
                 async with asyncio.timeout(_SLOTS_PATIENCE) as limit:
                     ((reply,),) = await self.send(asked, limit, _SLOTS_PATIENCE)
@@ -272,7 +272,7 @@ class AsyncServers(_Topology):
         raise failure
 
 
-def _packed(connection: Connection, group: Sequence[Errand]) -> list[bytes]:
+def _packed(connection: Connection, group: Sequence[PendingCommand]) -> list[bytes]:
     chunks: list[bytes] = []
     for errand in group:
         if errand.asking:
@@ -284,7 +284,7 @@ def _packed(connection: Connection, group: Sequence[Errand]) -> list[bytes]:
     return chunks if len(chunks) == 1 else [b"".join(chunks)]
 
 
-def _read(connection: Connection, errand: Errand) -> Any:
+def _read(connection: Connection, errand: PendingCommand) -> Any:
     if errand.asking:
         connection.read_response()
     try:
@@ -293,7 +293,7 @@ def _read(connection: Connection, errand: Errand) -> Any:
         return refusal
 
 
-async def _async_read(connection: Connection, errand: Errand) -> Any:
+async def _async_read(connection: Connection, errand: PendingCommand) -> Any:
     if errand.asking:
         await connection.read_response()
     try:
