@@ -143,7 +143,7 @@ def _root_slot(traffic: Traffic) -> int:
     state = mw._decisions.begin_call(next(small("any", "all", 1)), {}, None)
     run(mw._decisions.parse(state, None, "chat"))
     assert state.arrival is not None
-    store: Any = mw._store
+    store: Any = mw._shell.store
     slot = key_slot(store._commands.names(state.arrival)[0])
     mw.close()
     return slot

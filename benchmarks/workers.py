@@ -51,7 +51,7 @@ class Fleet:
             worker = cachemw.Middleware(
                 provider="databricks", store="redis://nowhere", secret=__name__, clock=lambda: self.now
             )
-            worker._store = store
+            worker._shell.store = store
             self.workers.append(worker)
 
     def __call__(self, request: Sent) -> tuple[Any, Any]:

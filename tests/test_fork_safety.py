@@ -77,17 +77,17 @@ def test_a_middleware_goes_on(store: str) -> None:
     mw = cachemw.Middleware(provider="databricks", store=store, secret="s", clock=lambda: 1.0)
     for _ in range(3):
         mw.settle(mw.prepare(BODY), USAGE)
-    decisions = mw._decisions
-    held = [decisions._lock, decisions._judging, decisions._splitting, decisions.knowledge.lock]
+    shared = mw._shared
+    held = [shared.lock, shared.reuse_lock, shared.splitter_lock, shared.facts.lock]
     with ExitStack() as locks:
-        for lock in [*held, *([mw._store._lock] if store == "memory://" else [])]:
+        for lock in [*held, *([mw._shell.store._lock] if store == "memory://" else [])]:
             locks.enter_context(lock)
 
         def act() -> object:
-            before = mw.report("process").totals.calls, decisions.drain_updates()
+            before = mw.report("process").totals.calls, mw._flow.worker_exchange.drain_updates()
             call = mw.prepare(BODY)
             mw.settle(call, USAGE)
-            known = decisions.plan_for(call._state, call._state.forecasts).total > 0
+            known = call.plan.total > 0
             return before, known, mw.report("process").totals.calls
 
         said = said_by_child(act)

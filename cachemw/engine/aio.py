@@ -181,9 +181,9 @@ class AsyncMiddleware(EngineBase):
         **settings_fields: Any,
     ) -> None:
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
-        self._store = open_async_store(self.settings.store, **self._store_arguments())
-        self._flow = CallFlow(self._shared, shares_store=not self._store.local)
-        self._shell = _AsyncShell(self._store, self._flow)
+        store = open_async_store(self.settings.store, **self._store_arguments())
+        self._flow = CallFlow(self._shared, shares_store=not store.local)
+        self._shell = _AsyncShell(store, self._flow)
 
     async def prepare(
         self,

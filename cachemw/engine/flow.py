@@ -67,10 +67,9 @@ class CallFlow:
             yield from self._release(lifecycle)
             raise
         try:
-            if write := self.settlement.mark_in_flight(call):
-                yield self._write_later(write)
+            yield from self._write_later(self.settlement.mark_in_flight(call))
             if self._shares_store and self.worker_exchange.is_due():
-                yield shell_call("later", self.exchange_with_workers())
+                yield from self._in_background(shell_call("later", self.exchange_with_workers()))
         except Exception as error:
             self.failed("announce", error)
         except BaseException:
@@ -102,8 +101,8 @@ class CallFlow:
     def _release(self, lifecycle: CallLifecycle | None) -> Flow[None]:
         """Tell other requests that this one will not write the entries that it claimed."""
         try:
-            if lifecycle is not None and (write := self.settlement.release_in_flight(lifecycle)):
-                yield self._write_later(write)
+            if lifecycle is not None:
+                yield from self._write_later(self.settlement.release_in_flight(lifecycle))
         except Exception as error:
             self.failed("coalesce", error)
 
@@ -113,8 +112,7 @@ class CallFlow:
         """Count an accepted request, and write its entries."""
         try:
             write, added = self.settlement.start_response(call)
-            if write:
-                yield self._write_later(write)
+            yield from self._write_later(write)
             yield from self._add(added)
         except Exception as error:
             self.failed("begun", error)
@@ -124,7 +122,7 @@ class CallFlow:
         try:
             receipt, writes, added = self.settlement.settle(call, usage, partial=partial)
             for write in writes:
-                yield self._write_later(write)
+                yield from self._write_later(write)
             yield from self._add(added)
             return receipt
         except Exception as error:
@@ -135,8 +133,7 @@ class CallFlow:
         """End a call that got no answer."""
         try:
             write, added = self.settlement.fail(call)
-            if write:
-                yield self._write_later(write)
+            yield from self._write_later(write)
             yield from self._add(added)
         except Exception as error:
             self.failed("fail", error)
@@ -145,8 +142,7 @@ class CallFlow:
         """Return the original body if it is to be sent once more, else None."""
         try:
             body, write = self.settlement.refuse(call, status, error, resent=resent)
-            if write:
-                yield self._write_later(write)
+            yield from self._write_later(write)
             return body
         except Exception as failure:
             self.failed("refused", failure)
@@ -199,8 +195,17 @@ class CallFlow:
             self.failed("flush", error)
             return False
 
-    def _write_later(self, write: StoreWrite) -> Step:
-        return shell_call("write_later", write, self.write(write))
+    def _write_later(self, write: StoreWrite | None) -> Flow[None]:
+        """Carry out a write in the background, None being no write."""
+        if write is not None:
+            yield from self._in_background(shell_call("write_later", write, self.write(write)))
+
+    def _in_background(self, step: Step) -> Flow[None]:
+        """Start background work. Where that fails, the request goes on without it."""
+        try:
+            yield step
+        except Exception as error:
+            self.failed("writer", error)
 
     def _add(self, added: LedgerDelta) -> Flow[None]:
         """Add amounts to the hour's table of the ledger."""

@@ -140,9 +140,9 @@ class Middleware(EngineBase):
         **settings_fields: Any,
     ) -> None:
         super().__init__(settings, clock=clock, hooks=hooks, **settings_fields)
-        self._store = open_store(self.settings.store, **self._store_arguments())
-        self._flow = CallFlow(self._shared, shares_store=not self._store.local)
-        self._shell = _SyncShell(self._store, self._flow)
+        store = open_store(self.settings.store, **self._store_arguments())
+        self._flow = CallFlow(self._shared, shares_store=not store.local)
+        self._shell = _SyncShell(store, self._flow)
         # A script that never closes its client loses nothing either. The shell does not refer to the middleware.
         self._finish = weakref.finalize(self, self._shell.close)
 

@@ -57,12 +57,12 @@ class Driver:
 
     def known(self) -> Any:
         """Return all that was learned: the store, the process's sums, and what the decisions go by."""
-        decisions = plain(self.mw._decisions, {"Decisions.counters", "Decisions.clock"}.__contains__)
-        return in_store(self.mw._store), decisions
+        decisions = plain(self.mw._shared, {"Shared.counters", "Shared.clock"}.__contains__)
+        return in_store(self.mw._shell.store), decisions
 
     def seen(self) -> list[int]:
         """Return how often each prefix in the store arrived."""
-        records = getattr(self.mw._store, "_store", self.mw._store)._records._records.values()
+        records = getattr(self.mw._shell.store, "_store", self.mw._shell.store)._records._records.values()
         return [record.arrivals for record in records if isinstance(record, PrefixRecord)]
 
 
@@ -106,7 +106,7 @@ async def fails(driver: Driver, call: cachemw.Call) -> None:
 async def is_refused_and_fails(driver: Driver, call: cachemw.Call) -> None:
     """Have the markers refused, and then the original request too."""
     if call.plan.added:
-        assert await driver.do("refused", call, 400, REFUSAL) is call._state.body
+        assert await driver.do("refused", call, 400, REFUSAL) is call._lifecycle.parsed.body
     await driver.do("fail", call)
 
 
@@ -133,7 +133,7 @@ async def later(driver: Driver) -> list[Any]:
     found = []
     for body, rest in REQUESTS.values():
         call = await driver.accepted(body, **rest)
-        found.append((call.body, call.plan, call._state.observed_plan, dict(call.labels)))
+        found.append((call.body, call.plan, call._lifecycle.planned.observed_plan, dict(call.labels)))
     return found
 
 
@@ -193,19 +193,19 @@ async def test_request_that_is_cancelled_leaves_no_trace() -> None:
     """A task that is cancelled while the store looks records up leaves nothing, as a failed request does."""
     driver = Driver(True)
     await history(driver)
-    before, lookup, asked = driver.known(), driver.mw._store.lookup, asyncio.Event()
+    before, lookup, asked = driver.known(), driver.mw._shell.store.lookup, asyncio.Event()
 
     async def hang(*_: Any) -> None:
         asked.set()
         await asyncio.Event().wait()
 
-    driver.mw._store.lookup = hang
+    driver.mw._shell.store.lookup = hang
     preparing = asyncio.create_task(driver.prepare(question(2, "Which beans?")))
     await asked.wait()
     preparing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await preparing
-    driver.mw._store.lookup = lookup
+    driver.mw._shell.store.lookup = lookup
     assert not differences(driver.known(), before)
 
 
@@ -292,7 +292,7 @@ async def test_call_that_begins_counts_once(asynchronous: bool, steps: list[str]
     totals = (await driver.do("report")).totals
     assert (totals.calls, totals.unsettled) == (2, 0 if "settle" in steps else 1)
     if "settle" in steps:
-        assert totals.write_5m == 8_000
+        assert totals.cache_write_5m == 8_000
     assert not differences(driver.known(), once.known())
 
 
@@ -314,8 +314,8 @@ def test_call_that_begins_in_many_threads_counts_once() -> None:
             thread.join()
     totals = mw.report().totals
     assert (totals.calls, totals.unsettled, totals.cache_write_5m) == (10, 0, 40_000)
-    ends = [record for record in mw._store._records._records.values() if record.whole]  # type: ignore[attr-defined]
-    assert [record.seen for record in ends] == [1] * 10
+    ends = [record for record in mw._shell.store._records._records.values() if record.request_ended_here]  # type: ignore[attr-defined]
+    assert [record.arrivals for record in ends] == [1] * 10
 
 
 @both
@@ -387,7 +387,7 @@ async def test_call_that_can_not_be_learned_from_is_still_counted(asynchronous: 
     def broken(*_: Any) -> None:
         raise MemoryError
 
-    driver.mw._decisions._parser.learn = broken  # type: ignore[method-assign]
+    driver.mw._shared.parser.learn = broken  # type: ignore[method-assign]
     await driver.accepted(question())
     totals = (await driver.do("report")).totals
     assert (totals.calls, totals.unsettled) == (1, 0)

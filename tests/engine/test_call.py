@@ -16,4 +16,4 @@ def test_repr_of_a_call_shows_no_prompt() -> None:
     assert calls[0].body["messages"][0]["role"] == "user"
     for call in calls:
         assert call.id in repr(call)
-        assert PROMPT not in repr(call) + str(call) + repr(call._state)
+        assert PROMPT not in repr(call) + str(call) + repr(call._lifecycle)

@@ -46,7 +46,7 @@ class Worker:
         self.asynchronous = asynchronous
         self.threads = ThreadPoolExecutor(40)
         if over is not None:
-            self.mw._store = over
+            self.mw._shell.store = over
 
     @property
     def waited(self) -> int:
@@ -100,7 +100,7 @@ async def raises_async(*_: Any) -> Any:
 
 def overtaken(worker: Worker, by: Worker, body: Body) -> list[cachemw.Call]:
     """Let another prepare a request between a worker's next lookup and its plan; return its call."""
-    store, calls = worker.mw._store, list[cachemw.Call]()
+    store, calls = worker.mw._shell.store, list[cachemw.Call]()
     lookup = store.lookup
 
     def late(*arguments: Any) -> Any:
@@ -171,8 +171,8 @@ async def test_workers_of_all_kinds_take_turns_over_one_server() -> None:
 async def test_without_the_option_nobody_waits_or_claims(asynchronous: bool) -> None:
     """The store is asked what it always was, and a request that comes too early goes plain."""
     worker = Worker(asynchronous, coalesce=False)
-    worker.mw._store.claim = None
-    looking_again_by(worker.mw._store, None)
+    worker.mw._shell.store.claim = None
+    looking_again_by(worker.mw._shell.store, None)
     first, _ = await worker.prepare(question(1))
     second, _ = await worker.prepare(question(1))
     assert first.plan.cache_write_5m > 0
@@ -196,7 +196,7 @@ async def test_observe_holds_nobody(asynchronous: bool) -> None:
 async def test_a_claim_that_came_first_is_seen(asynchronous: bool) -> None:
     """Both saw nothing in the store; the one whose claim is refused waits, and then reads."""
     first, second = Worker(asynchronous), Worker(asynchronous)
-    second.mw._store = first.mw._store
+    second.mw._shell.store = first.mw._shell.store
     calls = overtaken(second, first, question(1))
     waiting = asyncio.create_task(second.prepare(question(2)))
     await until(lambda: second.waited == 1)
@@ -257,7 +257,7 @@ async def test_little_is_not_worth_a_wait(asynchronous: bool) -> None:
     worker, body = Worker(asynchronous), question(1)
     first, _ = await worker.prepare(body)
     await worker.do("begun", first)
-    worker.mw._store.claim = None
+    worker.mw._shell.store.claim = None
     answered = [{"role": "assistant", "content": "Yes."}, {"role": "user", "content": "And this? " * 9}]
     for _ in range(2):
         call, _ = await worker.prepare({**body, "messages": [*body["messages"], *answered]})
@@ -274,7 +274,7 @@ async def test_a_small_share_is_not_worth_a_wait(asynchronous: bool) -> None:
     await worker.do("begun", first)
     more = [{"role": "assistant", "content": PARAGRAPH * 6}, {"role": "user", "content": "And?"}]
     longer = {**body, "messages": [*body["messages"], *more]}
-    worker.mw._store.claim = None
+    worker.mw._shell.store.claim = None
     call, _ = await worker.prepare(longer)
     assert 1024 < call.plan.cache_write_5m < call.plan.total / 10
     await worker.prepare(longer)
@@ -322,7 +322,7 @@ async def test_what_was_waited_for_in_vain_is_remembered_within_bounds(
         for _ in range(2):
             await worker.prepare(question(0, f"{n} {PARAGRAPH * 12}"))
     assert worker.mw.counts["coalesce.timed_out"] == 5
-    assert len(worker.mw._turns._hopeless) <= 2
+    assert len(worker.mw._flow.coalescer._abandoned_until) <= 2
 
 
 @both
@@ -334,7 +334,7 @@ async def test_looks_are_few(asynchronous: bool) -> None:
         looks.append(time.monotonic())
         return peek(*arguments)
 
-    peek = looking_again_by(worker.mw._store, counted)
+    peek = looking_again_by(worker.mw._shell.store, counted)
     await worker.prepare(question(0))
     await worker.prepare(question(0))
     assert 3 <= len(looks) <= 16
@@ -348,16 +348,16 @@ async def test_a_store_that_is_away_holds_nobody(asynchronous: bool, name: str) 
     away = raises_async if asynchronous else raises
     if name == "peek":
         await worker.prepare(question(0))
-        looking_again_by(worker.mw._store, away)
+        looking_again_by(worker.mw._shell.store, away)
     else:
-        worker.mw._store.claim = away
+        worker.mw._shell.store.claim = away
     call, held = await worker.prepare(question(0))
     assert held < SOON
     assert (call.plan.cache_write_5m > 0) is (name == "claim")
     assert worker.mw.counts["error.coalesce.StoreError"] == 1
     assert worker.mw.counts.get("coalesce.timed_out") is None
     # What could not be claimed was announced all the same.
-    after = Worker(asynchronous, worker.mw._store, coalesce=False)
+    after = Worker(asynchronous, worker.mw._shell.store, coalesce=False)
     assert (await after.prepare(question(0)))[0].plan.skipped is Reason.PENDING
 
 
@@ -389,7 +389,7 @@ async def test_a_cancelled_waiter_gives_back_nothing() -> None:
 async def test_a_cancelled_claim_is_given_back_if_it_was_got(local: bool, got: bool) -> None:
     """The answer that comes too late says whether there is something to give back."""
     worker, other = Worker(True), Worker(True)
-    store = other.mw._store = worker.mw._store
+    store = other.mw._shell.store = worker.mw._shell.store
     store.local = local
     claim, answered = store.claim, asyncio.Event()
 
@@ -402,7 +402,7 @@ async def test_a_cancelled_claim_is_given_back_if_it_was_got(local: bool, got: b
 
     if not got:
         overtaken(worker, other, question(0))
-        other.mw._turns = None  # it announces, and claims nothing
+        other.mw._flow.coalescer = None  # it announces, and claims nothing
     store.claim = slow
     preparing = asyncio.create_task(worker.mw.prepare(question(1)))
     await answered.wait()
@@ -425,7 +425,7 @@ async def test_a_claim_that_fails_while_cancelled_is_no_other_error() -> None:
         await asyncio.sleep(0.02)
         raise StoreError("TimeoutError")
 
-    worker.mw._store.claim = away
+    worker.mw._shell.store.claim = away
     preparing = asyncio.create_task(worker.mw.prepare(question(1)))
     await asked.wait()
     preparing.cancel()
@@ -440,20 +440,20 @@ async def test_a_bug_after_the_claim_gives_it_back(
 ) -> None:
     """What goes as it came writes nothing, and holds nobody."""
     worker, body = Worker(asynchronous, coalesce_wait_ms=20), question(1)
-    worker.mw._store.local = local
+    worker.mw._shell.store.local = local
 
     def broken(*_: Any) -> Any:
         raise Boom
 
-    monkeypatch.setattr(worker.mw._decisions, "decide", broken)
+    monkeypatch.setattr(worker.mw._flow.planner, "build_call", broken)
     call, _ = await worker.prepare(body)
     assert call.body is body
     assert call.plan.skipped is Reason.FAILED
     assert await worker.do("flush", 1.0)
-    after = Worker(asynchronous, worker.mw._store)
+    after = Worker(asynchronous, worker.mw._shell.store)
     await after.prepare(body)
     assert after.waited == 0
-    monkeypatch.setattr(worker.mw._decisions, "unannounced", broken)
+    monkeypatch.setattr(worker.mw._flow.settlement, "release_in_flight", broken)
     assert (await worker.prepare(body))[0].body is body
     assert worker.mw.counts["error.coalesce.Boom"] == 1
 
@@ -478,7 +478,7 @@ async def test_a_store_that_refuses_for_no_reason_costs_one_wait(asynchronous: b
     async def refuse_async(*_: Any) -> bool:
         return False
 
-    worker.mw._store.claim = refuse_async if asynchronous else refuse
+    worker.mw._shell.store.claim = refuse_async if asynchronous else refuse
     call, held = await worker.prepare(question(1))
     assert 0.03 <= held < 0.03 + SOON
     assert call.plan.cache_write_5m > 0
@@ -494,7 +494,7 @@ def test_a_bug_or_an_interrupt_at_any_call(asynchronous: bool, error: BaseExcept
 
     async def run(at: int, waits: bool) -> list[str]:
         worker = Worker(asynchronous, coalesce_wait_ms=50 if at == NOWHERE else 4)
-        store = worker.mw._store
+        store = worker.mw._shell.store
         other = Worker(asynchronous, store)
         if waits:
             await other.prepare(question(0))
@@ -521,5 +521,5 @@ def test_a_bug_or_an_interrupt_at_any_call(asynchronous: bool, error: BaseExcept
             await run(at, waits)
         return set(names)
 
-    assert {"MemoryStore.claim", "Turns._claimable"} <= asyncio.run(every(waits=False))
-    assert {"MemoryStore.peek", "Turns._give_up", "refreshed"} <= asyncio.run(every(waits=True))
+    assert {"MemoryStore.claim", "Coalescer._entries_to_claim"} <= asyncio.run(every(waits=False))
+    assert {"MemoryStore.peek", "Coalescer._abandon", "with_current_entries"} <= asyncio.run(every(waits=True))

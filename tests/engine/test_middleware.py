@@ -21,8 +21,8 @@ import cachemw
 from cachemw.core.planner.plan import Reason
 from cachemw.core.request.markers import canonical
 from cachemw.core.rules.providers import MODELS
-from cachemw.engine import decisions as decisions_module
-from cachemw.engine import middleware as engine_module
+from cachemw.engine import base, shared
+from cachemw.engine import aio, background_writer, sync
 from cachemw.errors import StoreError
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage
@@ -244,17 +244,17 @@ def test_observe_changes_nothing_and_tells_what_it_would_save() -> None:
 def test_observe_keeps_entries_of_its_own() -> None:
     """What observe thinks is written, optimize never counts on."""
     seen, sent = middleware(mode="observe"), middleware()
-    sent._store = seen._store
+    sent._shell.store = seen._shell.store
     for _ in range(4):
         seen.settle(seen.prepare(agent()), usage(plain=4000))
     assert sent.prepare(agent()).plan.cache_read == 0
-    assert seen.prepare(agent())._state.observed_plan.cache_read > 3000  # type: ignore[union-attr]
+    assert seen.prepare(agent())._lifecycle.planned.observed_plan.cache_read > 3000  # type: ignore[union-attr]
 
 
 def test_off_asks_no_store() -> None:
     """Mode off keeps nothing but the account."""
     mw = middleware(mode="off")
-    mw._store.lookup = mw._store.observe = None  # type: ignore[method-assign, assignment]
+    mw._shell.store.lookup = mw._shell.store.observe = None  # type: ignore[method-assign, assignment]
     call = mw.prepare(agent())
     receipt = mw.settle(call, usage(read=1000))
     assert receipt.saved is not None
@@ -271,13 +271,13 @@ def test_settling_twice() -> None:
     mw = middleware()
     call = mw.prepare(agent())
     first = mw.settle(call, usage(written=3000))
-    before = mw.report(), in_store(mw._store)
+    before = mw.report(), in_store(mw._shell.store)
     assert mw.settle(call, usage(read=9)) is first
     assert mw.settle(call, None, partial=True) is first
     mw.begun(call)
     mw.fail(call)
     assert mw.refused(call, 400, "cache_control") is None
-    assert (mw.report(), in_store(mw._store)) == before
+    assert (mw.report(), in_store(mw._shell.store)) == before
     assert mw.counts.get("settle.partial") is None
     assert mw.counts.get("fail") is None
 
@@ -441,7 +441,7 @@ def test_unsettled_calls() -> None:
 def test_a_worker_that_dies_leaves_its_calls_unsettled() -> None:
     """Any worker reports for all: answers that began at another and were never settled, and settled money."""
     dead, alive = middleware(), middleware()
-    alive._store = dead._store
+    alive._shell.store = dead._shell.store
     dead.settle(dead.prepare(agent()), usage(read=900, plain=100))
     dead.begun(dead.prepare(agent()))
     del dead
@@ -451,7 +451,7 @@ def test_a_worker_that_dies_leaves_its_calls_unsettled() -> None:
 
 def test_model_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names that no two requests share make no row each."""
-    monkeypatch.setattr(decisions_module, "_MODELS", 3)
+    monkeypatch.setattr(shared, "_MODELS", 3)
     mw = middleware(mode="off")
     for number in range(9):
         mw.settle(mw.prepare({"model": f"m{number}", "messages": []}), usage(plain=1))
@@ -461,7 +461,7 @@ def test_model_names_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reports() -> None:
     """The ledger is of all workers of a namespace, whoever they serve; the process has its own."""
     one, two = middleware(), middleware()
-    two._store = one._store
+    two._shell.store = one._shell.store
     for mw, namespace in ((one, None), (two, None), (two, "tenant")):
         mw.settle(mw.prepare(agent(), namespace=namespace), usage(read=900, plain=100))
     assert one.report().totals.calls == two.report().totals.calls == 3
@@ -479,7 +479,7 @@ def test_reports() -> None:
 def test_many_threads_on_one_middleware(local: bool) -> None:
     """Nothing is lost or counted twice where many threads prepare and settle at once."""
     mw = middleware()
-    mw._store.local = local
+    mw._shell.store.local = local
     calls: list[cachemw.Call] = []
 
     def work(thread: int) -> None:
@@ -698,6 +698,12 @@ def twin(asynchronous: bool) -> Any:
     return mw
 
 
+def in_background(mw: Any) -> None:
+    """Make a middleware with a memory store work in the background, as with a shared store."""
+    mw._shell.store.local = False
+    mw._flow._shares_store = True
+
+
 STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "prepare": lambda mw, call: mw.prepare(agent(3), labels={"app": "a"}),
     "begun": lambda mw, call: mw.begun(call),
@@ -745,7 +751,7 @@ def test_a_bug_at_any_call(step: str, asynchronous: bool, error: Exception) -> N
             assert result is None or result == agent(3)
         # The next call is none the worse for it.
         after = await _ours(mw.prepare(agent(3)))
-        assert after.plan.ours
+        assert after.plan.added
         assert (await _ours(mw.settle(after, usage(written=3000)))).usage is not None
         return names
 
@@ -758,11 +764,11 @@ def test_a_bug_at_any_call(step: str, asynchronous: bool, error: Exception) -> N
     reached = set(asyncio.run(every()))
     if isinstance(error, Boom):
         wanted = {
-            "prepare": {"Parser.steps", "chain", "watch", "MemoryStore.lookup", "Reuse.forecast", "plan", "apply", "same_structure", "Decisions.decide", "Decisions.tell"},
-            "begun": {"Decisions.begun", "MemoryStore.observe", "Reuse.observe", "MemoryStore.write", "MemoryStore.add", "Parser.learn", "Limits.learn"},
-            "settle": {"MemoryStore.observe", "Reuse.observe", "normalise", "receipt", "Decisions.settle", "MemoryStore.add", "amounts", "diagnose", "Decisions.tell", "Calibration.learn"},
-            "fail": {"Decisions.fail", "Counters.add"},
-            "refused": {"refused_kinds", "about_markers", "Decisions.refused"},
+            "prepare": {"Parser.steps", "hash_prefixes", "track_prefixes", "MemoryStore.lookup", "ReuseModel.forecast", "plan", "insert", "same_structure", "RequestPlanner.build_call", "Shared.emit"},
+            "begun": {"Settlement.start_response", "MemoryStore.observe", "ReuseModel.observe", "MemoryStore.write", "MemoryStore.add", "Parser.learn", "LabelLimits.learn"},
+            "settle": {"MemoryStore.observe", "ReuseModel.observe", "read_usage", "make_receipt", "Settlement.settle", "MemoryStore.add", "amounts", "diagnose", "Shared.emit", "Calibration.learn"},
+            "fail": {"Settlement.fail", "Counters.add"},
+            "refused": {"refused_kinds", "about_markers", "Settlement.refuse"},
         }  # fmt: skip
         assert wanted[step] <= reached
 
@@ -782,7 +788,7 @@ def test_an_interrupt_at_any_call(step: str, error: type[BaseException]) -> None
             with pytest.raises(error):
                 STEPS[step](mw, call)
         after = mw.prepare(agent(3))
-        assert after.plan.ours
+        assert after.plan.added
         assert mw.settle(after, usage(written=3000)).usage is not None
         assert mw.report().totals.calls >= 1
         return names
@@ -800,14 +806,14 @@ def test_a_cancelled_prepare_releases_what_it_held() -> None:
         async def hang(*_: Any) -> None:
             await asyncio.sleep(60)
 
-        lookup, mw._store.lookup = mw._store.lookup, hang  # type: ignore[method-assign, assignment]
+        lookup, mw._shell.store.lookup = mw._shell.store.lookup, hang  # type: ignore[method-assign, assignment]
         task = asyncio.create_task(mw.prepare(agent()))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (await mw.report("process")).totals.calls == 0
-        mw._store.lookup = lookup  # type: ignore[method-assign]
+        mw._shell.store.lookup = lookup  # type: ignore[method-assign]
         assert (await mw.prepare(agent())).plan.cache_write_5m > 0
         await mw.close()
 
@@ -829,8 +835,8 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
         async def broken_async(*_: Any) -> Any:
             raise StoreError("ConnectionError")
 
-        mw._store.local = local
-        setattr(mw._store, name, broken_async if asynchronous else broken)
+        mw._shell.store.local = local
+        setattr(mw._shell.store, name, broken_async if asynchronous else broken)
         body = agent()
         call = await _ours(mw.prepare(body))
         assert canonical(call.body) == canonical(body)
@@ -852,12 +858,12 @@ def test_a_store_that_fails(name: str, asynchronous: bool, local: bool) -> None:
 def test_a_writer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no thread can be started, or the queue is full, the receipt is given all the same."""
     mw = middleware()
-    mw._store.local = False
+    in_background(mw)
 
     def refuse(job: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(mw._writer, "submit", refuse)
+    monkeypatch.setattr(mw._shell.writer, "submit", refuse)
     call = mw.prepare(agent())
     mw.begun(call)
     assert mw.settle(call, usage()).usage is not None
@@ -866,7 +872,7 @@ def test_a_writer_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mw.counts["error.ledger.RuntimeError"] == 2
     monkeypatch.undo()
     monkeypatch.setattr("cachemw.engine.background_writer._LIMIT", 0)
-    mw._writer._lost()
+    mw._shell.writer._lost()
     assert mw.counts["error.writer.full"] == 1
 
 
@@ -892,17 +898,17 @@ def test_a_clock_that_fails() -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "start",
-        "read",
-        "weigh",
-        "decide",
-        "passed",
-        "announce",
-        "begun",
-        "observe",
-        "settle",
-        "fail",
-        "refused",
+        "planner.begin_call",
+        "planner.parse",
+        "planner.forecast_and_plan",
+        "planner.build_call",
+        "planner.pass_through",
+        "settlement.mark_in_flight",
+        "settlement.start_response",
+        "settlement.observe",
+        "settlement.settle",
+        "settlement.fail",
+        "settlement.refuse",
     ],
 )
 def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -914,12 +920,13 @@ def test_a_decision_that_fails(name: str, asynchronous: bool, monkeypatch: pytes
         def broken(*_: Any, **__: Any) -> Any:
             raise Boom
 
-        monkeypatch.setattr(mw._decisions, name, broken)
+        part, _, method = name.partition(".")
+        monkeypatch.setattr(getattr(mw._flow, part), method, broken)
         bad = await _ours(mw.prepare({"model": MODEL, "messages": []}))
         assert bad.body == {"model": MODEL, "messages": []}
         call, other = [await _ours(mw.prepare(body)) for _ in range(2)]
         assert canonical(call.body) == canonical(body)
-        assert (call.body is body) is (name in ("start", "read", "weigh", "decide"))
+        assert (call.body is body) is (part == "planner" and method != "pass_through")
         await _ours(mw.begun(call))
         assert isinstance(await _ours(mw.settle(call, usage(written=3000))), cachemw.Receipt)
         assert await _ours(mw.refused(other, 400, "cache_control: no")) in (None, body)
@@ -939,18 +946,19 @@ def test_an_interrupt_after_the_decision(asynchronous: bool, monkeypatch: pytest
         mw = twin(asynchronous)
 
         def interrupted() -> Any:
-            assert announcements(mw._store)
+            assert announcements(mw._shell.store)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(mw._store, "local", False)
-        at_once = ("_write_later", mw._write) if asynchronous else ("_later", lambda job: job())
-        monkeypatch.setattr(mw, *at_once)  # without a queue
-        monkeypatch.setattr(mw, "_share_due", interrupted)
+        in_background(mw)
+        drive = aio.drive if asynchronous else sync.drive
+        at_once = lambda _write, job: drive(job, mw._shell)  # noqa: E731
+        monkeypatch.setattr(mw._shell, "write_later", at_once)  # without a queue
+        monkeypatch.setattr(mw._flow.worker_exchange, "is_due", interrupted)
         with pytest.raises(KeyboardInterrupt):
             await _ours(mw.prepare(agent()))
         monkeypatch.undo()
-        assert not announcements(mw._store)
-        assert (await _ours(mw.prepare(agent()))).plan.write_5m > 0
+        assert not announcements(mw._shell.store)
+        assert (await _ours(mw.prepare(agent()))).plan.cache_write_5m > 0
         assert (await _ours(mw.report("process"))).totals.calls == 0
 
     asyncio.run(run())
@@ -963,9 +971,11 @@ def test_even_counting_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise Boom
 
-    for name in ("start", "passed", "begun", "settle", "fail", "refused"):
-        monkeypatch.setattr(mw._decisions, name, broken)
-    monkeypatch.setattr(mw._decisions.counters, "add", broken)
+    for name in ("begin_call", "pass_through"):
+        monkeypatch.setattr(mw._flow.planner, name, broken)
+    for name in ("start_response", "settle", "fail", "refuse"):
+        monkeypatch.setattr(mw._flow.settlement, name, broken)
+    monkeypatch.setattr(mw._shared.counters, "add", broken)
     call = mw.prepare(body)
     assert call.body is body
     mw.begun(call)
@@ -983,8 +993,9 @@ def test_workers_share_what_they_learned(asynchronous: bool) -> None:
 
     async def run() -> None:
         one, two = twin(asynchronous), twin(asynchronous)
-        two._store = one._store
-        one._store.local = False
+        two._shell.store = one._shell.store
+        in_background(one)
+        in_background(two)
         call = await _ours(one.prepare(agent()))
         await _ours(
             one.refused(
@@ -1006,7 +1017,7 @@ def test_workers_share_what_they_learned(asynchronous: bool) -> None:
         def broken(*_: Any) -> Any:
             raise StoreError("x")
 
-        one._store.read = broken
+        one._shell.store.read = broken
         two.clock.now += 31
         await _ours(two.prepare(agent()))
         assert await _ours(two.flush(5.0))
@@ -1024,8 +1035,8 @@ def test_what_is_queued_holds_no_request() -> None:
         """A body that tells when it is gone."""
 
     mw, gate = middleware(), threading.Event()
-    mw._store.local = False
-    mw._store.write = lambda *_: gate.wait(10)  # type: ignore[method-assign, assignment, return-value]
+    in_background(mw)
+    mw._shell.store.write = lambda *_: gate.wait(10)  # type: ignore[method-assign, assignment, return-value]
     bodies = [Held(agent(turn)) for turn in range(1, 4)]
     gone = [weakref.ref(body) for body in bodies]
     for body in bodies:
@@ -1033,7 +1044,7 @@ def test_what_is_queued_holds_no_request() -> None:
         mw.begun(call)
         mw.settle(call, usage(written=3000))
     del bodies, body, call
-    assert mw._writer._line.jobs.qsize() >= 4
+    assert mw._shell.writer._line.jobs.qsize() >= 4
     assert [reference() for reference in gone] == [None] * 3
     gate.set()
     mw.close()
@@ -1044,11 +1055,12 @@ def test_a_flush_reaches_the_store_whatever_is_queued(
     asynchronous: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the store holds back is sent also where a write hangs, or the store can't send it."""
-    monkeypatch.setattr(engine_module, "PULSE", 60.0)
+    monkeypatch.setattr(background_writer, "FLUSH_INTERVAL", 60.0)
+    monkeypatch.setattr(aio, "FLUSH_INTERVAL", 60.0)
 
     async def run() -> None:
         mw, gate = twin(asynchronous), threading.Event()
-        mw._store.local = False
+        in_background(mw)
         flushed: list[float] = []
 
         def flush() -> bool:
@@ -1061,9 +1073,9 @@ def test_a_flush_reaches_the_store_whatever_is_queued(
         async def hang(*_: Any) -> None:
             await asyncio.to_thread(gate.wait, 10)
 
-        mw._store.write = hang if asynchronous else lambda *_: gate.wait(10)
+        mw._shell.store.write = hang if asynchronous else lambda *_: gate.wait(10)
         await _ours(mw.prepare(agent()))
-        mw._store.flush = flush_async if asynchronous else flush
+        mw._shell.store.flush = flush_async if asynchronous else flush
         assert not await _ours(mw.flush(0.01))
         assert flushed
         gate.set()
@@ -1076,22 +1088,23 @@ def test_a_flush_reaches_the_store_whatever_is_queued(
 
 def test_a_flush_waits_for_what_came_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under load there is always a task under way: one that came later is not waited for."""
-    monkeypatch.setattr(engine_module, "PULSE", 60.0)
+    monkeypatch.setattr(background_writer, "FLUSH_INTERVAL", 60.0)
+    monkeypatch.setattr(aio, "FLUSH_INTERVAL", 60.0)
 
     async def run() -> None:
         mw = twin(True)
-        mw._store.local = False
+        in_background(mw)
         first, later, flushed = asyncio.Event(), asyncio.Event(), list[int]()
 
         async def flush() -> bool:
             flushed.append(1)
             return False
 
-        mw._store.flush = flush
-        await mw._later(first.wait)
+        mw._shell.store.flush = flush
+        mw._shell._start(first.wait())
         flushing = asyncio.create_task(mw.flush(5.0))
         await asyncio.sleep(0.01)
-        await mw._later(later.wait)
+        mw._shell._start(later.wait())
         first.set()
         assert await flushing
         assert flushed == [1]
@@ -1104,8 +1117,8 @@ def test_a_flush_waits_for_what_came_before_it(monkeypatch: pytest.MonkeyPatch) 
 def test_another_event_loop() -> None:
     """Where a loop was closed with tasks of ours on it, what the store holds back is sent from the next one."""
     mw = twin(True)
-    mw._store.local = False
-    write, flushed, closed = mw._store.write, list[int](), list[int]()
+    in_background(mw)
+    write, flushed, closed = mw._shell.store.write, list[int](), list[int]()
 
     async def hang(*_: Any) -> None:
         await asyncio.sleep(60)
@@ -1123,11 +1136,11 @@ def test_another_event_loop() -> None:
 
     async def go_on() -> None:
         await call()
-        await asyncio.sleep(3 * engine_module.FLUSH_INTERVAL)
+        await asyncio.sleep(3 * background_writer.FLUSH_INTERVAL)
         assert flushed
         assert await mw.flush(5.0)
 
-    mw._store.write, mw._store.flush, mw._store.close = hang, flush, close
+    mw._shell.store.write, mw._shell.store.flush, mw._shell.store.close = hang, flush, close
     loops = [asyncio.new_event_loop() for _ in range(3)]
     for loop in loops:
         # It tells of each task that is dropped with it.
@@ -1135,9 +1148,9 @@ def test_another_event_loop() -> None:
     loops[0].run_until_complete(call())
     loops[0].close()
     assert not flushed
-    mw._store.write = write
+    mw._shell.store.write = write
     loops[1].run_until_complete(go_on())
-    mw._store.write = hang
+    mw._shell.store.write = hang
     loops[1].run_until_complete(call())
     loops[1].close()
     flushed.clear()
@@ -1163,8 +1176,14 @@ def test_each_step_of_closing_is_taken(asynchronous: bool, monkeypatch: pytest.M
         async def close_async() -> None:
             close()
 
-        monkeypatch.setattr(*((mw, "flush", broken) if asynchronous else (mw._writer, "close", broken)))
-        mw._store.close = close_async if asynchronous else close
+        async def broken_async(*_: Any) -> Any:
+            raise RuntimeError
+
+        if asynchronous:
+            monkeypatch.setattr(mw._shell, "flush", broken_async)
+        else:
+            monkeypatch.setattr(mw._shell.writer, "close", broken)
+        mw._shell.store.close = close_async if asynchronous else close
         await _ours(mw.close())
         assert closed == [1]
         assert mw.counts["error.close.RuntimeError"] == 1
@@ -1183,7 +1202,7 @@ def test_exact_counts_come_when_they_can(fails: bool, monkeypatch: pytest.Monkey
             raise ConnectionError
         return len
 
-    monkeypatch.setattr(engine_module, "load_counter", load)
+    monkeypatch.setattr(base, "load_counter", load)
     mw = middleware(tokens="tiktoken")
     before = mw.prepare(agent()).plan
     assert before.added
@@ -1200,7 +1219,7 @@ def test_exact_counts_come_when_they_can(fails: bool, monkeypatch: pytest.Monkey
 def test_hashes_are_keyed_by_the_secret() -> None:
     """The key is the secret, or made from the namespace where there is none."""
     keys = [
-        decisions_module.hash_key(cachemw.Settings(**fields))
+        shared.hash_key(cachemw.Settings(**fields))
         for fields in ({}, {"namespace": "n"}, {"secret": "s"}, {"secret": "s", "namespace": "n"})
     ]
     assert len(set(keys)) == 3
@@ -1259,7 +1278,7 @@ async def _play(mw: Any, drawn: tuple[Wire, Body], operations: list[tuple[Any, .
                 seen.append(await _ours(mw.refused(call, 400, arguments[1])))
             else:
                 seen.append(await _ours(getattr(mw, name)(call)))
-    seen += [mw.counts, in_store(mw._store), await _ours(mw.report())]
+    seen += [mw.counts, in_store(mw._shell.store), await _ours(mw.report())]
     await _ours(mw.close())
     return seen
 
@@ -1283,7 +1302,7 @@ def test_the_twins_are_equal(
             with equal_keys():
                 mw: Any = kind(provider="databricks", mode=mode, clock=clock, min_tokens=200)
             mw.clock = clock
-            mw._store.local = local
+            mw._shell.store.local = local
             found.append(
                 await _play(mw, copy.deepcopy(drawn), _settled(operations) if not local else operations)
             )

@@ -67,10 +67,10 @@ def test_breakpoints_on_what_is_shared() -> None:
         cache.answer_began(ticket, mw.clock.now)
         mw.begun(call)
         receipt = mw.settle(call, {"usage": openrouter_usage(ticket, 5)})
-        assert receipt.usage.read == (ticket.request.positions[0].prefix if number else 0)
+        assert receipt.usage.cache_read == (ticket.request.positions[0].prefix if number else 0)
         assert receipt.miss is None
         mw.clock.now += 1500  # within half an hour
-    assert call.plan.read
+    assert call.plan.cache_read
     assert call.plan.hit == 0
     mw.clock.now += 1801
     assert mw.prepare(turn(9)).plan.hit is None
@@ -82,7 +82,7 @@ def test_turns_go_on() -> None:
     body = turn(1, turns=6)
     call = mw.prepare(body)
     assert breakpoints(call.body) == [("messages", at, "content", 0) for at in (0, 7, 9)]
-    assert [point.own for point in call.plan.breakpoints] == [False, False, False, True]
+    assert [point.from_client for point in call.plan.breakpoints] == [False, False, False, True]
     assert canonical(call.body) == canonical(body)
 
 
@@ -125,7 +125,7 @@ def test_nothing_but_hints() -> None:
             odd[name] for name in odd if odd[name] is not None
         ]
         added = len(breakpoints(call.body)) - len(own)
-        assert added == len(call.plan.ours) <= 3
+        assert added == len(call.plan.added) <= 3
         if own or model not in HINTED or odd.get("prompt_cache_options") == {"mode": "explicit"}:
             assert not added
         ours = call.body.get(KEY) != body.get(KEY)

@@ -117,7 +117,7 @@ def test_off_by_default() -> None:
         body = request(number, tools=tools((2, 1, 0)))
         call = mw.prepare(body)
         assert same_request(body, call.body)
-        assert mw._decisions._splitter is None
+        assert mw._shared.splitter is None
         mw.settle(call, None)
 
 
@@ -133,7 +133,7 @@ def test_without_a_breakpoint_the_request_goes_as_it_came() -> None:
         mw = middleware(**chosen)
         for call, _ in played(mw, (request(number, tools=tools((1, 0))) for number in range(4))):
             assert call.plan.skipped is reason
-            assert call.body is call._state.body
+            assert call.body is call._lifecycle.parsed.body
 
 
 def test_observe_tells_what_the_opt_ins_would_save() -> None:
@@ -192,13 +192,13 @@ def test_a_bug_at_any_call(asynchronous: bool) -> None:
         (failed,) = [name for name in mw.counts if name.endswith(".Boom")]
         assert call.body is body or failed != "error.prepare.Boom"
         await done(mw.settle(call, None))
-        assert (await done(mw.prepare(request(10, tools=tools((0, 1)))))).plan.ours
+        assert (await done(mw.prepare(request(10, tools=tools((0, 1)))))).plan.added
         await done(mw.close())
         return names
 
     async def every() -> None:
         names = await run(NOWHERE)
-        assert {"Splitter.split", "Splitter.read", "sort_tools", "Decisions._opted"} <= set(names)
+        assert {"Splitter.split", "Splitter.read", "sort_tools", "RequestPlanner._apply_opt_ins"} <= set(names)
         for at in sampled(names, 1):
             assert (await run(at))[-1] == names[at]
 
@@ -230,9 +230,9 @@ def test_stores_hold_no_text() -> None:
     mw = middleware()
     for number in range(4):
         mw.settle(mw.prepare(request(number, tools=tools((1, 0)))), None)
-    store, decisions = mw._store, mw._decisions
-    kept = "\n".join(held([store._records, store._tables, decisions, decisions._splitter, decisions._parser]))
-    for table in (decisions._parser._memo, decisions._splitter._pieces, decisions._splitter._texts):
+    store, shared = mw._shell.store, mw._shared
+    kept = "\n".join(held([store._records, store._tables, shared, shared.splitter, shared.parser]))
+    for table in (shared.parser._memo, shared.splitter._pieces, shared.splitter._texts):
         (name, *_) = table.read("default")
         assert repr(name) in kept
     assert not any(word in kept for word in ("Policy", "quick brown", "It is", "tool_0"))
@@ -275,8 +275,8 @@ def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
             if wire == "chat":
                 assert same_request(body, call.body, **BOTH)
             assert markers(call.body) <= max(4, markers(body))
-            seen["ours" if call.plan.ours else "plain"] += 1
-            seen["cut"] += bool(call.plan.breakpoints) and call._state.sent is not body
+            seen["ours" if call.plan.added else "plain"] += 1
+            seen["cut"] += bool(call.plan.breakpoints) and call._lifecycle.parsed.prompt.outgoing_body is not body
             model = find_model(body["model"])
             assert model is not None
             cache = billed.setdefault(

@@ -26,7 +26,7 @@ class Slow:
     def __init__(self, asynchronous: bool) -> None:
         kind: Any = cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware
         self.mw = clocked(kind, provider="databricks")
-        self.store = self.mw._store
+        self.store = self.mw._shell.store
         self.store.local = False
         self.asynchronous, self.gate = asynchronous, threading.Event()
 
@@ -94,13 +94,13 @@ async def test_correction_that_overtakes_the_arrival_waits_for_it(asynchronous: 
     slow.hold("observe")
     slow.mw.clock.now += 10
     call = await slow.do("prepare", question())
-    assert call.plan.read > 3_000
+    assert call.plan.cache_read > 3_000
     if begins:
         await slow.do("begun", call)
     await slow.do("settle", call, usage(0))
     assert slow.mw.counts["mirror.corrected"] == 1
     await slow.go()
-    assert (await slow.do("prepare", question())).plan.read == 0
+    assert (await slow.do("prepare", question())).plan.cache_read == 0
 
 
 @both
@@ -115,7 +115,7 @@ async def test_calls_that_fail_at_once_leave_no_key_on_a_server(asynchronous: bo
             body["messages"][0]["content"] = f"{number} {body['messages'][0]['content']}"
             call = mw.prepare(body)
             call = await call if asynchronous else call
-            assert call.plan.ours
+            assert call.plan.added
             failed = mw.fail(call)
             if asynchronous:
                 await failed

@@ -254,6 +254,6 @@ def test_stores_hold_no_text(drawn: tuple[Wire, Body]) -> None:
         tool.get("function", tool)["name"] = secret
     mw = cachemw.Middleware(provider="databricks", min_tokens=0, clock=lambda: 1e6)
     mw.settle(mw.prepare(marked, wire=wire), None)
-    kept = repr((in_store(mw._store), mw.counts, plain(mw._decisions)))
+    kept = repr((in_store(mw._shell.store), mw.counts, plain(mw._shared)))
     assert secret not in kept
     assert "FairTable" in kept

@@ -39,9 +39,9 @@ mw = cachemw.Middleware(provider="databricks")
         (tally._lock, lambda: tally.add("n", "t", {"x": 1}, 60.0)),
         (breaker._lock, lambda: breaker.failed(1.0)),
         (counters._lock, lambda: counters.add("x")),
-        (mw._writer._lock, lambda: mw._writer.submit(lambda: None)),
-        (mw._decisions._lock, lambda: mw.fail(mw.prepare(BODY))),
-        (mw._decisions._judging, lambda: mw.settle(mw.prepare(BODY), None)),
+        (mw._shell.writer._lock, lambda: mw._shell.writer.submit(lambda: None)),
+        (mw._shared.lock, lambda: mw.fail(mw.prepare(BODY))),
+        (mw._shared.reuse_lock, lambda: mw.settle(mw.prepare(BODY), None)),
     ],
     ids=["near", "memory", "tally", "breaker", "counters", "writer", "decisions", "judging"],
 )

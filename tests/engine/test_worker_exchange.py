@@ -9,7 +9,9 @@ from typing import Any
 
 from cachemw.core.rules.providers import Kind
 from cachemw.engine import learned_facts
-from cachemw.engine.decisions import Decisions
+from cachemw.engine.call import Call
+from cachemw.engine.flow import CallFlow
+from cachemw.engine.shared import Shared
 from cachemw.settings import Settings
 from cachemw.slices import run
 from cachemw.stores.memory import MemoryStore
@@ -29,7 +31,8 @@ class Worker:
     ) -> None:
         self.now = 1_000.0
         chosen = Settings(provider="databricks", store=url, secret=secret, **settings)
-        self.decisions = Decisions(chosen, lambda: self.now, ())
+        self.flow = CallFlow(Shared(chosen, lambda: self.now, ()), shares_store=True)
+        self.exchange = self.flow.worker_exchange
         self.store = store
 
     def request(
@@ -47,28 +50,32 @@ class Worker:
             "model": "claude-sonnet-4-6",
             "messages": [{"role": "system", "content": system}, {"role": "user", "content": question}],
         }
-        state = self.decisions.begin_call(body, {}, namespace)
-        run(self.decisions.parse(state, None, "chat"))
-        assert state.arrival is not None
-        self.decisions.forecast_and_plan(state, self.store.lookup(state.arrival, now))
-        call = self.decisions.build_call(state)
+        call = self.prepared(body, now, namespace)
         if accepted:
-            write, _ = self.decisions.begun(call)
+            write, _ = self.flow.settlement.start_response(call)
             assert write is not None
             assert write.accepted is not None
-            records = self.store.observe(write.arrival, write.accepted.start)
-            self.decisions.observe(write.accepted, records)
+            records = self.store.observe(write.arrival, write.accepted.started)
+            self.flow.settlement.observe(write.accepted, records)
         else:
-            self.decisions.fail(call)
+            self.flow.settlement.fail(call)
         return call.plan.cache_write_5m
+
+    def prepared(self, body: dict[str, Any], now: float, namespace: str | None = None) -> Call:
+        """Return the call of a body that arrives at a time."""
+        planner, lifecycle = self.flow.planner, self.flow.planner.begin_call(body, {}, namespace)
+        run(planner.parse(lifecycle, None, "chat"))
+        assert lifecycle.parsed.prompt is not None
+        planner.forecast_and_plan(lifecycle, self.store.lookup(lifecycle.parsed.prompt.arrival, now))
+        return planner.build_call(lifecycle)
 
     def share(self) -> None:
         """Tell the others, and hear them."""
-        for table, amounts, keep in self.decisions.drain_updates():
+        for table, amounts, keep in self.exchange.drain_updates():
             assert keep > 0
             self.store.add("default", table, amounts, keep)
-        for table in self.decisions.tables():
-            self.decisions.merge_updates(table, self.store.read("default", [table]))
+        for table in self.exchange.tables():
+            self.exchange.merge_updates(table, self.store.read("default", [table]))
 
 
 def test_a_fresh_worker_writes_no_more_than_the_others() -> None:
@@ -90,15 +97,15 @@ def test_what_was_learned_of_models_goes_the_same_way() -> None:
     """A refused kind is heard of at the next exchange."""
     store = MemoryStore()
     one, other = Worker(store), Worker(store)
-    facts = one.decisions.knowledge.of("default")
+    facts = one.flow.shared.facts.of("default")
     rules = facts.rules("databricks", "claude-sonnet-4-6")
     assert rules is not None
     facts.refuse(rules, {Kind.IMAGE})
     for worker in (one, other):
         worker.share()
-    assert other.decisions.knowledge.of("default").kinds(rules)[Kind.IMAGE] == "off"
-    assert other.decisions.knowledge.of("another").kinds(rules)[Kind.IMAGE] == "on"
-    assert one.decisions.drain_updates() == other.decisions.drain_updates() == []
+    assert other.flow.shared.facts.of("default").kinds(rules)[Kind.IMAGE] == "off"
+    assert other.flow.shared.facts.of("another").kinds(rules)[Kind.IMAGE] == "on"
+    assert one.exchange.drain_updates() == other.exchange.drain_updates() == []
 
 
 def test_only_keyed_names_and_integers_leave() -> None:
@@ -108,7 +115,7 @@ def test_only_keyed_names_and_integers_leave() -> None:
         worker = Worker(MemoryStore(), secret=secret)
         for number in range(3):
             worker.request("How hot?", 1_000.0 + number)
-        [(table, amounts, _)] = worker.decisions.drain_updates()
+        [(table, amounts, _)] = worker.exchange.drain_updates()
         assert re.fullmatch(r"chances:\d+", table)
         assert all(re.fullmatch(r"[0-9a-f]{24}[bslow]", name) for name in amounts)
         assert len(json.dumps(amounts)) < 100 * 30
@@ -122,8 +129,8 @@ def test_a_process_by_itself_tells_nobody() -> None:
     worker = Worker(MemoryStore(), url="memory://")
     for number in range(3):
         worker.request("How hot?", 1_000.0 + number)
-    assert worker.decisions.drain_updates() == []
-    assert worker.decisions.tables() == [learned_facts.TABLE]
+    assert worker.exchange.drain_updates() == []
+    assert worker.exchange.tables() == [learned_facts.TABLE]
 
 
 def changing(worker: Worker, namespace: str, start: float, *, accepted: bool = True) -> None:
@@ -162,7 +169,7 @@ def test_requests_that_were_not_accepted_teach_no_worker_anything() -> None:
     store = MemoryStore()
     one = Worker(store)
     changing(one, "default", 1_000.0, accepted=False)
-    assert one.decisions.drain_updates() == []
+    assert one.exchange.drain_updates() == []
     assert len(store._records._records) == 0
     assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}") > 2_000
 
@@ -171,17 +178,13 @@ def test_refusal_in_one_namespace_leaves_the_plans_of_another() -> None:
     """A namespace whose markers were refused gets none; another one's are placed as before, at every worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
-    state = one.decisions.begin_call(BODY, {}, "refused")
-    run(one.decisions.parse(state, None, "chat"))
-    assert state.arrival is not None
-    one.decisions.forecast_and_plan(state, store.lookup(state.arrival, 1_000.0))
-    call = one.decisions.build_call(state)
-    original, _ = one.decisions.refused(
-        call, 400, "messages.0: cache_control is not supported for text blocks"
+    call = one.prepared(BODY, 1_000.0, "refused")
+    original, _ = one.flow.settlement.refuse(
+        call, 400, "messages.0: cache_control is not supported for text blocks", resent=True
     )
     assert original is BODY
-    assert one.decisions.drain_updates() == []
-    one.decisions.begun(call)
+    assert one.exchange.drain_updates() == []
+    one.flow.settlement.start_response(call)
     one.share()
     fresh.share()
     for worker in (one, fresh):

@@ -150,8 +150,8 @@ async def test_a_request_is_rewritten_and_its_answer_watched() -> None:
         b"x-app": b"1", b"x-cachemw-decision": b"marked", b"x-cachemw-predicted-read": b"0",
     }  # fmt: skip
     receipt = mw.events[-1][1]
-    assert receipt.usage.read == USAGE["cache_read_input_tokens"]
-    assert any("north" in str(name) for name in mw._decisions.sums)
+    assert receipt.usage.cache_read == USAGE["cache_read_input_tokens"]
+    assert any("north" in str(name) for name in mw._shared.sums)
 
 
 async def test_parts_of_a_stream_pass_at_once_as_the_same_objects() -> None:

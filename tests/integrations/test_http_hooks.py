@@ -55,7 +55,7 @@ def test_an_answer_given_whole(hooks: HttpHooks, recorder: Recorder, zipped: boo
     assert hooks.on_response(chat, 200, headers, gzip.compress(body) if zipped else body) is None
     assert _names(recorder) == ["prepare", "begun", "settle"]
     _, receipt, partial = recorder.events[-1]
-    assert (receipt.usage.read, partial) == (4000, False)
+    assert (receipt.usage.cache_read, partial) == (4000, False)
     assert [dict(row.labels) for row in recorder.report().rows] == [{"team": "north"}]
     hooks.close()
     assert _names(recorder)[-1] == "close"
@@ -76,7 +76,7 @@ def test_an_answer_in_pieces(
     hooks.on_end(chat, whole=whole)
     hooks.on_end(chat)
     (settled, again) = [found for found in recorder.events if found[0] == "settle"]
-    assert (settled[1].usage.read, settled[2]) == (4000, partial)
+    assert (settled[1].usage.cache_read, settled[2]) == (4000, partial)
     assert again[1] is settled[1]
 
 

@@ -402,7 +402,7 @@ def test_unparsed_answers_are_read_too(endpoint: Endpoint, cast_to: Any) -> None
     with wrap(_client(endpoint), middleware=(recorder := Recorder())) as client:
         assert isinstance(client.post("/chat/completions", body=conversation(), cast_to=cast_to), cast_to)
     usage, partial = _settled(recorder)
-    assert usage.read == 4000
+    assert usage.cache_read == 4000
     assert not partial
 
 
@@ -427,7 +427,7 @@ def test_every_way_to_read(endpoint: Endpoint, stream: bool, zipped: bool, way: 
     assert read[0] == read[1]
     assert recorder is not None
     usage, partial = _settled(recorder)
-    assert (usage.read, usage.write_5m, usage.output, partial) == (4000, 900, 7, False)
+    assert (usage.cache_read, usage.cache_write_5m, usage.output, partial) == (4000, 900, 7, False)
 
 
 def test_raw_bytes_pass_unseen(endpoint: Endpoint) -> None:
@@ -466,7 +466,7 @@ def test_a_stream_closed_early(endpoint: Endpoint) -> None:
             next(iter(stream))
             assert _names(recorder) == ["prepare", "begun"]
         usage, partial = _settled(recorder)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
 
 
 async def test_async_stream_closed_early(endpoint: Endpoint) -> None:
@@ -476,7 +476,7 @@ async def test_async_stream_closed_early(endpoint: Endpoint) -> None:
             await anext(aiter(stream))
             assert _names(recorder) == ["prepare", "begun"]
         usage, partial = _settled(recorder)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
 
 
 def test_a_broken_stream(endpoint: Endpoint) -> None:
@@ -492,7 +492,7 @@ def test_a_broken_stream(endpoint: Endpoint) -> None:
     assert raised[0] is raised[1]
     assert recorder is not None
     usage, partial = _settled(recorder)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
 
 
 async def test_async_broken_stream(endpoint: Endpoint) -> None:
@@ -503,7 +503,7 @@ async def test_async_broken_stream(endpoint: Endpoint) -> None:
         with pytest.raises(Exception):  # noqa: B017
             [chunk async for chunk in stream]
     usage, partial = _settled(recorder)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
 
 
 async def test_a_cancelled_reader() -> None:
@@ -531,7 +531,7 @@ async def test_a_cancelled_reader() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         usage, partial = _settled(recorder)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
 
 
 def test_a_dropped_stream_is_settled_when_collected(endpoint: Endpoint) -> None:
@@ -608,4 +608,4 @@ def test_a_response_that_comes_read(stream: bool) -> None:
     ):
         response.read()
     usage, partial = _settled(recorder)
-    assert (usage.read, usage.output, partial) == (4000, 7, False)
+    assert (usage.cache_read, usage.output, partial) == (4000, 7, False)

@@ -29,14 +29,14 @@ def test_amounts_and_rows() -> None:
     sums = {
         "calls": 1,
         "settled": 1,
-        "read": 10,
-        "write_5m": 0,
-        "plain": 5,
+        "cache_read": 10,
+        "cache_write_5m": 0,
+        "uncached": 5,
         "paid": Decimal("0.000000000001"),
-        "ours": Decimal("-0.25"),
+        "saved_by_cachemw": Decimal("-0.25"),
     }
     added = amounts({"b": "2", "a": "1"}, "claude-x", sums)
-    assert "write_5m" not in {name.split()[0] for name in added}
+    assert "cache_write_5m" not in {name.split()[0] for name in added}
     assert all(isinstance(amount, int) for amount in added.values())
     assert amounts({"a": "1", "b": "2"}, "claude-x", sums) == added
     (row,) = report(added).rows
@@ -65,7 +65,7 @@ def test_rows_and_totals() -> None:
         found |= amounts(
             labels,
             model,
-            {"calls": calls, "found": Decimal(calls), "settled": calls - 1, "write_1h": 3, "output": 2},
+            {"calls": calls, "saved_by_client": Decimal(calls), "settled": calls - 1, "cache_write_1h": 3, "output": 2},
         )
     made = report(dict(reversed(found.items())))
     assert made == report(found)
@@ -137,5 +137,5 @@ def test_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Dec
                 found[name] = found.get(name, 0) + amount
         made.append(report(found))
     assert made[0] == made[1]
-    assert made[0].totals.read == sum(row.read for row in made[0].rows)
+    assert made[0].totals.cache_read == sum(row.cache_read for row in made[0].rows)
     assert made[0].totals.paid == sum((Decimal(sums.get("paid", 0)) for _, _, sums in calls), Decimal(0))

@@ -129,7 +129,7 @@ def at_rest(mw: Any) -> None:
     """Hold that the middleware's memory, its counts and its report have no canary once no call is under way."""
     gc.collect()
     assert found(texts_of(mw), CANARIES) == set()
-    assert found(repr([mw, mw.settings, mw.counts, vars(mw._store)]).encode(), CANARIES) == set()
+    assert found(repr([mw, mw.settings, mw.counts, vars(mw._shell.store)]).encode(), CANARIES) == set()
 
 
 def settings(mw: type[Any], told: list[object], **more: Any) -> Any:

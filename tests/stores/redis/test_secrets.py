@@ -152,7 +152,7 @@ def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, d
                         assert number % 3 != 2 or list(answer)
                     except openai.OpenAIError as error:
                         told.append(type(error))
-            told += [mw.report(), mw.report("process"), mw, mw.settings, mw._store, repr(mw.counts)]
+            told += [mw.report(), mw.report("process"), mw, mw.settings, mw._shell.store, repr(mw.counts)]
             return told, mw.counts
 
         async def awaited() -> dict[str, int]:
@@ -173,7 +173,7 @@ def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, d
                         await mw.report("process"),
                         mw,
                         mw.settings,
-                        mw._store,
+                        mw._shell.store,
                         repr(mw.counts),
                     ]
                 )
