@@ -34,7 +34,7 @@ test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages
 	@$(BIN)/python -m tests.clients.run
 
 test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
-	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/test_promises.py tests/test_differential.py
+	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/engine/test_promises.py tests/test_differential.py
 
 fuzz: $(FUZZ) ## fuzz the parsers of untrusted input: SECONDS=60 for each, or for TARGET=name alone
 	@.venv-fuzz/bin/python -m tests.fuzz.run $(SECONDS) $(TARGET)

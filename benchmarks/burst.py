@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cachemw
 from benchmarks.ports import free_port
 from benchmarks.workloads.generated import MODEL
-from cachemw.apps import gateway
+from cachemw.apps import simulated_gateway
 from cachemw.events import Event, Prepared
 
 LATENCY = 0.8  # seconds until each answer begins
@@ -122,7 +122,7 @@ def bursts(requests: int = 20, *, coalesce: bool = True) -> Iterator[Burst]:
 
 def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Burst:
     """Send one burst to a gateway that has seen nothing, over a namespace that nobody has used."""
-    app = gateway.build(answer_after=LATENCY)
+    app = simulated_gateway.build(answer_after=LATENCY)
     fields = {
         "provider": "databricks",
         "store": store,
@@ -133,7 +133,7 @@ def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Bu
     }
     context = multiprocessing.get_context("spawn")
     ready, told = context.Barrier(len(kind.workers)), context.Queue()
-    with gateway.running(app) as url:
+    with simulated_gateway.running(app) as url:
         workers = [
             context.Process(target=_work, args=(worker, number, url, fields, requests, ready, told))
             for number, worker in enumerate(kind.workers)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from html import escape
 from statistics import mean
 
-from benchmarks.measure import NO_CACHING, OURS, Row
+from benchmarks.measure import CACHEMW_POLICIES, NO_CACHING, Row
 
 _LEFT, _WIDTH, _ROW, _TOP, _MOST = 168, 560, 22, 64, 1.3
 _VISIBLE = 0.01  # of no caching: where the opt-ins change less they are not shown
@@ -47,7 +47,9 @@ def _marks(of: Sequence[Row], ours: str, y: float) -> list[str]:
     costs = {
         policy: mean(row.cost for row in of if row.policy == policy) for policy in {row.policy for row in of}
     }
-    peers = sorted(cost for policy, cost in costs.items() if policy not in OURS and policy != NO_CACHING)
+    peers = sorted(
+        cost for policy, cost in costs.items() if policy not in CACHEMW_POLICIES and policy != NO_CACHING
+    )
     found = []
     if peers:
         found.append(

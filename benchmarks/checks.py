@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import mean
 from typing import Protocol
 
-from benchmarks.measure import NO_CACHING, OURS, Row
+from benchmarks.measure import CACHEMW_POLICIES, NO_CACHING, Row
 
 PEER = "litellm"  # any other policy's name would do: it is measured if peers are
 WORTH = 0.9  # a bound below this share of no caching leaves 10 % or more to win
@@ -188,7 +188,7 @@ _LOOKALIKE = {"few-shot short": 1.010, "RAG": 1.010}
 # Where nobody can know whether a turn comes back: README.md here, "Limits", and losses.py. The few-shot
 # prompts above are left out of the mean with an hour allowed for the same reason.
 _UNKNOWABLE = {"dated with tools": 0.955, "slow chat": 0.96, "truncated history": 0.97}
-_OURS = frozenset(OURS)
+_OURS = frozenset(CACHEMW_POLICIES)
 
 PROMISES: tuple[Promise, ...] = (
     Share("cachemw", mean=0.992, least=0.98, own=_UNKNOWABLE),

@@ -23,12 +23,12 @@ import orjson
 
 import cachemw
 from benchmarks.workloads.conversations import small
-from cachemw.core.markers import canonical
-from cachemw.core.plan import Plan, Reason
+from cachemw.core.planner.plan import Plan, Reason
+from cachemw.core.request.markers import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
-from cachemw.stores import servers
-from cachemw.stores.routes import slot_of
+from cachemw.stores.redis.client import servers
+from cachemw.stores.redis.client.routes import slot_of
 
 TURNS = 5
 _SECRET = "that of all workers"  # noqa: S105
@@ -140,8 +140,8 @@ def usage(plan: Plan) -> dict[str, int]:
     return {
         "prompt_tokens": plan.total,
         "completion_tokens": 20,
-        "cache_read_input_tokens": plan.read,
-        "cache_creation_input_tokens": plan.write_5m + plan.write_1h,
+        "cache_read_input_tokens": plan.cache_read,
+        "cache_creation_input_tokens": plan.cache_write_5m + plan.cache_write_1h,
     }
 
 
@@ -167,9 +167,9 @@ def _threads(
     mw: cachemw.Middleware, traffic: Traffic, streams: list[list[Body]], told: Told, barrier: Any
 ) -> None:
     on_path: set[int] = set()
-    plain = servers.Servers.send
+    plain = servers.ClusterNodes.send
 
-    def send(self: servers.Servers, groups: servers.Groups, deadline: float, seconds: float) -> Any:
+    def send(self: servers.ClusterNodes, groups: servers.Groups, deadline: float, seconds: float) -> Any:
         told.trips += threading.get_ident() in on_path
         told.slots.update(slot_of(errand.command) for group in groups.values() for errand in group)
         return plain(self, groups, deadline, seconds)
@@ -202,14 +202,14 @@ def _threads(
     mw.flush()
     barrier.wait(60)
     barrier.wait(60)
-    servers.Servers.send = send  # type: ignore[method-assign]
+    servers.ClusterNodes.send = send  # type: ignore[method-assign]
     told.began = time.time()
     with ThreadPoolExecutor(len(streams)) as pool:
         list(pool.map(stream, streams))
     mw.flush(60)
     told.ended = time.time()
     mw.close()
-    servers.Servers.send = plain  # type: ignore[method-assign]
+    servers.ClusterNodes.send = plain  # type: ignore[method-assign]
 
 
 async def _tasks(

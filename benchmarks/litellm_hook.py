@@ -12,7 +12,7 @@ import redis.asyncio
 
 from benchmarks.litellm_proxy import SETTLED
 from cachemw import AsyncMiddleware, Settings
-from cachemw.apps.gateway import CLOCK_HEADER
+from cachemw.apps.simulated_gateway import CLOCK_HEADER
 from cachemw.integrations.litellm import CacheHook
 
 

@@ -31,14 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cachemw
 from benchmarks import litellm_proxy
 from benchmarks.workloads.recorded import DATA, present
-from cachemw.apps import conversations, gateway
-from cachemw.core.models import find_model
-from cachemw.simulation import families
-from cachemw.simulation.traffic import Arrival, schedule
+from cachemw.apps import simulated_gateway
+from cachemw.apps.demo import conversations
+from cachemw.core.rules.models import find_model
+from cachemw.simulation import conversation_families
+from cachemw.simulation.traffic import TimedRequest, schedule
 
 WITHIN = Decimal("0.01")
 ROUTES = ("databricks", "openai")
-MODEL = families.MODEL
+MODEL = conversation_families.MODEL
 KINDS = ("read", "write_5m", "write_1h", "plain")
 
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = (
         conversations.read(next(DATA.glob("A1_*")), None, MODEL)[: chosen.conversations]
         if present()
-        else families.mixed(chosen.seed, chosen.conversations, MODEL)
+        else conversation_families.mixed(chosen.seed, chosen.conversations, MODEL)
     )
     arrivals = schedule(found, chosen.seed)
     console.print(
@@ -88,17 +89,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return verdict(doors, console)
 
 
-def wrapped(arrivals: Sequence[Arrival]) -> Door:
+def wrapped(arrivals: Sequence[TimedRequest]) -> Door:
     """Send all requests through a wrapped client."""
     now = 0.0
-    app = gateway.build(virtual_clock=True)
-    with ValkeyServer() as server, gateway.running(app) as url:
+    app = simulated_gateway.build(virtual_clock=True)
+    with ValkeyServer() as server, simulated_gateway.running(app) as url:
         settings = cachemw.Settings(provider="databricks", **_settings(server))
         middleware = cachemw.Middleware(settings, clock=lambda: now)
         with _client(f"{url}/serving-endpoints", "simulated") as client:
             cachemw.wrap(client, middleware=middleware)
 
-            def each(arrival: Arrival) -> None:
+            def each(arrival: TimedRequest) -> None:
                 nonlocal now
                 now = arrival.at
                 _send(client, arrival, str(arrival.body["model"]))
@@ -110,13 +111,13 @@ def wrapped(arrivals: Sequence[Arrival]) -> Door:
     return Door("wrap", app.state.ledger.totals, seconds)
 
 
-def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
+def proxied(route: str, arrivals: Sequence[TimedRequest]) -> Door:
     """Send all requests through the LiteLLM proxy, with its provider `route` in front of the gateway."""
-    app = gateway.build(virtual_clock=True)
+    app = simulated_gateway.build(virtual_clock=True)
     with (
         tempfile.TemporaryDirectory() as folder,
         ValkeyServer() as server,
-        gateway.running(app) as url,
+        simulated_gateway.running(app) as url,
         litellm_proxy.running(
             Path(folder),
             {
@@ -134,7 +135,7 @@ def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
         redis.Redis.from_url(_url(server)) as settled,
     ):
 
-        def each(arrival: Arrival) -> None:
+        def each(arrival: TimedRequest) -> None:
             _send(client, arrival, "model")
             said = settled.blpop([litellm_proxy.SETTLED], timeout=10)
             assert said is not None, "the hook was told of no answer"
@@ -144,20 +145,20 @@ def proxied(route: str, arrivals: Sequence[Arrival]) -> Door:
     return Door(f"LiteLLM {route}/", app.state.ledger.totals, seconds)
 
 
-def _all(arrivals: Sequence[Arrival], each: Callable[[Arrival], None]) -> float:
+def _all(arrivals: Sequence[TimedRequest], each: Callable[[TimedRequest], None]) -> float:
     started = time.perf_counter()
     for arrival in arrivals:
         each(arrival)
     return time.perf_counter() - started
 
 
-def _send(client: OpenAI, arrival: Arrival, model: str) -> None:
+def _send(client: OpenAI, arrival: TimedRequest, model: str) -> None:
     body = {key: value for key, value in arrival.body.items() if key not in ("model", "messages")}
     client.chat.completions.create(
         model=model,
         messages=arrival.body["messages"],
         extra_body=body,
-        extra_headers={gateway.CLOCK_HEADER: repr(arrival.at)},
+        extra_headers={simulated_gateway.CLOCK_HEADER: repr(arrival.at)},
     )
 
 

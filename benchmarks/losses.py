@@ -20,9 +20,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.policies import Ours
+from benchmarks.policies import CachemwPolicy
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.providers import find_model
+from cachemw.core.rules.providers import find_model
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Weights, no_caching, replay
@@ -39,7 +39,7 @@ class Watched(ProviderCache):
     def begin(self, *arguments: Any, **named: Any) -> Ticket:
         """Bill a request and note what it read and wrote."""
         ticket = super().begin(*arguments, **named)
-        end = ticket.read + ticket.write_5m + ticket.write_1h
+        end = ticket.cache_read + ticket.cache_write_5m + ticket.cache_write_1h
         for index, position in enumerate(ticket.request.positions):
             if position.prefix > end:
                 break
@@ -65,9 +65,9 @@ def losses(workload: str, seed: int) -> tuple[float, float, float]:
     plain = replay(stream.requests, no_caching, ProviderCache(model)).total
     least = bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False)
     cache = Watched(model)
-    outcome = replay(stream.requests, Ours(), cache)
+    outcome = replay(stream.requests, CachemwPolicy(), cache)
     cache.close()
-    premium = (Weights.of(model).write_5m - 1) * cache.wasted
+    premium = (Weights.of(model).cache_write_5m - 1) * cache.wasted
     return (outcome.cost - least) / plain, premium / plain, cache.wasted / max(cache.written, 1)
 
 

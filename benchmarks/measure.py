@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peers import peer_policies
-from benchmarks.policies import Ours, placing
+from benchmarks.policies import CachemwPolicy, placing
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.providers import find_model
+from cachemw.core.rules.providers import find_model
 from cachemw.settings import Settings
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Policy, no_caching, replay
 
-OURS: Mapping[str, Mapping[str, Any]] = {
+CACHEMW_POLICIES: Mapping[str, Mapping[str, Any]] = {
     "cachemw": {},
     "cachemw 1h": {"ttl": "auto"},
     "cachemw opt-ins": {"split_text": True, "sort_tools": True},
@@ -59,7 +59,7 @@ def names() -> list[str]:
 
 def _ours() -> list[str]:
     known = Settings.model_fields
-    return [name for name, settings in OURS.items() if settings.keys() <= known.keys()]
+    return [name for name, settings in CACHEMW_POLICIES.items() if settings.keys() <= known.keys()]
 
 
 def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
@@ -75,7 +75,7 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
     bounds: dict[tuple[bool, bool], float] = {}
     rows = []
     for name in policies:
-        settings = OURS.get(name, {})
+        settings = CACHEMW_POLICIES.get(name, {})
         hour, opted = settings.get("ttl") == "auto", bool(settings.get("split_text"))
         if (hour, opted) not in bounds:
             grain = "piece" if opted else "block"
@@ -84,7 +84,7 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
         changes = {"split_text": opted, "sort_tools": opted}
         policy = _policy(name)
         outcome = replay(stream.requests, policy, cache(), **changes)
-        if isinstance(policy, Ours):
+        if isinstance(policy, CachemwPolicy):
             policy.check()
         relative = outcome.cost / whole.total
         row = Row(
@@ -105,7 +105,7 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
 def _policy(name: str) -> Policy:
     if name == NO_CACHING:
         return no_caching
-    if name in OURS:
-        return Ours(**OURS[name])
+    if name in CACHEMW_POLICIES:
+        return CachemwPolicy(**CACHEMW_POLICIES[name])
     place: Callable[[dict[str, Any]], Mapping[str, Any]] = peer_policies()[name]
     return placing(place)

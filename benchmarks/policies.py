@@ -18,7 +18,7 @@ from cachemw.simulation.usage_forms import databricks_usage
 OUTPUT = 100  # tokens of an answer: they cost the same whatever is done
 
 
-class Ours:
+class CachemwPolicy:
     """A fresh middleware with a memory store, which knows nothing but what it is told as time passes."""
 
     def __init__(self, **settings: Any) -> None:

@@ -31,7 +31,7 @@ import cachemw
 from benchmarks.fleet import Fleet, Sample, Told, Traffic, fleet, usage
 from benchmarks.redis_servers import Cluster, Sentinels, cluster, sentinel, standalone, until
 from benchmarks.workloads.conversations import small
-from cachemw.core.plan import Plan
+from cachemw.core.planner.plan import Plan
 from cachemw.simulation.traffic import Body
 
 TWINS = ("sync", "sync", "async", "async")
@@ -290,9 +290,9 @@ async def _probe(traffic: Traffic, probe: Probe) -> None:
         for number in count():
             first, second = ("sync", "async") if number % 2 else ("async", "sync")
             begin, go_on = small(f"probe {number}", f"probe {number}", 2)
-            written = (await sent(first, begin)).write_5m
+            written = (await sent(first, begin)).cache_write_5m
             await asyncio.sleep(0.05)
-            if 0 < written <= (await sent(second, go_on)).read:
+            if 0 < written <= (await sent(second, go_on)).cache_read:
                 probe.seen.append((time.time(), second))
     finally:
         sync.close()

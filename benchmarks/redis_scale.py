@@ -33,7 +33,7 @@ from benchmarks.redis_servers import Cluster, Server, cluster, standalone
 from benchmarks.workloads.conversations import small
 from cachemw.slices import run
 from cachemw.stores import open_store
-from cachemw.stores.base import Arrival
+from cachemw.stores.protocol import Arrival
 
 FREE, PACED, GAP = 1_000, 100, 0.01
 # Commands on the slot of a root that all requests share: of each request, and of each worker in a second.
@@ -140,10 +140,10 @@ def _trips(told: Sequence[Told]) -> int:
 def _root_slot(traffic: Traffic) -> int:
     """Return the slot of the tools and system that all requests share."""
     mw = cachemw.Middleware(traffic.settings())
-    state = mw._decisions.start(next(small("any", "all", 1)), {}, None)
-    run(mw._decisions.read(state, None, "chat"))
+    state = mw._decisions.begin_call(next(small("any", "all", 1)), {}, None)
+    run(mw._decisions.parse(state, None, "chat"))
     assert state.arrival is not None
-    store: Any = mw._store
+    store: Any = mw._shell.store
     slot = key_slot(store._commands.names(state.arrival)[0])
     mw.close()
     return slot
@@ -237,7 +237,10 @@ def _turn(traffic: Traffic, turn: int, told: Any) -> None:
     mw.settle(call, usage(call.plan))
     plan = call.plan
     told.put(
-        (plan.read if turn else plan.write_5m, any(p.prefix_tokens >= plan.read for p in plan.breakpoints))
+        (
+            plan.cache_read if turn else plan.cache_write_5m,
+            any(p.prefix_tokens >= plan.cache_read for p in plan.breakpoints),
+        )
     )
     mw.close()
 

@@ -27,7 +27,7 @@ from benchmarks import measure, peers
 from benchmarks.burst import bursts
 from benchmarks.chart import chart
 from benchmarks.checks import BURSTS, PROMISES, WORTH
-from benchmarks.measure import NO_CACHING, OURS, Row
+from benchmarks.measure import CACHEMW_POLICIES, NO_CACHING, Row
 from benchmarks.workloads import WORKLOADS, recorded
 
 
@@ -75,7 +75,7 @@ def table(rows: Sequence[Row]) -> Table:
     With ours alone, the worst seed's share too.
     """
     policies = list(dict.fromkeys(row.policy for row in rows))
-    alone = all(policy in OURS for policy in policies)
+    alone = all(policy in CACHEMW_POLICIES for policy in policies)
     shown = Table("workload", "requests", "bound", box=None, header_style="bold", padding=(0, 1))
     for policy in policies:
         shown.add_column(policy, justify="left" if alone else "right")
@@ -169,13 +169,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not chosen.workloads:
         parser.error(f"--workloads: none of {', '.join(WORKLOADS)} holds one of {', '.join(parts)}")
     if chosen.only:
-        wanted = [name for name in wanted if name in OURS]
+        wanted = [name for name in wanted if name in CACHEMW_POLICIES]
     elif not peers.PYTHON.exists() and (left := set(wanted) & set(peers.PACKAGES)):
         print(f"without {', '.join(sorted(left))}: .venv-peers is absent; run make bench-peers-setup")
         wanted = [name for name in wanted if name not in left]
     if chosen.ttl != "both":
         other = {
-            name for name, fields in OURS.items() if (fields.get("ttl") == "auto") != (chosen.ttl == "1h")
+            name
+            for name, fields in CACHEMW_POLICIES.items()
+            if (fields.get("ttl") == "auto") != (chosen.ttl == "1h")
         }
         wanted = [name for name in wanted if name not in other]
     chosen.policies = wanted

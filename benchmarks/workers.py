@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cachemw
 from benchmarks.policies import OUTPUT
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.providers import find_model
+from cachemw.core.rules.providers import find_model
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Sent, no_caching, replay
@@ -51,7 +51,7 @@ class Fleet:
             worker = cachemw.Middleware(
                 provider="databricks", store="redis://nowhere", secret=__name__, clock=lambda: self.now
             )
-            worker._store = store
+            worker._shell.store = store
             self.workers.append(worker)
 
     def __call__(self, request: Sent) -> tuple[Any, Any]:

@@ -1,18 +1,18 @@
 """Make LLM prompt caches pay: place breakpoints where they pay, and prove it from the returned usage."""
 
-from cachemw.calls import Call
-from cachemw.core.diagnose import Miss
-from cachemw.core.plan import Breakpoint, Plan, Reason
-from cachemw.core.receipt import Receipt
-from cachemw.core.usage import Usage
+from cachemw.core.billing.diagnose import Miss
+from cachemw.core.billing.receipt import Receipt
+from cachemw.core.billing.usage import Usage
+from cachemw.core.planner.plan import Breakpoint, Plan, Reason
 from cachemw.engine import AsyncMiddleware, Middleware
+from cachemw.engine.call import Call
 from cachemw.errors import BodyError, CachemwError, ConfigError, StoreError
 from cachemw.integrations.asgi import CacheMiddleware
-from cachemw.integrations.client import of, wrap
-from cachemw.integrations.hooks import HttpHooks
+from cachemw.integrations.http_hooks import HttpHooks
+from cachemw.integrations.openai_client import of, wrap
 from cachemw.integrations.transport import AsyncCacheTransport, CacheTransport
-from cachemw.labelling import labels
-from cachemw.ledger import Report, Row
+from cachemw.reporting.labelling import labels
+from cachemw.reporting.ledger import Report, Row
 from cachemw.settings import Settings
 
 __all__ = [

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import Protocol, TypeAlias
 
-from cachemw.core.plan import Plan
-from cachemw.core.receipt import Receipt
-from cachemw.forks import in_child
+from cachemw.core.billing.receipt import Receipt
+from cachemw.core.planner.plan import Plan
+from cachemw.fork_safety import after_fork_in_child
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Counters:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         self._lock = RLock()
 
     def add(self, name: str) -> None:

@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )  # fmt: skip
 
-from cachemw.core import providers
+from cachemw.core.rules import providers
 from cachemw.errors import ConfigError
 from cachemw.stores.url import masked
 

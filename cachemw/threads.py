@@ -5,7 +5,7 @@ Lives here: how a daemon thread is started. Must not know: what it does.
 A signal handler may raise anywhere in the main thread: Ctrl-C in a notebook, a soft time limit of Celery,
 `signal.alarm`. CPython runs handlers when a Python function begins, at a backward jump, and when a call has
 returned. A function that is written in C runs them only where it waits or turns an object into text. So the
-request path keeps these rules, and `tests/test_interrupts.py` raises at each of those points to check them:
+request path keeps these rules, and `tests/engine/test_interrupts.py` raises at each of those points to check them:
 
 - `threading.RLock` is used in a `with` statement only. CPython 3.11 enters it and reaches its body, and leaves the
   body and releases it, without running a handler in between. `lock.acquire()` followed by `try` leaves a gap.

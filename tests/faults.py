@@ -14,8 +14,10 @@ import cachemw
 
 NOWHERE = -2
 _PACKAGE = str(Path(cachemw.__file__).parent)
-# Where failures are caught and counted; the twins' own methods are where a request begins.
-_CATCHERS = {"_failed", "_passed", "suppress", "untracked"}
+# Functions that catch and count failures.
+_CATCHERS = {"failed", "_pass_through", "suppress", "pass_through_call"}
+# The driver of operations and its operations: a bug there cannot be survived, so that they must be short.
+_DRIVERS = ("engine/sync.py", "engine/aio.py", "engine/flow.py", "engine/steps.py")
 
 
 class Boom(Exception):
@@ -34,7 +36,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_PACKAGE) or code.co_name == "<genexpr>":
             return  # a generator is also entered to be closed, where nothing can be raised
-        if (code.co_name == entry and code.co_filename.endswith("engine.py")) or code.co_name in _CATCHERS:
+        if code.co_filename.endswith(_DRIVERS) or code.co_name in _CATCHERS:
             return
         names.append(code.co_qualname)
         if len(names) == at + 1:

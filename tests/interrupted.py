@@ -79,7 +79,7 @@ def cycle(mw: cachemw.Middleware, number: int) -> None:
 
 def pools(mw: cachemw.Middleware) -> list[Any]:
     """Return the pools of the middleware's store."""
-    link = getattr(mw._store, "_link", None)
+    link = getattr(mw._shell.store, "_link", None)
     return list(link._servers._pools.values()) if link is not None else []
 
 
@@ -189,7 +189,7 @@ def close(mw: cachemw.Middleware) -> None:
     started = time.monotonic()
     mw.close()
     assert time.monotonic() - started < PATIENT
-    assert not mw._writer._line.started
+    assert not mw._shell.writer._line.started
     for pool in pools(mw):
         until(
             lambda pool=pool: pool.room.qsize() == CONNECTIONS and not pool._idle, "a connection stays open"

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cachemw import engine
+from cachemw.engine import base
 
 
 @contextmanager
 def equal_keys() -> Iterator[None]:
     """Give each middleware that is made inside the same key of hashes, so that several can share a memory store."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "os", SimpleNamespace(urandom=bytes))
+        patch.setattr(base, "os", SimpleNamespace(urandom=bytes))
         yield

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from cachemw.core.blocks import Parsed, Parser
-from cachemw.core.prefix import chain
-from cachemw.core.providers import Model, Ttl, find_model
+from cachemw.core.request.parser import ParsedRequest, Parser
+from cachemw.core.request.prefix_hashes import hash_prefixes
+from cachemw.core.rules.providers import Model, Ttl, find_model
 from cachemw.errors import BodyError
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache
@@ -29,7 +29,7 @@ KINDS = {
 }  # fmt: skip
 
 
-def ours(wire: Wire, body: Body) -> Parsed:
+def ours(wire: Wire, body: Body) -> ParsedRequest:
     """Read a body as the planner does."""
     return Parser().parse(body, model(body), wire)
 
@@ -99,7 +99,7 @@ def test_equal_prefixes() -> None:
         if positions[0] is None or positions[1] is None:
             seen["refused"] += 1
             return
-        chains = [chain(ours(wire, body), "n") for body in both]
+        chains = [hash_prefixes(ours(wire, body), "n") for body in both]
         same = [a == b for a, b in zip(*chains, strict=False)]
         expected = [a.digest == b.digest for a, b in zip(positions[0], positions[1], strict=False)]
         seen["equal" if all(same) else "partly" if any(same) else "different"] += 1
@@ -128,7 +128,7 @@ def test_any_two_bodies_share_what_is_equal() -> None:
         _drop_null_citations(body)
         positions = theirs(wire, body)
         if positions is not None:
-            for digest, position in zip(chain(ours(wire, body), "n"), positions, strict=True):
+            for digest, position in zip(hash_prefixes(ours(wire, body), "n"), positions, strict=True):
                 found.setdefault(digest, set()).add((model(body).name, position.digest))
 
     collect()

@@ -62,7 +62,7 @@ def test_wheel_content_is_the_package_and_its_metadata(files: list[Path]) -> Non
     metadata = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
     assert names == package() | metadata | {f"{NAME}.dist-info/licenses/LICENSE"}
     assert any(name.endswith(".lua") for name in names)
-    assert "cachemw/apps/report.html" in names
+    assert "cachemw/apps/demo/page.html" in names
 
 
 def test_source_archive_content_is_the_package_and_its_description(files: list[Path]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.load.provider import ERRORS, Received
-from cachemw.core.providers import find_model, relative
+from cachemw.core.rules.providers import find_model, relative_prices
 
 Fate = Literal["answered", "lost", "killed", "hang", "crossed", "changed"]
 
@@ -161,7 +161,7 @@ def account(
 def saved(rows: Iterable[Received], model: str) -> float:
     """Return the share of the input's plain price that the provider's bill is below it, by five-minute prices."""
     row = find_model(model)
-    write, _, read = relative(None if row is None else row.prices)
+    write, _, read = relative_prices(None if row is None else row.prices)
     plain = paid = 0.0
     for one in rows:
         plain += one.prompt

@@ -33,6 +33,8 @@ _PAUSE = 0.05  # seconds for what a worker writes to the store after an answer
 
 RUNS = {"alone": "none", "alone again": "none", "beside harmless": "harmless", "beside hostile": "hostile"}
 """The other tenants of each run."""
+_CONTROL = "beside harmless"
+_TIMING = 0.002  # share of requests that the load of harmless tenants may make overtake each other
 
 
 @dataclass
@@ -50,15 +52,26 @@ class Crossing:
     unreported: dict[str, int] = field(default_factory=dict)
     examples: list[str] = field(default_factory=list)
 
+    def expected(self, name: str) -> float:
+        """Return how many requests of a run differ because of timing alone.
+
+        Requests overtake each other more often on a busy machine. The run beside harmless tenants has the same load
+        as the run beside hostile ones, so it is the control of that run; its own allowance is a share of all requests.
+        """
+        if name == _CONTROL:
+            return max(self.noise, _TIMING * self.compared)
+        return max(self.noise, len(self.differing.get(_CONTROL, ())))
+
     def broken(self) -> list[str]:
         """Return each promise that does not hold, as a sentence."""
         found = [line for one in self.accounts.values() for line in one.broken()]
-        spread = 3 * math.sqrt(self.noise)
         for name, numbers in self.differing.items():
-            if len(numbers) > self.noise + spread:
+            expected = self.expected(name)
+            spread = 3 * math.sqrt(expected)
+            if len(numbers) > expected + spread:
                 found.append(
                     f"{len(numbers)} of {self.compared} requests of good tenants have other breakpoints {name}"
-                    f" tenants; chance explains {self.noise}, give or take {spread:.0f}"
+                    f" tenants; timing explains {expected:.0f}, give or take {spread:.0f}"
                 )
         found += [
             f"{calls} calls of good tenants are not in the report under their label {name} tenants"

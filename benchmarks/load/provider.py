@@ -20,7 +20,8 @@ from typing import Any
 import orjson
 
 from benchmarks.load.bodies import breakpoints, digest
-from cachemw.apps import gateway, serving
+from cachemw.apps import simulated_gateway
+from cachemw.apps.proxy import serving
 
 PAID = "paid-"  # how the keys begin that this provider accepts
 SLOW = 1.5  # seconds until a slow answer begins
@@ -54,7 +55,7 @@ class Provider:
     """The simulated gateway behind faults."""
 
     def __init__(self) -> None:
-        self._app = gateway.build(answer_after=_ANSWER_AFTER)
+        self._app = simulated_gateway.build(answer_after=_ANSWER_AFTER)
         self._received: list[Received] = []
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:

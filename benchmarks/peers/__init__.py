@@ -21,7 +21,7 @@ import orjson
 
 from benchmarks.peers import ports
 from benchmarks.peers.skeleton import Mark, Skeleton
-from cachemw.core import markers
+from cachemw.core.request import markers
 
 Body = dict[str, Any]
 Policy = Callable[[Body], Body]
@@ -110,7 +110,7 @@ def _peer(name: str) -> Peer:
 
 
 def _annotated(body: Body, marks: Iterable[Mark]) -> Body:
-    return dict(markers.apply(markers.strip(body), marks))
+    return dict(markers.insert(markers.strip(body), marks))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

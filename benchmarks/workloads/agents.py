@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.workloads import arrivals, generated
 from benchmarks.workloads.generated import MODEL, Talk
 from benchmarks.workloads.recorded import talks
-from cachemw.simulation import prose
+from cachemw.simulation import text_generator
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import Body
 
@@ -81,10 +81,10 @@ def _fanned(rng: random.Random, talk: Talk) -> Talk:
         calls, results = [], []
         for _ in range(_FAN):
             call_id = f"call_{rng.getrandbits(64):016x}"
-            arguments = json.dumps({"query": prose.sentence(rng, prose.QUESTION)})
+            arguments = json.dumps({"query": text_generator.sentence(rng, text_generator.QUESTION)})
             function = {"name": rng.choice(names), "arguments": arguments}
             calls.append({"id": call_id, "type": "function", "function": function})
-            found = prose.paragraph(rng, prose.CLAUSE, rng.randint(1, 4))
+            found = text_generator.paragraph(rng, text_generator.CLAUSE, rng.randint(1, 4))
             results.append({"role": "tool", "tool_call_id": call_id, "content": found})
         messages += [{"role": "assistant", "content": None, "tool_calls": calls}, *results]
     return Talk(talk.tools, [*messages, {"role": "assistant", "content": ""}])
@@ -139,7 +139,7 @@ def _thought(rng: random.Random, talk: Talk, model: str) -> tuple[Body, ...]:
 
 
 def _with_reasoning(rng: random.Random, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    text = prose.paragraph(rng, prose.REPLY, rng.randint(2, 8))
+    text = text_generator.paragraph(rng, text_generator.REPLY, rng.randint(2, 8))
     signature = f"{rng.getrandbits(512):0128x}"
     summary = [{"type": "summary_text", "text": text, "signature": signature}]
     content = message.get("content")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from benchmarks.workloads.generated import MODEL
-from cachemw.simulation import prose
+from cachemw.simulation import text_generator
 from cachemw.simulation.traffic import Body
 
 _Message = dict[str, Any]
@@ -62,7 +62,9 @@ def _tools(head: str, count: int) -> list[_Message]:
 @lru_cache(1)
 def _paragraphs() -> list[str]:
     rng = _rng("paragraphs")
-    return [prose.paragraph(rng, prose.TICKET + prose.REPLY, 4) for _ in range(400)]
+    return [
+        text_generator.paragraph(rng, text_generator.TICKET + text_generator.REPLY, 4) for _ in range(400)
+    ]
 
 
 def _text(rng: random.Random, size: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any, NamedTuple
 
-from cachemw.simulation import families, prose
+from cachemw.simulation import conversation_families, text_generator
 from cachemw.simulation.traffic import Body, turns
 
 MODEL = "databricks-claude-sonnet-4-5"
@@ -30,42 +30,49 @@ class Talk(NamedTuple):
 
 def agent(rng: random.Random) -> Iterator[Talk]:
     """Yield conversations of a shop's support agent with tools."""
-    for conversation in families.support(rng.getrandbits(32), MODEL):
+    for conversation in conversation_families.support(rng.getrandbits(32), MODEL):
         last = conversation.requests[-1]
         yield Talk(last["tools"], [*last["messages"], _said("assistant", "")])
 
 
 def coder(rng: random.Random) -> Iterator[Talk]:
     """Yield long conversations without tools: a task, and then what each command printed."""
-    system = prose.sections(rng, prose.POLICY, 1_000)
+    system = text_generator.sections(rng, text_generator.POLICY, 1_000)
     while True:
-        messages = [_said("system", system), _said("user", prose.sections(rng, prose.CLAUSE, 8_000))]
+        messages = [
+            _said("system", system),
+            _said("user", text_generator.sections(rng, text_generator.CLAUSE, 8_000)),
+        ]
         for _ in range(rng.randint(20, 60)):
-            messages.append(_said("assistant", prose.paragraph(rng, prose.REPLY, 3)))
-            messages.append(_said("user", prose.paragraph(rng, prose.CLAUSE, rng.randint(1, 20))))
+            messages.append(_said("assistant", text_generator.paragraph(rng, text_generator.REPLY, 3)))
+            messages.append(
+                _said("user", text_generator.paragraph(rng, text_generator.CLAUSE, rng.randint(1, 20)))
+            )
         yield Talk([], [*messages, _said("assistant", "")])
 
 
 def shots(rng: random.Random) -> Iterator[Talk]:
     """Yield single turns after one long few-shot prompt."""
-    for conversation in families.classifier(rng.getrandbits(32), MODEL):
+    for conversation in conversation_families.classifier(rng.getrandbits(32), MODEL):
         yield Talk([], [*conversation.requests[0]["messages"], _said("assistant", "")])
 
 
 def tasks(rng: random.Random) -> Iterator[Talk]:
     """Yield single turns of thirty tasks, whose prompts are around the minimum."""
-    heads = [prose.sections(rng, prose.POLICY, rng.randint(800, 5_500)) for _ in range(30)]
+    heads = [text_generator.sections(rng, text_generator.POLICY, rng.randint(800, 5_500)) for _ in range(30)]
     while True:
         head = rng.choice(heads)
-        yield Talk([], _single(head, prose.paragraph(rng, prose.TICKET, 3)))
+        yield Talk([], _single(head, text_generator.paragraph(rng, text_generator.TICKET, 3)))
 
 
 def documents(rng: random.Random) -> Iterator[Talk]:
     """Yield a document's block and a question's block, a few questions for each document."""
     for number in count():
-        document = prose.sections(rng, prose.CLAUSE, rng.choice((3_000, 8_000, 16_000, 30_000)))
+        document = text_generator.sections(
+            rng, text_generator.CLAUSE, rng.choice((3_000, 8_000, 16_000, 30_000))
+        )
         for _ in range(rng.choice((1, 2, 4, 8, 16))):
-            question = prose.paragraph(rng, prose.QUESTION, 4)
+            question = text_generator.paragraph(rng, text_generator.QUESTION, 4)
             parts = [{"type": "text", "text": text} for text in (document, question)]
             yield Talk([], [{"role": "user", "content": parts}, _said("assistant", "")], str(number))
 
@@ -73,9 +80,13 @@ def documents(rng: random.Random) -> Iterator[Talk]:
 def retrieval(rng: random.Random) -> Iterator[Talk]:
     """Yield single turns that share nothing."""
     while True:
-        found = prose.sections(rng, prose.CLAUSE, rng.choice((1_500, 5_000, 12_000)))
+        found = text_generator.sections(rng, text_generator.CLAUSE, rng.choice((1_500, 5_000, 12_000)))
         yield Talk(
-            [], [_said("user", f"{prose.sentence(rng, prose.QUESTION)}\n\n{found}"), _said("assistant", "")]
+            [],
+            [
+                _said("user", f"{text_generator.sentence(rng, text_generator.QUESTION)}\n\n{found}"),
+                _said("assistant", ""),
+            ],
         )
 
 

@@ -13,7 +13,7 @@ from benchmarks.workloads import arrivals, generated
 from benchmarks.workloads.agents import dated
 from benchmarks.workloads.generated import MODEL, Talk
 from benchmarks.workloads.recorded import talks
-from cachemw.simulation import prose
+from cachemw.simulation import text_generator
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import Body
 
@@ -108,10 +108,10 @@ def _joined(body: Body) -> Body:
 
 def levels(rng: random.Random) -> list[Sent]:
     """Return four levels of sharing: a policy, a department's rules, a customer's file, a question."""
-    policy = prose.sections(rng, prose.POLICY, 9_000)
-    departments = [prose.sections(rng, prose.POLICY, 7_000) for _ in range(6)]
+    policy = text_generator.sections(rng, text_generator.POLICY, 9_000)
+    departments = [text_generator.sections(rng, text_generator.POLICY, 7_000) for _ in range(6)]
     files = {
-        (number, customer): prose.sections(rng, prose.CLAUSE, rng.randint(3_000, 8_000))
+        (number, customer): text_generator.sections(rng, text_generator.CLAUSE, rng.randint(3_000, 8_000))
         for number in range(6)
         for customer in range(60)
     }
@@ -125,7 +125,7 @@ def levels(rng: random.Random) -> list[Sent]:
                         policy,
                         departments[number],
                         files[number, customer],
-                        prose.sentence(rng, prose.QUESTION),
+                        text_generator.sentence(rng, text_generator.QUESTION),
                     )
                     for _ in range(rng.randint(1, 6))
                 ]
@@ -154,8 +154,15 @@ def starts(rng: random.Random) -> list[Sent]:
 
 def _changing(rng: random.Random, *, shared_first: bool) -> list[Sent]:
     """Return 456 requests with a shared prompt and 144 with one of their own, in this order or the other."""
-    shared = prose.sections(rng, prose.POLICY, 12_000)
-    systems = [[shared] * 456, [prose.sections(rng, prose.POLICY, 12_000) for _ in range(144)]]
+    shared = text_generator.sections(rng, text_generator.POLICY, 12_000)
+    systems = [
+        [shared] * 456,
+        [text_generator.sections(rng, text_generator.POLICY, 12_000) for _ in range(144)],
+    ]
     ordered = systems if shared_first else systems[::-1]
-    bodies = (_parts(system, prose.paragraph(rng, prose.TICKET, 2)) for run in ordered for system in run)
+    bodies = (
+        _parts(system, text_generator.paragraph(rng, text_generator.TICKET, 2))
+        for run in ordered
+        for system in run
+    )
     return _alone(rng, bodies, 20.0, 600)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from benchmarks.workloads import agents, arrivals, single
 from benchmarks.workloads.generated import MODEL
-from cachemw.simulation import prose
+from cachemw.simulation import text_generator
 from cachemw.simulation.replay import Sent
 from cachemw.simulation.traffic import START
 
@@ -34,15 +34,15 @@ def bursts(rng: random.Random) -> list[Sent]:
 
 
 def _bursts(rng: random.Random) -> Iterator[Sent]:
-    policy = prose.sections(rng, prose.POLICY, 6_000)
+    policy = text_generator.sections(rng, text_generator.POLICY, 6_000)
     start = START
     for _ in range(20):
-        document = prose.sections(rng, prose.CLAUSE, rng.choice((8_000, 16_000, 30_000)))
+        document = text_generator.sections(rng, text_generator.CLAUSE, rng.choice((8_000, 16_000, 30_000)))
         start += 120.0 * rng.lognormvariate(0.0, 0.5)
         at = start
         for _ in range(rng.choice((1, 2, 3, 3))):
             for _ in range(_BURST):
-                question = prose.sentence(rng, prose.QUESTION)
+                question = text_generator.sentence(rng, text_generator.QUESTION)
                 content = [{"type": "text", "text": text} for text in (document, question)]
                 messages = [{"role": "system", "content": policy}, {"role": "user", "content": content}]
                 body = {"model": MODEL, "messages": messages}

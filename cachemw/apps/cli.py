@@ -67,8 +67,8 @@ def demo(
     model: Annotated[str | None, typer.Option(help="Send every request to this model.")] = None,
 ) -> None:
     """Send conversations through a wrapped client to a simulated provider, by three policies."""
-    from cachemw.apps.demo import CheckFailed
-    from cachemw.apps.demo import demo as run
+    from cachemw.apps.demo.run import CheckFailed
+    from cachemw.apps.demo.run import demo as run
 
     try:
         run(Console(), html, data=data, seed=seed, limit=conversations, model=model)
@@ -112,7 +112,7 @@ def gateway(
     bias_seed: Annotated[int, typer.Option(help="Draws how token counts stray from plain ones.")] = 0,
 ) -> None:
     """Serve a simulated provider: Databricks' paths, Claude's caching and bills, answers of one sentence."""
-    from cachemw.apps import gateway as served
+    from cachemw.apps import simulated_gateway as served
 
     options = Options(
         provider=provider,
@@ -174,8 +174,8 @@ def proxy(
 ) -> None:
     """Serve as the provider's endpoint: chat requests leave with breakpoints, all else passes as it is."""
     try:
-        from cachemw.apps import proxy as served
-        from cachemw.apps.upstream import Limits
+        from cachemw.apps.proxy import server as served
+        from cachemw.apps.proxy.reverse_proxy import Limits
     except ImportError as error:
         raise ConfigError(f"proxy: {error.name} is missing; pip install 'cachemw[proxy]'") from None
     given = {"store": store, "provider": provider}
@@ -205,7 +205,7 @@ def explain(
     ] = None,
 ) -> None:
     """Say where breakpoints would go in requests that arrive one after another, and why."""
-    from cachemw.apps.conversations import bodies
+    from cachemw.apps.demo.conversations import bodies
 
     fixed = {"store": "memory://", "mode": "optimize"}
     settings = cachemw.Settings.load(config, **fixed) if config else cachemw.Settings(**fixed)
@@ -231,7 +231,7 @@ def doctor(
     ] = None,
 ) -> None:
     """Say whether a store does what workers ask of it, and what to do where it doesn't."""
-    from cachemw.apps.doctor import effective, examine, verdict
+    from cachemw.apps.doctor.examine import effective, examine, verdict
 
     given = {} if store is None else {"store": store}
     settings = cachemw.Settings.load(config, **given) if config else cachemw.Settings(**given)

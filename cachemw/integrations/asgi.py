@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cachemw.decisions import secret_of
 from cachemw.engine import AsyncMiddleware
-from cachemw.integrations.doors import middleware_for
+from cachemw.engine.shared import hash_key
 from cachemw.integrations.guard import Guard
-from cachemw.integrations.http import LABEL, HttpExchange, take_labels
-from cachemw.integrations.principals import principals
-from cachemw.integrations.routes import find_route
+from cachemw.integrations.http.chat_routes import find_route
+from cachemw.integrations.http.exchange import LABEL, HttpExchange, take_labels
+from cachemw.integrations.http.tenants import tenants
+from cachemw.integrations.resolve_middleware import resolve_middleware
 from cachemw.settings import Settings
 from cachemw.slices import run_in_loop
 
@@ -58,7 +58,7 @@ class CacheMiddleware:
         **settings_fields: Any,
     ) -> None:
         self.app = app
-        self._cachemw = mw = middleware_for(
+        self._cachemw = mw = resolve_middleware(
             "CacheMiddleware", AsyncMiddleware, middleware, settings, clock, settings_fields
         )
         self._upstream = upstream.rstrip("/")
@@ -100,7 +100,7 @@ class CacheMiddleware:
             return None
         with Guard(mw, "asgi.namespace"):
             namespace = self._namespace(scope)
-            chat.call = await mw.prepare(chat.body, namespace=namespace, **chat.asked)
+            chat.call = await mw.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
             return chat
         return None
 
@@ -157,7 +157,7 @@ class _Answer:
         else:
             await self._send(message)
             if message["type"] == "http.response.body":
-                self._chat.see(bytes(message.get("body", b"")))
+                self._chat.feed(bytes(message.get("body", b"")))
                 if not message.get("more_body", False):
                     await self.over(True)
 
@@ -181,7 +181,7 @@ class _Answer:
                 await self._begun
         finally:  # a loop that ends cancels every task there is
             if chat.verdict == "begun":
-                await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.done))
+                await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.finish))
             else:
                 await mw.fail(chat.call)
 
@@ -193,12 +193,14 @@ class _Answer:
         return task
 
     async def _start(self, message: Message) -> None:
-        verdict = self._chat.answered(message["status"], message.get("headers", ()))
+        verdict = self._chat.classify_response(message["status"], message.get("headers", ()))
         if verdict == "refusable":
             self._held.append(message)
         elif verdict == "begun":
             # Only whom the provider lets in may hear what is known of a namespace.
-            await self._send({**message, "headers": [*message.get("headers", ()), *_told(self._chat)]})
+            await self._send(
+                {**message, "headers": [*message.get("headers", ()), *_decision_headers(self._chat)]}
+            )
             # What has come of the body goes first.
             self._begun = self._task(self._mw.begun(self._chat.call))
         else:
@@ -225,7 +227,7 @@ def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | 
     """Return the namespace of a request by its scope: the one that the settings set, else its credentials'."""
     if "namespace" in settings.model_fields_set:
         return lambda _scope: None
-    named = principals(urlsplit(upstream).netloc.rpartition("@")[2].lower(), secret_of(settings))
+    named = tenants(urlsplit(upstream).netloc.rpartition("@")[2].lower(), hash_key(settings))
     return lambda scope: named(scope["headers"], scope.get("query_string", b""))
 
 
@@ -239,15 +241,15 @@ async def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> t
     return {**scope, "headers": headers}, [{"type": "http.request", "body": body, "more_body": False}]
 
 
-def _told(chat: HttpExchange) -> Iterator[tuple[bytes, bytes]]:
+def _decision_headers(chat: HttpExchange) -> Iterator[tuple[bytes, bytes]]:
     """Yield the headers that say what was decided."""
     plan = chat.call.plan
     if chat.call.body is not chat.body and not chat.changed:
         yield b"x-cachemw-decision", b"refused"
         return
-    decision = plan.skipped or ("marked" if plan.ours else "none")
+    decision = plan.skipped or ("marked" if plan.added else "none")
     yield b"x-cachemw-decision", decision.encode()
-    yield b"x-cachemw-predicted-read", b"%d" % plan.read
+    yield b"x-cachemw-predicted-read", b"%d" % plan.cache_read
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:

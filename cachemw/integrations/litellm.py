@@ -31,12 +31,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, ref
 
-from cachemw.calls import Call
 from cachemw.engine import AsyncMiddleware
+from cachemw.engine.call import Call
 from cachemw.errors import ConfigError
-from cachemw.integrations.doors import middleware_for
 from cachemw.integrations.guard import Guard
 from cachemw.integrations.litellm_request import Request, labels, namespace, read, rewritten
+from cachemw.integrations.resolve_middleware import resolve_middleware
 from cachemw.settings import Settings
 
 try:
@@ -82,7 +82,7 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
         if settings is not None:
             self._named = None if settings.provider == "auto" else settings.provider
             settings = settings.model_copy(update={"provider": "auto"})
-        self.middleware = middleware_for("CacheHook", AsyncMiddleware, middleware, settings, None, fields)
+        self.middleware = resolve_middleware("CacheHook", AsyncMiddleware, middleware, settings, None, fields)
         if self.middleware.settings.provider != "auto":
             raise ConfigError(
                 f"CacheHook: the middleware's provider is {self.middleware.settings.provider!r}; 'auto' is"

@@ -12,11 +12,11 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cachemw.core.blocks import Wire
-from cachemw.core.markers import apply, marker, strip
-from cachemw.core.providers import Ttl
-from cachemw.core.wire import Path, marker_ttl
-from cachemw.integrations.routes import provider_at
+from cachemw.core.request.markers import insert, marker_value, strip
+from cachemw.core.request.message_blocks import Path, marker_ttl
+from cachemw.core.request.parser import WireFormat
+from cachemw.core.rules.providers import Ttl
+from cachemw.integrations.http.chat_routes import provider_at
 
 _CONTENT = ("messages", "tools", "system", "cache_control")
 # What else of a call is part of the prompt, or keys it at the provider.
@@ -50,7 +50,7 @@ class Request(NamedTuple):
     """One call as LiteLLM is about to send it: what `prepare` takes."""
 
     body: dict[str, Any]
-    wire: Wire
+    wire: WireFormat
     provider: str | None
 
 
@@ -65,7 +65,7 @@ def read(
     body = _body(kwargs, model)
     if body is None or call_type not in ("acompletion", "anthropic_messages"):
         return None
-    wire: Wire = "messages" if call_type == "anthropic_messages" else "chat"
+    wire: WireFormat = "messages" if call_type == "anthropic_messages" else "chat"
     if wire == "messages" and route != "anthropic":
         return None  # LiteLLM makes a chat call of it, which comes by on its own
     drops_tool_markers = route == "databricks"
@@ -74,7 +74,7 @@ def read(
     points = injection_points(kwargs)
     if points:
         # Of the routes here only this one makes a marker of a point for tools.
-        body = dict(apply(body, _injected(body, points, wire, tools=route == "anthropic")))
+        body = dict(insert(body, _injected(body, points, wire, tools=route == "anthropic")))
     return Request(body, wire, _provider(route, base, named))
 
 
@@ -167,7 +167,7 @@ def _plain(message: Any) -> Any:
 
 
 def _injected(
-    body: Mapping[str, Any], points: Sequence[Mapping[str, Any]], wire: Wire, *, tools: bool
+    body: Mapping[str, Any], points: Sequence[Mapping[str, Any]], wire: WireFormat, *, tools: bool
 ) -> Iterator[tuple[Path, Ttl]]:
     """Yield the places that LiteLLM would mark, in its order: never over four, never where a marker stands.
 
@@ -193,7 +193,7 @@ def _injected(
 
 
 def _targets(
-    body: Mapping[str, Any], point: Mapping[str, Any], wire: Wire
+    body: Mapping[str, Any], point: Mapping[str, Any], wire: WireFormat
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Yield where a point for messages leads: by index, which may count from the end, else by role."""
     if point.get("location") != "message":
@@ -250,4 +250,4 @@ def _markers(item: Any) -> int:
 
 
 def _ttl(point: Mapping[str, Any]) -> Ttl:
-    return marker_ttl({"cache_control": point.get("control") or marker("5m")}) or "5m"
+    return marker_ttl({"cache_control": point.get("control") or marker_value("5m")}) or "5m"

@@ -21,9 +21,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from cachemw.engine import AsyncMiddleware, Middleware
-from cachemw.integrations.doors import middleware_for
 from cachemw.integrations.guard import Engine, Guard
-from cachemw.integrations.http import HttpExchange, take_labels
+from cachemw.integrations.http.exchange import HttpExchange, take_labels
+from cachemw.integrations.resolve_middleware import resolve_middleware
 from cachemw.settings import Settings
 from cachemw.slices import Slices, run, run_in_loop
 
@@ -55,7 +55,7 @@ class CacheTransport(_Transport):  # type: ignore[misc]  # see above
         **settings_fields: Any,
     ) -> None:
         self._inner = inner
-        self._cachemw = middleware_for(
+        self._cachemw = resolve_middleware(
             "CacheTransport", Middleware, middleware, settings, clock, settings_fields
         )
 
@@ -68,11 +68,11 @@ class CacheTransport(_Transport):  # type: ignore[misc]  # see above
         chat = run(_reading(library, mw, request))
         if chat is None:
             return send(run(_outgoing(library, mw, request, None)))
-        chat.call = call = mw.prepare(chat.body, **chat.asked)
+        chat.call = call = mw.prepare(chat.body, **chat.prepare_arguments)
         while True:
             try:
                 response = send(run(_outgoing(library, mw, request, chat)))
-                verdict = chat.answered(response.status_code, response.headers)
+                verdict = chat.classify_response(response.status_code, response.headers)
                 if verdict == "refusable":
                     error = self._error(library, response)
                     refusal = None if error is None else chat.refusal(response.status_code, error)
@@ -88,13 +88,13 @@ class CacheTransport(_Transport):  # type: ignore[misc]  # see above
             return response
 
         def over(whole: bool) -> None:
-            mw.settle(call, chat.usage(), partial=not (whole or chat.done))
+            mw.settle(call, chat.usage(), partial=not (whole or chat.finish))
 
         mw.begun(call)
         if _at_hand(library, chat, response):
             over(True)
         else:
-            response.stream = _passing(library)(response.stream, response.stream.close, chat.see, over)
+            response.stream = _passing(library)(response.stream, response.stream.close, chat.feed, over)
         return response
 
     @staticmethod
@@ -148,7 +148,7 @@ class AsyncCacheTransport(_Transport):  # type: ignore[misc]  # see above
         **settings_fields: Any,
     ) -> None:
         self._inner = inner
-        self._cachemw = middleware_for(
+        self._cachemw = resolve_middleware(
             "AsyncCacheTransport", AsyncMiddleware, middleware, settings, clock, settings_fields
         )
 
@@ -161,11 +161,11 @@ class AsyncCacheTransport(_Transport):  # type: ignore[misc]  # see above
         chat = await run_in_loop(_reading(library, mw, request))
         if chat is None:
             return await send(run(_outgoing(library, mw, request, None)))
-        chat.call = call = await mw.prepare(chat.body, **chat.asked)
+        chat.call = call = await mw.prepare(chat.body, **chat.prepare_arguments)
         while True:
             try:
                 response = await send(await run_in_loop(_outgoing(library, mw, request, chat)))
-                verdict = chat.answered(response.status_code, response.headers)
+                verdict = chat.classify_response(response.status_code, response.headers)
                 if verdict == "refusable":
                     error = await self._error(library, response)
                     refusal = None if error is None else chat.refusal(response.status_code, error)
@@ -181,7 +181,7 @@ class AsyncCacheTransport(_Transport):  # type: ignore[misc]  # see above
             return response
 
         async def over(whole: bool) -> None:
-            await mw.settle(call, chat.usage(), partial=not (whole or chat.done))
+            await mw.settle(call, chat.usage(), partial=not (whole or chat.finish))
 
         try:
             await mw.begun(call)
@@ -192,7 +192,7 @@ class AsyncCacheTransport(_Transport):  # type: ignore[misc]  # see above
             await over(False)
             await response.aclose()
             raise
-        response.stream = _async_passing(library)(response.stream, response.stream.aclose, chat.see, over)
+        response.stream = _async_passing(library)(response.stream, response.stream.aclose, chat.feed, over)
         return response
 
     @staticmethod
@@ -262,7 +262,7 @@ def _at_hand(library: Any, chat: HttpExchange, response: Any) -> bool:
     if not isinstance(response.stream, library.ByteStream):
         return False
     for chunk in response.stream:
-        chat.see(chunk)
+        chat.feed(chunk)
     return True
 
 
@@ -298,7 +298,7 @@ class _Bytes:
         self._tell = over
 
 
-class _Passing(_Bytes):
+class ObservedStream(_Bytes):
     def __iter__(self) -> Iterator[bytes]:
         whole = False
         try:
@@ -321,7 +321,7 @@ class _Passing(_Bytes):
             tell(whole)
 
 
-class _AsyncPassing(_Bytes):
+class AsyncObservedStream(_Bytes):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         whole = False
         try:
@@ -345,11 +345,11 @@ class _AsyncPassing(_Bytes):
 
 
 @lru_cache(maxsize=2)
-def _passing(library: Any) -> type[_Passing]:
+def _passing(library: Any) -> type[ObservedStream]:
     """Return the class of a response's bytes; the libraries insist on their own base class."""
-    return type("Passing", (_Passing, library.SyncByteStream), {})
+    return type("Passing", (ObservedStream, library.SyncByteStream), {})
 
 
 @lru_cache(maxsize=2)
-def _async_passing(library: Any) -> type[_AsyncPassing]:
-    return type("AsyncPassing", (_AsyncPassing, library.AsyncByteStream), {})
+def _async_passing(library: Any) -> type[AsyncObservedStream]:
+    return type("AsyncPassing", (AsyncObservedStream, library.AsyncByteStream), {})

@@ -19,8 +19,8 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from cachemw.core.providers import Model, Ttl
-from cachemw.simulation import marks
+from cachemw.core.rules.providers import Model, Ttl
+from cachemw.simulation import marker_rules
 from cachemw.simulation.openai_form import (
     EMPTY_MESSAGE,
     Block,
@@ -42,7 +42,7 @@ _NO_FORCED_TOOL = ("opus-5-5", "fable-5-1")  # Anthropic model pages, October 20
 class Content(NamedTuple):
     """One block: its place in the body that Anthropic gets, its digest (32 bytes), its marker."""
 
-    place: marks.Place
+    place: marker_rules.Place
     role: str
     block: Block
     digest: bytes
@@ -65,10 +65,10 @@ def form(body: Mapping[str, Any], wire: Wire, model: Model, options: Options) ->
     _refuse_forced_tool(body.get("tool_choice"), model)
     explicit = model.caching == "explicit"
 
-    def content(place: marks.Place, role: str, block: Block) -> Content:
+    def content(place: marker_rules.Place, role: str, block: Block) -> Content:
         _refuse_odd(block, place, options)
-        marker = marks.read(block, place, options) if explicit else None
-        bare = marks.bare(block)
+        marker = marker_rules.read(block, place, options) if explicit else None
+        bare = marker_rules.bare(block)
         return Content(place, role, bare, _digest(role, bare), marker)
 
     contents: dict[Section, list[Content]] = {
@@ -77,7 +77,7 @@ def form(body: Mapping[str, Any], wire: Wire, model: Model, options: Options) ->
         "messages": [content(*item) for item in _in_prompt(messages, model.thinking == "stripped")],
     }
     if explicit and body.get("cache_control") is not None:
-        _mark_automatically(marks.automatic(body["cache_control"], options), contents)
+        _mark_automatically(marker_rules.automatic(body["cache_control"], options), contents)
     return Form(contents, _keys(body, model, options, messages))
 
 
@@ -101,7 +101,7 @@ def _from_messages(body: Mapping[str, Any], options: Options, keeps_late_system:
     return list(objects(body.get("tools") or (), "tools")), system, messages
 
 
-def _in_prompt(messages: list[Message], strips: bool) -> Iterator[tuple[marks.Place, str, Block]]:
+def _in_prompt(messages: list[Message], strips: bool) -> Iterator[tuple[marker_rules.Place, str, Block]]:
     """Yield the blocks of the prompt: where a model strips, thinking before the user's last turn is not."""
     turn = -1
     if strips:
@@ -111,7 +111,7 @@ def _in_prompt(messages: list[Message], strips: bool) -> Iterator[tuple[marks.Pl
     for index, (role, blocks) in enumerate(messages):
         old = index < turn and role == "assistant"
         for number, block in enumerate(blocks):
-            if not (old and block.get("type") in marks.THINKING):
+            if not (old and block.get("type") in marker_rules.THINKING):
                 yield ("messages", index, "content", number), role, block
 
 
@@ -124,21 +124,21 @@ def _mark_automatically(ttl: Ttl, contents: Mapping[Section, list[Content]]) -> 
                 return
             if content.marker is not None:
                 refuse(f"cache_control: ttl='{ttl}' conflicts with ttl='{content.marker}' on the last block")
-            if marks.takes_automatic(content.block):
+            if marker_rules.takes_automatic(content.block):
                 section[index] = content._replace(marker=ttl)
                 return
 
 
-def _refuse_odd(block: Block, place: marks.Place, options: Options) -> None:
+def _refuse_odd(block: Block, place: marker_rules.Place, options: Options) -> None:
     """Refuse what the provider takes in no request, marked or not."""
     text = block.get("text")
     if block.get("type") == "text" and not isinstance(text, str):
-        refuse(f"{marks.named(place, 'text')}.text: Input should be a valid string")
+        refuse(f"{marker_rules.named(place, 'text')}.text: Input should be a valid string")
     if block.get("type") == "text" and text == "" and options.provider in ("databricks", "anthropic"):
         refuse(f"{place[0]}: text content blocks must be non-empty")
     source = block.get("source")
     if options.provider == "databricks" and isinstance(source, Mapping) and source.get("type") == "url":
-        refuse(f"{marks.named(place, block.get('type'))}.source.type: Input should be 'base64'")
+        refuse(f"{marker_rules.named(place, block.get('type'))}.source.type: Input should be 'base64'")
 
 
 def _refuse_forced_tool(choice: Any, model: Model) -> None:

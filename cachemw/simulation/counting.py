@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
-from cachemw.core.image_headers import pixels
+from cachemw.core.request.image_headers import pixels
 
 # Tokens per byte of a class, fitted by hand to characters per token of the tokenizer up to Opus 4.6
 # (measured November 2026: prose 4.2, Python 3.6, compact JSON 2.7, legal English 4.5, timestamps 1.6).

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-from cachemw.core.providers import TTL_SECONDS
+from cachemw.core.rules.providers import TTL_SECONDS
 from cachemw.simulation.anthropic_form import Content, form
 from cachemw.simulation.counting import FRAME, text_tokens
 from cachemw.simulation.provider import ProviderCache, Request
@@ -108,9 +108,9 @@ _NONE = _State(0.0, float("-inf"), float("inf"), 0)
 
 def cheapest(times: Sequence[tuple[float, float]], weights: Weights, *, hour: bool) -> float:
     """Return the least cost of one token that these requests (sent, answer begins) all hold, by time."""
-    writes = [(TTL_SECONDS["5m"], weights.write_5m)]
+    writes = [(TTL_SECONDS["5m"], weights.cache_write_5m)]
     if hour:
-        writes.append((TTL_SECONDS["1h"], weights.write_1h))
+        writes.append((TTL_SECONDS["1h"], weights.cache_write_1h))
     states = [_NONE]
     for at, begins in times:
         after: list[_State] = []
@@ -119,7 +119,7 @@ def cheapest(times: Sequence[tuple[float, float]], weights: Weights, *, hour: bo
             alive = at < expiry
             readable = alive and available <= at
             if readable:
-                after.append(_State(cost + weights.read, max(expiry, at + ttl), available, ttl))
+                after.append(_State(cost + weights.cache_read, max(expiry, at + ttl), available, ttl))
             else:
                 after.append(_State(cost + 1.0, *(state[1:] if alive else _NONE[1:])))
             for longer, price in writes:

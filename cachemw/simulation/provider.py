@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cachemw.core.providers import TTL_SECONDS, Model, Ttl
-from cachemw.simulation import marks
+from cachemw.core.rules.providers import TTL_SECONDS, Model, Ttl
+from cachemw.simulation import marker_rules
 from cachemw.simulation.anthropic_form import Content, Wire, form
 from cachemw.simulation.counting import TAIL, block_tokens, rate
 from cachemw.simulation.options import Options
@@ -30,7 +30,7 @@ _plain_tokens: dict[bytes, float] = {}  # by digest of a block: results of a pur
 class Position(NamedTuple):
     """One block of the prompt. `digest` (32 bytes) and `prefix` (tokens) cover all up to its end."""
 
-    place: marks.Place
+    place: marker_rules.Place
     role: str
     type: str
     digest: bytes
@@ -48,7 +48,7 @@ class Request:
 
 
 @dataclass(slots=True)
-class Entry:
+class ProviderEntry:
     """A stored prefix; times are seconds on the caller's clock."""
 
     ttl: Ttl
@@ -67,10 +67,10 @@ class Ticket:
     request: Request
     started: float
     hit: int
-    read: int
-    write_5m: int
-    write_1h: int
-    plain: int
+    cache_read: int
+    cache_write_5m: int
+    cache_write_1h: int
+    uncached: int
     writes: tuple[tuple[bytes, Ttl], ...]
 
 
@@ -82,7 +82,7 @@ class ProviderCache:
         self.options = options = options or Options()
         self.minimum = model.minimum if options.minimum is None else options.minimum
         self._rate = rate(model.name, model.tokenizer, options.bias_seed)
-        self._entries: dict[bytes, Entry] = {}
+        self._entries: dict[bytes, ProviderEntry] = {}
         self._sweep_at = 4096
 
     def positions(self, body: Mapping[str, Any], wire: Wire = "chat") -> Sequence[Position]:
@@ -114,7 +114,7 @@ class ProviderCache:
         request = body if isinstance(body, Request) else self.convert(body, wire)
         positions = request.positions
         marked = [(index, p.marker) for index, p in enumerate(positions) if p.marker is not None]
-        marks.check([(positions[i].place, positions[i].type, ttl) for i, ttl in marked], self.options)
+        marker_rules.check([(positions[i].place, positions[i].type, ttl) for i, ttl in marked], self.options)
         self._sweep(now)
         hit = self._hit(positions, [index for index, _ in marked], now)
         source = self._entries[positions[hit].digest] if hit >= 0 else None
@@ -142,22 +142,22 @@ class ProviderCache:
             request,
             started=now,
             hit=hit,
-            read=read,
-            write_5m=end - end_1h,
-            write_1h=end_1h - read,
-            plain=request.total - end,
+            cache_read=read,
+            cache_write_5m=end - end_1h,
+            cache_write_1h=end_1h - read,
+            uncached=request.total - end,
             writes=tuple(writes),
         )
 
     def answer_began(self, ticket: Ticket, at: float) -> None:
         """Make what a request wrote readable from `at` on; its TTL runs from the request's start."""
         for digest, ttl in ticket.writes:
-            entry = Entry(ttl, ticket.started + TTL_SECONDS[ttl], at)
+            entry = ProviderEntry(ttl, ticket.started + TTL_SECONDS[ttl], at)
             other = self._entries.get(digest)
             if other is not None and other.expiry > ticket.started:
                 # Two requests have written the same prefix: either copy may be read.
                 longer = entry if TTL_SECONDS[ttl] > TTL_SECONDS[other.ttl] else other
-                entry = Entry(longer.ttl, max(entry.expiry, other.expiry), min(at, other.available))
+                entry = ProviderEntry(longer.ttl, max(entry.expiry, other.expiry), min(at, other.available))
             self._entries[digest] = entry
 
     def _hit(self, positions: Sequence[Position], marked: Sequence[int], now: float) -> int:
@@ -188,7 +188,7 @@ class ProviderCache:
             self._sweep_at = max(4096, 2 * len(self._entries))
 
 
-def _refresh(entry: Entry, now: float) -> None:
+def _refresh(entry: ProviderEntry, now: float) -> None:
     entry.expiry = max(entry.expiry, now + TTL_SECONDS[entry.ttl])
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
-from cachemw.core.models import Model
+from cachemw.core.rules.models import Model
+from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
-from cachemw.simulation.same import same
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -46,9 +46,9 @@ Policy: TypeAlias = Callable[[Sent], tuple[Body, Answered | None]]
 class Weights(NamedTuple):
     """What a token costs where a plain one costs 1."""
 
-    read: float
-    write_5m: float
-    write_1h: float
+    cache_read: float
+    cache_write_5m: float
+    cache_write_1h: float
 
     @classmethod
     def of(cls, model: Model) -> Weights:
@@ -62,8 +62,8 @@ class Weights(NamedTuple):
 
     def cost(self, ticket: Ticket) -> float:
         """Return what a request costs."""
-        written = self.write_5m * ticket.write_5m + self.write_1h * ticket.write_1h
-        return self.read * ticket.read + written + ticket.plain
+        written = self.cache_write_5m * ticket.cache_write_5m + self.cache_write_1h * ticket.cache_write_1h
+        return self.cache_read * ticket.cache_read + written + ticket.uncached
 
 
 @dataclass(slots=True)
@@ -75,10 +75,10 @@ class Outcome:
     """
 
     requests: int = 0
-    read: int = 0
-    write_5m: int = 0
-    write_1h: int = 0
-    plain: int = 0
+    cache_read: int = 0
+    cache_write_5m: int = 0
+    cache_write_1h: int = 0
+    uncached: int = 0
     cost: float = 0.0
     refused: int = 0
     changed: int = 0
@@ -86,7 +86,7 @@ class Outcome:
     @property
     def total(self) -> int:
         """Return all input tokens."""
-        return self.read + self.write_5m + self.write_1h + self.plain
+        return self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
 
 
 def no_caching(request: Sent) -> tuple[Body, Answered | None]:
@@ -121,7 +121,7 @@ def replay(
     for number, request in enumerate(stream):
         until(request.at)
         body, answered = policy(request)
-        if not same(request.body, body, split_text=split_text, sort_tools=sort_tools):
+        if not same_request(request.body, body, split_text=split_text, sort_tools=sort_tools):
             outcome.changed += 1
         try:
             ticket = cache.begin(body, request.at)
@@ -136,8 +136,8 @@ def replay(
 
 def _count(outcome: Outcome, ticket: Ticket, weights: Weights) -> None:
     outcome.requests += 1
-    outcome.read += ticket.read
-    outcome.write_5m += ticket.write_5m
-    outcome.write_1h += ticket.write_1h
-    outcome.plain += ticket.plain
+    outcome.cache_read += ticket.cache_read
+    outcome.cache_write_5m += ticket.cache_write_5m
+    outcome.cache_write_1h += ticket.cache_write_1h
+    outcome.uncached += ticket.uncached
     outcome.cost += weights.cost(ticket)

@@ -32,7 +32,7 @@ class Conversation:
     dated: bool = False
 
 
-class Arrival(NamedTuple):
+class TimedRequest(NamedTuple):
     """One request at its time."""
 
     at: float
@@ -49,19 +49,21 @@ def turns(model: str, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any
 
 def schedule(
     conversations: Sequence[Conversation], seed: int, spacing: float = SPACING, start: float = START
-) -> list[Arrival]:
+) -> list[TimedRequest]:
     """Return all requests by arrival time; those of different conversations interleave.
 
     Conversations begin `spacing` seconds apart on average, in their order. Another number of them
     changes no time of those before.
     """
-    arrivals: list[Arrival] = []
+    arrivals: list[TimedRequest] = []
     begins = start
     for index, conversation in enumerate(conversations):
         rng = random.Random(f"{seed}/gaps/{index}")  # noqa: S311 - traffic, no secret
         begins += rng.expovariate(1 / spacing)
         for at, body in _timed(rng, begins, conversation.requests):
-            arrivals.append(Arrival(at, conversation.family, _at(body, at) if conversation.dated else body))
+            arrivals.append(
+                TimedRequest(at, conversation.family, _at(body, at) if conversation.dated else body)
+            )
     return sorted(arrivals, key=lambda arrival: arrival.at)
 
 

@@ -15,12 +15,12 @@ def databricks_usage(ticket: Ticket, output_tokens: int, inclusive: bool = True)
 
     The total counts everything either way, which is what tells the two apart.
     """
-    written = ticket.write_5m + ticket.write_1h
+    written = ticket.cache_write_5m + ticket.cache_write_1h
     return {
-        "prompt_tokens": ticket.request.total if inclusive else ticket.plain,
+        "prompt_tokens": ticket.request.total if inclusive else ticket.uncached,
         "completion_tokens": output_tokens,
         "total_tokens": ticket.request.total + output_tokens,
-        "cache_read_input_tokens": ticket.read,
+        "cache_read_input_tokens": ticket.cache_read,
         "cache_creation_input_tokens": written,
     }
 
@@ -28,12 +28,12 @@ def databricks_usage(ticket: Ticket, output_tokens: int, inclusive: bool = True)
 def anthropic_usage(ticket: Ticket, output_tokens: int) -> dict[str, Any]:
     """Return usage as of Anthropic Messages: `input_tokens` are those neither read nor written."""
     return {
-        "input_tokens": ticket.plain,
-        "cache_creation_input_tokens": ticket.write_5m + ticket.write_1h,
-        "cache_read_input_tokens": ticket.read,
+        "input_tokens": ticket.uncached,
+        "cache_creation_input_tokens": ticket.cache_write_5m + ticket.cache_write_1h,
+        "cache_read_input_tokens": ticket.cache_read,
         "cache_creation": {
-            "ephemeral_5m_input_tokens": ticket.write_5m,
-            "ephemeral_1h_input_tokens": ticket.write_1h,
+            "ephemeral_5m_input_tokens": ticket.cache_write_5m,
+            "ephemeral_1h_input_tokens": ticket.cache_write_1h,
         },
         "output_tokens": output_tokens,
         "service_tier": "standard",
@@ -47,8 +47,8 @@ def openrouter_usage(ticket: Ticket, output_tokens: int) -> dict[str, Any]:
         "completion_tokens": output_tokens,
         "total_tokens": ticket.request.total + output_tokens,
         "prompt_tokens_details": {
-            "cached_tokens": ticket.read,
-            "cache_write_tokens": ticket.write_5m + ticket.write_1h,
+            "cached_tokens": ticket.cache_read,
+            "cache_write_tokens": ticket.cache_write_5m + ticket.cache_write_1h,
             "audio_tokens": 0,
         },
         "completion_tokens_details": {"reasoning_tokens": 0},

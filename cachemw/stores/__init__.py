@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachemw.stores.base import AsyncStore, Store
 from cachemw.stores.memory import DEFAULT_MAX_PREFIXES, AsyncMemoryStore, MemoryStore
+from cachemw.stores.protocol import AsyncStore, Store
 from cachemw.stores.url import parse
 
 
@@ -23,7 +23,7 @@ def open_store(url: str, **options: Any) -> Store:
     scheme, parameters = parse(url)
     if scheme == "memory":
         return MemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
-    from cachemw.stores.redis import RedisStore
+    from cachemw.stores.redis.store import RedisStore
 
     return RedisStore(url, **options)
 
@@ -33,6 +33,6 @@ def open_async_store(url: str, **options: Any) -> AsyncStore:
     scheme, parameters = parse(url)
     if scheme == "memory":
         return AsyncMemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
-    from cachemw.stores.redis import AsyncRedisStore
+    from cachemw.stores.redis.store import AsyncRedisStore
 
     return AsyncRedisStore(url, **options)

@@ -10,10 +10,10 @@ import time
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
-from cachemw.core.reuse import Prefix
-from cachemw.forks import in_child
-from cachemw.stores.base import Arrival, Entry
-from cachemw.stores.records import Records
+from cachemw.core.reuse.record import PrefixRecord
+from cachemw.fork_safety import after_fork_in_child
+from cachemw.stores.protocol import Arrival, CacheEntry
+from cachemw.stores.record_lru import RecordLru
 
 DEFAULT_MAX_PREFIXES = 200_000
 
@@ -24,35 +24,37 @@ class MemoryStore:
     local = True
 
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
-        self._records = Records(max_prefixes)
+        self._records = RecordLru(max_prefixes)
         self._tables: dict[tuple[str, str], dict[str, int]] = {}
         self._kept: dict[tuple[str, str], float] = {}  # until when each of them is
-        self._forked()
-        in_child(self._forked)
+        self._reset_after_fork()
+        after_fork_in_child(self._reset_after_fork)
 
-    def _forked(self) -> None:
+    def _reset_after_fork(self) -> None:
         self._lock = RLock()
 
-    def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def lookup(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.lookup`."""
         return self.peek(arrival, now)
 
-    def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.observe`."""
         with self._lock:
             return self._records.observe(arrival.namespace, arrival.keys, now)
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """See `Store.write`."""
         with self._lock:
             self._records.write(namespace, [entry.key for entry in entries], entries)
 
-    def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    def peek(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.peek`."""
         with self._lock:
             return self._records.peek(arrival.namespace, arrival.keys, now)
 
-    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+    def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+    ) -> bool:
         """See `Store.claim`."""
         with self._lock:
             return self._records.claim(namespace, [entry.key for entry in entries], entries, now)
@@ -95,24 +97,24 @@ class AsyncMemoryStore:
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._store = MemoryStore(max_prefixes)
 
-    async def lookup(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def lookup(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.lookup`."""
         return self._store.lookup(arrival, now)
 
-    async def observe(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def observe(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.observe`."""
         return self._store.observe(arrival, now)
 
-    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         """See `Store.write`."""
         self._store.write(namespace, root, trunk, entries)
 
-    async def peek(self, arrival: Arrival, now: float) -> list[Prefix | None]:
+    async def peek(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.peek`."""
         return self._store.peek(arrival, now)
 
     async def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
     ) -> bool:
         """See `Store.claim`."""
         return self._store.claim(namespace, root, trunk, entries, now)

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 import cachemw
-from cachemw.apps import gateway
+from cachemw.apps import simulated_gateway
 from cachemw.apps.cli import main
-from cachemw.simulation.families import MODEL
+from cachemw.simulation.conversation_families import MODEL
 
 LONG = "Answer in one short sentence. " * 300
 
@@ -161,7 +161,7 @@ def test_explain_says_why_there_is_none(capsys: pytest.CaptureFixture[str], tmp_
 def served(monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
     """Return the app, host and port that `gateway` would serve."""
     given: list[Any] = []
-    monkeypatch.setattr(gateway, "serve", lambda *arguments: given.extend(arguments))
+    monkeypatch.setattr(simulated_gateway, "serve", lambda *arguments: given.extend(arguments))
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert called("gateway", "--port", str(port), *options) == 0
@@ -173,7 +173,7 @@ def asked(app: Any, headers: dict[str, str], **part: Any) -> Any:
     """Ask an app twice for an answer on a long text part, and return the second one's usage."""
     messages: Any = [{"role": "user", "content": [{"type": "text", "text": LONG, **part}]}]
     with (
-        gateway.running(app) as url,
+        simulated_gateway.running(app) as url,
         openai.DefaultHttpxClient(trust_env=False) as http,
         openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0, http_client=http) as client,
     ):
@@ -185,7 +185,7 @@ def asked(app: Any, headers: dict[str, str], **part: Any) -> Any:
 def test_gateway_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """The virtual clock, the exclusive count, the minimum and the switches reach the provider."""
     mark = {"cache_control": {"type": "ephemeral", "ttl": "5m"}}
-    at = {gateway.CLOCK_HEADER: "5"}
+    at = {simulated_gateway.CLOCK_HEADER: "5"}
     usage = asked(served(monkeypatch, "--virtual-clock", "--exclusive", "--minimum", "10"), at, **mark)
     assert usage.prompt_tokens < 10 < usage.cache_read_input_tokens
     usage = asked(served(monkeypatch, "--minimum", "100000"), {}, **mark)

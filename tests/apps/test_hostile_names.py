@@ -13,10 +13,10 @@ import pytest
 
 import cachemw
 from cachemw.apps.cli import main
-from cachemw.apps.outcome import Comparison, Outcome, Point
-from cachemw.apps.proxy import Options
-from cachemw.apps.report import page
-from cachemw.core.usage import Usage
+from cachemw.apps.demo.outcome import Comparison, Outcome, Point
+from cachemw.apps.demo.page import page
+from cachemw.apps.proxy.server import Options
+from cachemw.core.billing.usage import Usage
 from cachemw.errors import ConfigError
 from tests import hostile
 from tests.stores.links import Impostor, ponging
@@ -149,7 +149,7 @@ def test_page_hostile_name_changes_text_only(name: str) -> None:
 
 def test_page_has_no_place_for_scripts_or_addresses() -> None:
     """No text stands in a script, a style, an event handler, an address or an attribute without quotes."""
-    source = (Path(cachemw.__file__).parent / "apps" / "report.html").read_text(encoding="utf-8")
+    source = (Path(cachemw.__file__).parent / "apps" / "demo" / "page.html").read_text(encoding="utf-8")
     style = source.partition("<style>")[2].partition("</style>")[0]
     assert set(re.findall(r"{{(.*?)}}", style)) == {" number "}
     assert not re.search(r"<script|\son\w+=|(?:href|src)=|\|\s*safe", source)

@@ -16,7 +16,7 @@ from benchmarks.redis_scale import Read, Row, learned
 from benchmarks.redis_scale import table as rows
 from benchmarks.redis_servers import standalone
 from benchmarks.workloads.conversations import reference, small
-from cachemw.core.plan import Plan
+from cachemw.core.planner.plan import Plan
 
 BUDGET = 0.02
 
@@ -43,7 +43,7 @@ def test_small_conversations_share_their_head_and_nothing_else() -> None:
 
 def test_an_answer_bills_what_the_plan_expects() -> None:
     """Its usage has the plan's read and written tokens."""
-    assert usage(Plan(read=5, write_5m=3, plain=2)) == {
+    assert usage(Plan(cache_read=5, cache_write_5m=3, uncached=2)) == {
         "prompt_tokens": 10,
         "completion_tokens": 20,
         "cache_read_input_tokens": 5,

@@ -18,10 +18,10 @@ from benchmarks import checks, measure, savings
 from benchmarks.burst import KINDS, SLACK, Burst, Times, burst
 from benchmarks.chart import OPTED, chart
 from benchmarks.measure import NO_CACHING, Row
-from benchmarks.policies import Ours, placing
+from benchmarks.policies import CachemwPolicy, placing
 from benchmarks.ports import free_port
 from benchmarks.workloads import WORKLOADS, arrivals, generated, recorded
-from cachemw.core.providers import find_model
+from cachemw.core.rules.providers import find_model
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Sent, Stream, replay
 
@@ -99,19 +99,19 @@ def test_ours_hears_of_usage_and_knows_the_tenant() -> None:
     """The middleware settles each call at its answer, and another namespace knows nothing of it."""
     rng = random.Random(3)
     body = next(generated.agent(rng)).requests()[0]
-    policy = Ours()
+    policy = CachemwPolicy()
     model = find_model(generated.MODEL)
     assert model is not None
     stream = [Sent(20.0 * number, body, 2.0, f"tenant-{number % 2}") for number in range(12)]
     outcome = replay(stream, policy, ProviderCache(model))
     report = policy.middleware.report("process")
     assert (report.totals.calls, report.totals.unsettled) == (12, 0)
-    assert report.totals.read == outcome.read > 0
+    assert report.totals.cache_read == outcome.cache_read > 0
 
 
 def test_failures_inside_are_no_figures() -> None:
     """A middleware that let requests pass because it failed is not measured."""
-    policy = Ours()
+    policy = CachemwPolicy()
     policy.check()
     policy.middleware.count("error.prepare.ValueError")
     with pytest.raises(RuntimeError, match=r"error\.prepare\.ValueError"):

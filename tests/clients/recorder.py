@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cachemw.engine import AsyncMiddleware, Call, Middleware, Receipt
+from cachemw import AsyncMiddleware, Call, Middleware, Receipt
 from cachemw.settings import Settings
 
 MODEL = "databricks-claude-sonnet-4"

@@ -25,7 +25,7 @@ _LOCKS = "tests/clients"
 _CLIENTS = [
     "tests/clients/test_styles.py",
     "tests/clients/test_transports.py",
-    "tests/integrations/test_client.py",
+    "tests/integrations/test_openai_client.py",
     "tests/integrations/test_transport.py",
 ]
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from cachemw.apps import gateway
-from cachemw.core.markers import canonical
+from cachemw.apps import simulated_gateway
+from cachemw.core.request.markers import canonical
 from tests.clients.endpoint import Endpoint, completion, error, plain
 from tests.clients.recorder import conversation, marks
 
@@ -99,8 +99,8 @@ def test_answers_whole_and_streamed(tmp_path: Path) -> None:
     """The second request reads what the first wrote; what the report says is what the provider billed."""
     asked = conversation()
     del asked["tools"][0]["function"]["strict"]
-    app = gateway.build()
-    with gateway.running(app) as url, _running(url, tmp_path) as port:
+    app = simulated_gateway.build()
+    with simulated_gateway.running(app) as url, _running(url, tmp_path) as port:
         status, whole = _post(port, asked, **{"x-cachemw-label-team": "north"})
         assert (status, json.loads(whole)["usage"]["cache_creation_input_tokens"] > 10_000) == (200, True)
         status, streamed = _post(port, {**asked, "stream": True}, **{"x-cachemw-label-team": "north"})

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.markers import canonical
-from cachemw.core.plan import Reason
-from cachemw.integrations.client import wrap
+from cachemw.core.planner.plan import Reason
+from cachemw.core.request.markers import canonical
+from cachemw.integrations.openai_client import wrap
 from tests.clients.clients import CHANGING, CLIENTS
 from tests.clients.endpoint import TEXT, Endpoint
 from tests.clients.recorder import AsyncRecorder, Event, Recorder, conversation, marks

@@ -10,7 +10,7 @@ from starlette.applications import Starlette
 
 import cachemw
 from cachemw import AsyncCacheTransport, CacheTransport
-from cachemw.apps import gateway
+from cachemw.apps import simulated_gateway
 from cachemw.simulation.options import Options
 from tests.clients.endpoint import TEXT, Endpoint, error
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation
@@ -36,8 +36,8 @@ class Served(NamedTuple):
 @pytest.fixture(params=["databricks", "anthropic"])
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     """Serve the provider, as Databricks and as Anthropic answers."""
-    app = gateway.build(Options(provider=request.param))
-    with gateway.running(app) as url:
+    app = simulated_gateway.build(Options(provider=request.param))
+    with simulated_gateway.running(app) as url:
         yield Served(url, app)
 
 

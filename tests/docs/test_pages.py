@@ -16,10 +16,10 @@ from pydantic_core import PydanticUndefined
 
 import cachemw
 from cachemw.apps.cli import app
-from cachemw.core import usage
-from cachemw.core.diagnose import MissReason
-from cachemw.core.plan import Reason
-from cachemw.core.providers import PROVIDERS, Kind
+from cachemw.core.billing import usage
+from cachemw.core.billing.diagnose import MissReason
+from cachemw.core.planner.plan import Reason
+from cachemw.core.rules.providers import PROVIDERS, Kind
 from tests.docs.pages import PAGES, ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cachemw.core.models import MODELS, Model, Prices
-from cachemw.core.providers import PROVIDERS, Provider
+from cachemw.core.rules.models import MODELS, Model, Prices
+from cachemw.core.rules.providers import PROVIDERS, Provider
 from tests.docs.test_pages import names, rows, text
 
 PAGE = "providers.md"
@@ -12,18 +12,18 @@ PAGE = "providers.md"
 def known_by(row: Provider) -> str:
     """Return the second cell of a provider's line."""
     places = ", ".join(f"`{place}`" for place in (*row.hosts, *row.paths))
-    if row.within:
-        return f"{places} at `{row.within}`"
+    if row.parent_provider:
+        return f"{places} at `{row.parent_provider}`"
     return places or ("LiteLLM's hook alone" if row.name == "litellm-databricks" else "the setting alone")
 
 
 def line(row: Provider) -> list[str]:
     """Return a provider's line."""
-    if row.implicit:
-        added = f"with `openai_hints`: `{row.word}`, `prompt_cache_key`"
-        ttls, most = f"{row.lives['5m'] // 60} minutes", f"{row.max_markers}, one of them its own"
+    if row.adds_own_breakpoint:
+        added = f"with `openai_hints`: `{row.marker_key}`, `prompt_cache_key`"
+        ttls, most = f"{row.ttl_seconds['5m'] // 60} minutes", f"{row.max_markers}, one of them its own"
     else:
-        added = f"`{row.word}`" if row.max_markers else "nothing"
+        added = f"`{row.marker_key}`" if row.max_markers else "nothing"
         ttls, most = ", ".join(f"`{ttl}`" for ttl in row.ttls) or "none", str(row.max_markers)
     return [f"`{row.name}`", known_by(row), added, ttls, most]
 

@@ -17,30 +17,30 @@ from typing import Any
 import brotli
 import orjson
 
-from cachemw.core import providers, refusal
-from cachemw.core.blocks import Parsed, Parser, Wire
-from cachemw.core.chances import Reuse
-from cachemw.core.classes import Classes
-from cachemw.core.image_headers import pixels, read_pixels
-from cachemw.core.markers import apply, canonical
-from cachemw.core.merging import Merge
-from cachemw.core.models import find_model, model_key
-from cachemw.core.providers import Kind
-from cachemw.core.split import Splitter, joined
-from cachemw.core.structure import same_structure
-from cachemw.core.tokens import image_size
-from cachemw.core.tools import sort_tools, unordered
-from cachemw.core.usage import fold, normalise
+from cachemw.core.billing.usage import merge_chunk, read_usage
+from cachemw.core.opt_ins.sort_tools import sort_tools, unordered
+from cachemw.core.opt_ins.split_text import Splitter, joined
+from cachemw.core.request.equality import same_structure
+from cachemw.core.request.image_headers import pixels, read_pixels
+from cachemw.core.request.markers import canonical, insert
+from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
+from cachemw.core.request.tokens import image_size
+from cachemw.core.reuse.cohort_sharing import CohortExchange
+from cachemw.core.reuse.cohorts import CohortTable
+from cachemw.core.reuse.forecast import ReuseModel
+from cachemw.core.rules import providers, refusals
+from cachemw.core.rules.models import find_model, model_key
+from cachemw.core.rules.providers import Kind
+from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.errors import BodyError, StoreError
-from cachemw.integrations.decoding import CHUNK, RATIO, BudgetError, Decoder
-from cachemw.integrations.principals import principals
-from cachemw.integrations.routes import find_route, provider_at
-from cachemw.integrations.sse import UsageReader
-from cachemw.knowledge import Knowledge
-from cachemw.ledger import report
+from cachemw.integrations.http.chat_routes import find_route, provider_at
+from cachemw.integrations.http.content_decoding import CHUNK, RATIO, BudgetError, Decoder
+from cachemw.integrations.http.sse_usage import UsageReader
+from cachemw.integrations.http.tenants import tenants
+from cachemw.reporting.ledger import report
 from cachemw.settings import Settings
-from cachemw.stores.commands import Commands, peeked, records, sums
-from cachemw.stores.records import Records
+from cachemw.stores.record_lru import RecordLru
+from cachemw.stores.redis.commands import Commands, peeked, records, sums
 from tests.fuzz.source import Source
 
 NOW = 1_800_000_000.0
@@ -57,7 +57,7 @@ _PARSED = Parser().parse(
     _MODELS[0],
 )
 _DIGESTS = [bytes([index]) * 16 for index in range(len(_PARSED.blocks))]
-_WIRES: tuple[Wire, ...] = ("chat", "messages")
+_WIRES: tuple[WireFormat, ...] = ("chat", "messages")
 
 
 def request(data: bytes) -> None:
@@ -72,7 +72,7 @@ def request(data: bytes) -> None:
         return
     places = [i for i, block in enumerate(parsed.blocks) if block.markable and block.marker is None]
     chosen = sorted({source.pick(places) for _ in range(4)}) if places else []
-    marked = apply(body, [(parsed.path(index), source.pick(("5m", "1h"))) for index in chosen])
+    marked = insert(body, [(parsed.path(index), source.pick(("5m", "1h"))) for index in chosen])
     assert _flat(body) == before, "the caller's body was changed"
     _same(canonical(marked), canonical(body))
     assert same_structure(body, marked), "the last check refuses markers"
@@ -104,11 +104,19 @@ def _flat(value: Any) -> list[str]:
     return found
 
 
-def _read(parsed: Parsed) -> list[Any]:
+def _read(parsed: ParsedRequest) -> list[Any]:
     """Return all that a parser reads of a body, without the markers."""
     blocks = [(block.role, block.kind, block.digest, block.size) for block in parsed.blocks]
     items = [max(item, 0) for item in parsed.items]  # -1 is a text that is the whole field
-    return [blocks, items, parsed.tools, parsed.system, parsed.root, parsed.system_params, parsed.params]
+    return [
+        blocks,
+        items,
+        parsed.tools_end,
+        parsed.system_end,
+        parsed.root,
+        parsed.system_params,
+        parsed.params,
+    ]
 
 
 def usage(data: bytes) -> None:
@@ -121,15 +129,21 @@ def usage(data: bytes) -> None:
             value = SimpleNamespace(**value)
         answers.append(value)
     for answer in answers:
-        seen = fold(seen, answer)
-        found = normalise(
+        seen = merge_chunk(seen, answer)
+        found = read_usage(
             answer, ttl=source.pick((None, "5m", "1h")), inclusive=source.pick((None, True, False))
         )
         if found is not None:
-            counts = (found.read, found.write_5m, found.write_1h, found.plain, found.output)
+            counts = (
+                found.cache_read,
+                found.cache_write_5m,
+                found.cache_write_1h,
+                found.uncached,
+                found.output,
+            )
             assert all(type(count) is int and 0 <= count <= 2 * 10**12 for count in counts), found
-            assert found.total == found.read + found.written + found.plain
-    normalise(seen)
+            assert found.total == found.cache_read + found.cache_write + found.uncached
+    read_usage(seen)
 
 
 def stream(data: bytes) -> None:
@@ -176,7 +190,7 @@ def _plainly(answer: bytes) -> tuple[Any, bool]:
         if isinstance(found, dict) and found.get("type") == "message_stop":
             done = True
         elif isinstance(found, dict):
-            seen = fold(seen, found)
+            seen = merge_chunk(seen, found)
             inner = found.get("message")
             named = found.get("model") or (inner.get("model") if isinstance(inner, dict) else None)
             model = named if isinstance(named, str) else model
@@ -255,7 +269,7 @@ def replies(data: bytes) -> None:
     assert all(isinstance(name, str) and abs(total) < 2**66 for name, total in table.items())
     report(table)
     _absorb(table)
-    Commands(b"s").met("n", [None, *answers])
+    Commands(b"s").fingerprint_matches("n", [None, *answers])
 
 
 def _reply(source: Source) -> Any:
@@ -287,7 +301,7 @@ def _field(source: Source) -> Any:
 
 def _use(found: list[Any]) -> None:
     """Go on with records as a worker does whose store is away."""
-    held, keys = Records(16), [bytes([index]) * 16 for index in range(len(found))]
+    held, keys = RecordLru(16), [bytes([index]) * 16 for index in range(len(found))]
     if keys:
         held.heard("a", keys, found, NOW)
         held.observe("a", keys, NOW + 5)
@@ -295,22 +309,22 @@ def _use(found: list[Any]) -> None:
     for hours in (False, True):
         watched = [*range(len(_PARSED.blocks))]
         given = [*found, *[None] * len(watched)][: len(watched)]
-        reuse = Reuse(hours=hours)
+        reuse = ReuseModel(hours=hours)
         depths = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
         reuse.observe(_PARSED, _DIGESTS, watched, given, NOW)
         for depth in depths:
-            assert 0.0 <= depth.chance <= 1.0, depth
-            assert 0.0 <= depth.hour <= 1.0, depth
+            assert 0.0 <= depth.p_reuse_5m <= 1.0, depth
+            assert 0.0 <= depth.p_reuse_1h <= 1.0, depth
 
 
 def _absorb(table: dict[str, int]) -> None:
     settings = Settings(provider="databricks")
-    known, merge, classes = Knowledge(settings), Merge(b"s"), Classes(hours=True, secret=b"s")
-    known.absorb(table)
+    known, merge, classes = LearnedFacts(settings), CohortExchange(b"s"), CohortTable(hours=True, secret=b"s")
+    known.merge_updates(table)
     for _ in range(2):
-        for _, told in merge.absorb(merge.tables(NOW)[-1], table, NOW):
+        for _, told in merge.merge_updates(merge.tables(NOW)[-1], table, NOW):
             assert min(told[1:]) >= 0
-        classes.absorb(classes.tables(NOW)[-1], table, NOW)
+        classes.merge_updates(classes.tables(NOW)[-1], table, NOW)
     rules = known.of("").rules("databricks", "claude-sonnet-4-6")
     assert rules is not None
     assert rules.minimum <= 8_192
@@ -371,14 +385,14 @@ def http(data: bytes) -> None:
         find_route("POST", address)
         provider_at(address)
     assert re.fullmatch(
-        "principal:[0-9a-f]{32}", principals("a.com", b"s")(headers, text.encode("utf-8", "replace"))
+        "principal:[0-9a-f]{32}", tenants("a.com", b"s")(headers, text.encode("utf-8", "replace"))
     )
     find_model(text)
     model_key(text)
     providers.resolve("databricks", text)
-    assert refusal.refused_kinds(text, set(Kind)) <= set(Kind)
-    refusal.about_markers(text)
-    refusal.refuses_hour(text)
+    assert refusals.refused_kinds(text, set(Kind)) <= set(Kind)
+    refusals.about_markers(text)
+    refusals.refuses_hour(text)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

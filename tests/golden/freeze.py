@@ -28,12 +28,12 @@ import orjson
 from rich.console import Console
 
 import cachemw
-from benchmarks.measure import OURS
-from benchmarks.policies import Ours
+from benchmarks.measure import CACHEMW_POLICIES
+from benchmarks.policies import CachemwPolicy
 from benchmarks.workloads import WORKLOADS, recorded
-from cachemw.apps.demo import demo
-from cachemw.apps.doctor import effective, examine, verdict
-from cachemw.core.providers import find_model
+from cachemw.apps.demo.run import demo
+from cachemw.apps.doctor.examine import effective, examine, verdict
+from cachemw.core.rules.providers import find_model
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Body, Sent, replay
 
@@ -81,7 +81,7 @@ def differences(golden: dict[str, Any], made: dict[str, Any]) -> list[str]:
 
 def bodies(jobs: int) -> dict[str, str]:
     """Return a digest of all outgoing bodies by stream, seed, setting and source of the texts."""
-    tasks = [(name, seed, setting) for name in WORKLOADS for seed in SEEDS for setting in OURS]
+    tasks = [(name, seed, setting) for name in WORKLOADS for seed in SEEDS for setting in CACHEMW_POLICIES]
     with ProcessPoolExecutor(jobs) as pool:
         return dict(pool.map(stream_digest, tasks))
 
@@ -92,14 +92,14 @@ def stream_digest(task: tuple[str, int, str]) -> tuple[str, str]:
     stream = WORKLOADS[name](seed)
     model = find_model(stream.model)
     assert model is not None, stream.model
-    policy, digest = Ours(**OURS[setting]), hashlib.sha256()
+    policy, digest = CachemwPolicy(**CACHEMW_POLICIES[setting]), hashlib.sha256()
 
     def watched(request: Sent) -> tuple[Body, Any]:
         body, answered = policy(request)
         digest.update(orjson.dumps(body))
         return body, answered
 
-    opted = bool(OURS[setting].get("split_text"))
+    opted = bool(CACHEMW_POLICIES[setting].get("split_text"))
     replay(stream.requests, watched, ProviderCache(model), split_text=opted, sort_tools=opted)
     policy.check()
     source = "recorded" if recorded.present() else "generated"
@@ -114,7 +114,7 @@ def surface() -> dict[str, Any]:
     return {
         "signatures": dict(signatures()),
         "counters": counters(),
-        "lua": {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in PACKAGE.rglob("*.lua")},  # noqa: S324 - as Redis does
+        "lua": {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in PACKAGE.rglob("*.lua")},
         "demo": demo_output(),
         "doctor": doctor_output(),
     }

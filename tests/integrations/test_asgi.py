@@ -21,9 +21,9 @@ from starlette.websockets import WebSocket
 
 import cachemw
 from cachemw import AsyncMiddleware, CacheMiddleware, ConfigError
-from cachemw.apps import gateway
-from cachemw.core.markers import canonical
-from tests.apps.proxied import until
+from cachemw.apps import simulated_gateway
+from cachemw.core.request.markers import canonical
+from tests.apps.proxy.proxied import until
 from tests.clients.endpoint import USAGE, chunks, completion, event
 from tests.clients.recorder import AsyncRecorder, conversation, marks
 
@@ -150,8 +150,8 @@ async def test_a_request_is_rewritten_and_its_answer_watched() -> None:
         b"x-app": b"1", b"x-cachemw-decision": b"marked", b"x-cachemw-predicted-read": b"0",
     }  # fmt: skip
     receipt = mw.events[-1][1]
-    assert receipt.usage.read == USAGE["cache_read_input_tokens"]
-    assert any("north" in str(name) for name in mw._decisions.sums)
+    assert receipt.usage.cache_read == USAGE["cache_read_input_tokens"]
+    assert any("north" in str(name) for name in mw._shared.sums)
 
 
 async def test_parts_of_a_stream_pass_at_once_as_the_same_objects() -> None:
@@ -538,7 +538,7 @@ def test_a_fastapi_gateway_over_http() -> None:
         return StreamingResponse(parts(), media_type="text/event-stream")
 
     app.add_middleware(CacheMiddleware, middleware=mw)
-    with gateway.running(app) as url, httpx2.Client(trust_env=False) as client:
+    with simulated_gateway.running(app) as url, httpx2.Client(trust_env=False) as client:
         answered = client.post(url + PATH, json={**conversation(), "stream": True})
         assert answered.text.endswith("data: [DONE]\n\n")
         assert answered.headers["x-cachemw-decision"] == "marked"
@@ -552,7 +552,7 @@ def test_starlettes_own_list_takes_it() -> None:
     manual = "Returns are free within 30 days of delivery. " * 400
     messages = [{"role": "system", "content": manual}, {"role": "user", "content": "Until when?"}]
     wrapped = [Wrapped(CacheMiddleware, provider="databricks")]
-    with TestClient(Starlette(routes=gateway.build().routes, middleware=wrapped)) as client:
+    with TestClient(Starlette(routes=simulated_gateway.build().routes, middleware=wrapped)) as client:
         for _ in range(2):
             told = client.post(
                 "/serving-endpoints/chat/completions",

@@ -15,8 +15,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from benchmarks.large_bodies import PATH, bodies
 from cachemw import AsyncCacheTransport, CacheMiddleware
-from cachemw.core import json_budget
-from cachemw.integrations.http import HttpExchange
+from cachemw.core.request import json_budget
+from cachemw.integrations.http.exchange import HttpExchange
 from cachemw.slices import run_in_loop
 from tests.clients.endpoint import completion
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks
@@ -133,7 +133,7 @@ async def test_large_request_takes_turns_of_the_loop_from_first_byte_to_last() -
         chat = await run_in_loop(HttpExchange.reading(mw, **request))
     assert chat is not None
     assert len(turns) > len(body) // json_budget._SLICE + 2
-    chat.call = await mw.prepare(chat.body, **chat.asked)
+    chat.call = await mw.prepare(chat.body, **chat.prepare_arguments)
     async with longest_turn() as turns:
         written = await run_in_loop(chat.sending())
     assert len(turns) >= 3

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.markers import canonical
+from cachemw.core.request.markers import canonical
 from cachemw.errors import ConfigError
 from cachemw.integrations.litellm_request import labels, namespace, read, rewritten
 from cachemw.settings import Settings
@@ -334,7 +334,7 @@ async def test_an_answer_from_its_request_to_its_usage(module: Any) -> None:
         await hook.async_log_success_event(data, USAGE, None, None)
     await hook.async_log_failure_event(data, None, None, None)
     assert told(recorder) == ["prepare", "begun", "settle"]
-    assert recorder.events[-1][1].usage.read == 4000
+    assert recorder.events[-1][1].usage.cache_read == 4000
 
 
 async def test_a_stream_through_the_proxy(module: Any) -> None:

@@ -23,8 +23,8 @@ from starlette.responses import RedirectResponse, StreamingResponse
 import cachemw
 from benchmarks.ports import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
-from cachemw.apps import gateway
-from cachemw.core.markers import canonical
+from cachemw.apps import simulated_gateway
+from cachemw.core.request.markers import canonical
 from cachemw.integrations import transport
 from tests.clients.endpoint import Endpoint, chunks, completion, error, event, events
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks
@@ -175,7 +175,7 @@ async def test_a_call_is_annotated_and_settled(door: Door, endpoint: Endpoint) -
     assert "x-cachemw-label-team" not in arrival.headers
     assert names(client) == ["prepare", "begun", "settle"]
     usage, partial = settled(client)
-    assert (usage.read, usage.write_5m, usage.plain, usage.output) == (4000, 900, 100, 7)
+    assert (usage.cache_read, usage.cache_write_5m, usage.uncached, usage.output) == (4000, 900, 100, 7)
     assert not partial
     report = await done(recorder(client).report())
     assert dict(report.rows[0].labels) == {"team": "north"}
@@ -284,7 +284,7 @@ async def test_compressed_answers(door: Door, encoding: str, streamed: bool) -> 
     assert (await door.post(client, url, json=conversation())).content == whole
     assert names(client) == ["prepare", "begun", "settle"] * 2
     for _, receipt, partial in recorder(client).events[2::3]:
-        assert (receipt.usage.read, partial) == (4000, False)
+        assert (receipt.usage.cache_read, partial) == (4000, False)
     await door.close(client)
 
 
@@ -328,7 +328,7 @@ async def test_a_stream_that_is_closed_early(
     await door.stream(client, "https://llm.example.com" + PATH, take=take, json=conversation())
     assert [name for name in names(client) if name != "count"] == ["prepare", "begun", "settle"]
     usage, was_partial = settled(client)
-    assert (usage and usage.read, was_partial) == (read, partial)
+    assert (usage and usage.cache_read, was_partial) == (read, partial)
     await door.close(client)
 
 
@@ -348,7 +348,7 @@ async def test_a_stream_that_breaks(door: Door, endpoint: Endpoint) -> None:
     with pytest.raises(door.library.RemoteProtocolError):
         await door.stream(client, endpoint.url + PATH, json=conversation())
     usage, partial = settled(client)
-    assert (usage.read, partial) == (4000, True)
+    assert (usage.cache_read, partial) == (4000, True)
     await door.close(client)
 
 
@@ -519,7 +519,7 @@ def over_http2() -> Iterator[str]:
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 
     def run() -> None:
-        serving = hypercorn.asyncio.serve(gateway.build(), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
+        serving = hypercorn.asyncio.serve(simulated_gateway.build(), config, shutdown_trigger=stop.wait)  # type: ignore[arg-type]
         loop.run_until_complete(serving)
         loop.close()
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from cachemw.apps.gateway import build
-from cachemw.core.models import MODELS
-from cachemw.core.usage import normalise
+from cachemw.apps.simulated_gateway import build
+from cachemw.core.billing.usage import read_usage
+from cachemw.core.rules.models import MODELS
 from cachemw.simulation.openai_cache import OpenAICache
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Ticket
@@ -41,12 +41,12 @@ def test_older_models_read_by_themselves() -> None:
     cache = OpenAICache(MODELS[OLD])
     first = send(cache, body(said("system", LONG), said("user", "One?")))
     second = send(cache, body(said("system", LONG), said("user", "Two?")))
-    assert (first.read, first.write_5m, first.plain) == (0, 0, first.request.total)
+    assert (first.cache_read, first.cache_write_5m, first.uncached) == (0, 0, first.request.total)
     head = second.request.positions[0].prefix
-    assert second.read == head - head % 128
-    assert second.read + second.plain == second.request.total
-    assert send(cache, body(said("system", "Short."), said("user", "One?"))).read == 0
-    assert send(cache, body(said("system", "Short."), said("user", "One?"))).read == 0
+    assert second.cache_read == head - head % 128
+    assert second.cache_read + second.uncached == second.request.total
+    assert send(cache, body(said("system", "Short."), said("user", "One?"))).cache_read == 0
+    assert send(cache, body(said("system", "Short."), said("user", "One?"))).cache_read == 0
 
 
 def test_newer_models_read_what_ends_at_a_breakpoint() -> None:
@@ -56,11 +56,11 @@ def test_newer_models_read_what_ends_at_a_breakpoint() -> None:
         head = said("system", LONG, marked)
         one = send(cache, body(head, said("user", "One?")))
         two = send(cache, body(head, said("user", "Two?")))
-        assert one.write_5m == one.request.positions[-1].prefix
-        assert two.read == (one.request.positions[0].prefix if marked else 0)
+        assert one.cache_write_5m == one.request.positions[-1].prefix
+        assert two.cache_read == (one.request.positions[0].prefix if marked else 0)
         on = send(cache, body(head, said("user", "One?"), said("assistant", "Yes."), said("user", "Why?")))
-        assert on.read == one.request.positions[-1].prefix
-        assert on.read + on.write_5m + on.plain == on.request.total
+        assert on.cache_read == one.request.positions[-1].prefix
+        assert on.cache_read + on.cache_write_5m + on.uncached == on.request.total
 
 
 def test_half_an_hour() -> None:
@@ -68,9 +68,9 @@ def test_half_an_hour() -> None:
     cache = OpenAICache(MODELS[NEW])
     request = body(said("system", LONG), said("user", "One?"))
     send(cache, request)
-    assert send(cache, request, 1799).read
-    assert send(cache, request, 3598).read
-    assert not send(cache, request, 5398).read
+    assert send(cache, request, 1799).cache_read
+    assert send(cache, request, 3598).cache_read
+    assert not send(cache, request, 5398).cache_read
 
 
 def test_not_before_the_answer_has_begun() -> None:
@@ -78,19 +78,19 @@ def test_not_before_the_answer_has_begun() -> None:
     cache = OpenAICache(MODELS[NEW])
     request = body(said("system", LONG), said("user", "One?"))
     ticket = cache.begin(request, 0)
-    assert cache.begin(request, 1).read == 0
+    assert cache.begin(request, 1).cache_read == 0
     cache.answer_began(ticket, 2)
-    assert cache.begin(request, 3).read
+    assert cache.begin(request, 3).cache_read
 
 
 def test_machines() -> None:
     """A key is part of where a request goes; of one key, fifteen a minute go to one machine."""
     cache = OpenAICache(MODELS[OLD])
     request = body(said("system", LONG), said("user", "One?"))
-    assert [bool(send(cache, request, at).read) for at in range(16)] == [False, *[True] * 14, False]
-    assert not send(cache, {**request, "prompt_cache_key": "k"}, 20).read
-    assert send(cache, {**request, "prompt_cache_key": "k"}, 21).read
-    assert send(cache, request, 90).read
+    assert [bool(send(cache, request, at).cache_read) for at in range(16)] == [False, *[True] * 14, False]
+    assert not send(cache, {**request, "prompt_cache_key": "k"}, 20).cache_read
+    assert send(cache, {**request, "prompt_cache_key": "k"}, 21).cache_read
+    assert send(cache, request, 90).cache_read
 
 
 def test_only_the_last_breakpoints_are_written() -> None:
@@ -99,9 +99,9 @@ def test_only_the_last_breakpoints_are_written() -> None:
     parts = [said("user", f"{n}. {LONG}", marked=True) for n in range(5)]
     send(cache, body(*parts, said("user", "One?")))
     ticket = cache.begin(body(*parts[:2], said("user", "Other?")), 1)
-    assert ticket.read == 0
+    assert ticket.cache_read == 0
     ticket = cache.begin(body(*parts[:3], said("user", "Other?")), 1)
-    assert ticket.read == ticket.request.positions[2].prefix
+    assert ticket.cache_read == ticket.request.positions[2].prefix
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_by_the_gateway() -> None:
     for model, key in ((OLD, "cached_tokens"), (NEW, "cache_write_tokens")):
         request = body(said("system", LONG), said("user", "One?"), model=model)
         answers = [client.post("/v1/chat/completions", json=request).json() for _ in range(2)]
-        first, second = (normalise(answer) for answer in answers)
+        first, second = (read_usage(answer) for answer in answers)
         assert first is not None
         assert second is not None
         assert key in answers[0]["usage"]["prompt_tokens_details"]
-        assert (bool(first.read), bool(second.read)) == (False, True)
-        assert bool(first.written) == (model == NEW)
+        assert (bool(first.cache_read), bool(second.cache_read)) == (False, True)
+        assert bool(first.cache_write) == (model == NEW)

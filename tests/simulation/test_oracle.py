@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.providers import Ttl
+from cachemw.core.rules.providers import Ttl
 from cachemw.simulation.options import Options
 from cachemw.simulation.oracle import PIECE, Grain, bound, cheapest, least, pieces, sorted_tools
 from cachemw.simulation.provider import ProviderCache, Request, Ticket
@@ -51,7 +51,7 @@ def paid(
             provider.answer_began(entry[1], entry[0])
             open_.remove(entry)
         ticket = provider.begin(marked(request, markers), at)
-        if ticket.write_1h and ticket.hit >= 0:
+        if ticket.cache_write_1h and ticket.hit >= 0:
             source = provider._entries[request.positions[ticket.hit].digest]
             if source.ttl == "5m":
                 return None

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.providers import Model
+from cachemw.core.rules.providers import Model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache, Request
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage, openrouter_usage
@@ -89,7 +89,7 @@ def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> Non
             ticket = provider.begin(body, now)
         except Refused:
             continue
-        parts = (ticket.read, ticket.write_5m, ticket.write_1h, ticket.plain)
+        parts = (ticket.cache_read, ticket.cache_write_5m, ticket.cache_write_1h, ticket.uncached)
         assert min(parts) >= 0
         assert sum(parts) == ticket.request.total
         told = databricks_usage(ticket, 5, inclusive=False)
@@ -100,7 +100,9 @@ def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> Non
             value for key, value in anthropic_usage(ticket, 5).items() if key.endswith("input_tokens")
         ) == sum(parts)
         details = openrouter_usage(ticket, 5)["prompt_tokens_details"]
-        assert details["cached_tokens"] + details["cache_write_tokens"] == ticket.request.total - ticket.plain
+        assert (
+            details["cached_tokens"] + details["cache_write_tokens"] == ticket.request.total - ticket.uncached
+        )
         if answered:
             provider.answer_began(ticket, now)
 
@@ -117,9 +119,9 @@ def test_an_identical_request_reads_up_to_the_last_marker(body: Any, later: floa
     provider.answer_began(first, 0)
     marked = [p.prefix for p in first.request.positions if p.marker and p.prefix >= MODEL.minimum]
     again = provider.begin(body, later)
-    assert again.read == (marked[-1] if marked else 0)
-    assert again.write_5m == 0
-    assert again.plain == first.plain
+    assert again.cache_read == (marked[-1] if marked else 0)
+    assert again.cache_write_5m == 0
+    assert again.uncached == first.uncached
 
 
 @settings(deadline=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachemw.core.providers import Model, Ttl
+from cachemw.core.rules.providers import Model, Ttl
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from tests.simulation.prompts import MODEL, TAIL, cache, prompt, send
@@ -12,7 +12,7 @@ from tests.simulation.prompts import MODEL, TAIL, cache, prompt, send
 
 def tokens(ticket: Ticket) -> tuple[int, int, int, int]:
     """Return read, write_5m, write_1h, plain."""
-    return ticket.read, ticket.write_5m, ticket.write_1h, ticket.plain
+    return ticket.cache_read, ticket.cache_write_5m, ticket.cache_write_1h, ticket.uncached
 
 
 def test_the_documents_own_example_of_the_lookback() -> None:
@@ -20,8 +20,8 @@ def test_the_documents_own_example_of_the_lookback() -> None:
     provider = cache()
     assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, 1000, 0, TAIL)
     assert tokens(send(provider, prompt(15, {15: "5m"}), 1)) == (1000, 500, 0, TAIL)
-    assert provider.begin(prompt(35, {35: "5m"}), 2).read == 0
-    assert provider.begin(prompt(35, {15: "5m", 35: "5m"}), 2).read == 1500
+    assert provider.begin(prompt(35, {35: "5m"}), 2).cache_read == 0
+    assert provider.begin(prompt(35, {15: "5m", 35: "5m"}), 2).cache_read == 1500
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_a_marker_examines_twenty_positions_itself_included(
     provider = cache(**options)
     send(provider, prompt(10, {10: "5m"}), 0)
     ticket = provider.begin(prompt(10 + distance, {10 + distance: "5m"}), 1)
-    assert ticket.read == (1000 if found else 0)
+    assert ticket.cache_read == (1000 if found else 0)
     assert ticket.hit == (9 if found else -1)
 
 
@@ -50,8 +50,8 @@ def test_nothing_is_written_where_no_marker_stood() -> None:
     """A shorter prompt over the same blocks reads nothing but at a former marker."""
     provider = cache()
     send(provider, prompt(10, {10: "5m"}), 0)
-    assert provider.begin(prompt(9, {9: "5m"}), 1).read == 0
-    assert provider.begin(prompt(9, {}), 1).plain == 900 + TAIL
+    assert provider.begin(prompt(9, {9: "5m"}), 1).cache_read == 0
+    assert provider.begin(prompt(9, {}), 1).uncached == 900 + TAIL
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_a_ttl_runs_from_the_start_of_the_request_that_wrote_or_read(
     send(provider, prompt(10, {10: ttl}), 0, begins)
     if refreshed is not None:
         # The reader marks 5m: the entry keeps the TTL that it was written with.
-        assert send(provider, prompt(10, {10: "5m"}), refreshed, refreshed + 60).read == 1000
-    assert provider.begin(prompt(10, {10: ttl}), at).read == (1000 if found else 0)
+        assert send(provider, prompt(10, {10: "5m"}), refreshed, refreshed + 60).cache_read == 1000
+    assert provider.begin(prompt(10, {10: ttl}), at).cache_read == (1000 if found else 0)
 
 
 def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
@@ -87,8 +87,8 @@ def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
     for marked, alive in cases:
         provider = cache()
         send(provider, prompt(10, {5: "5m", 10: "5m"}), 0)
-        assert send(provider, prompt(10, marked), 200).read == 1000
-        assert provider.begin(prompt(5, {5: "5m"}), 400).read == (500 if alive else 0)
+        assert send(provider, prompt(10, marked), 200).cache_read == 1000
+        assert provider.begin(prompt(5, {5: "5m"}), 400).cache_read == (500 if alive else 0)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_1h_marker_on_a_living_5m_prefix_buys_no_life() -> None:
     provider = cache()
     send(provider, prompt(10, {10: "5m"}), 0)
     assert tokens(send(provider, prompt(10, {10: "1h"}), 100)) == (1000, 0, 0, TAIL)
-    assert provider.begin(prompt(10, {10: "1h"}), 400).read == 0
+    assert provider.begin(prompt(10, {10: "1h"}), 400).cache_read == 0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_lapsed_head_comes_back_free_with_the_shorter_ttl(
     now = {"5m": 400.0, "1h": 4000.0}[source]
     back = send(provider, prompt(10, {5: marker, 10: "5m"}), now)
     assert tokens(back) == (1000, 0, 0, TAIL)
-    assert provider.begin(prompt(5, {5: "5m"}), now + life - 0.001 + late).read == (0 if late else 500)
+    assert provider.begin(prompt(5, {5: "5m"}), now + life - 0.001 + late).cache_read == (0 if late else 500)
 
 
 def test_an_entry_is_readable_once_its_writers_answer_has_begun() -> None:
@@ -145,17 +145,17 @@ def test_an_entry_is_readable_once_its_writers_answer_has_begun() -> None:
     provider = cache()
     request = prompt(10, {10: "5m"})
     cold = [provider.begin(request, at) for at in (0.0, 0.0, 0.5)]
-    assert [ticket.write_5m for ticket in cold] == [1000] * 3
+    assert [ticket.cache_write_5m for ticket in cold] == [1000] * 3
     provider.answer_began(cold[0], 2.0)
-    assert provider.begin(request, 1.999).write_5m == 1000
-    assert provider.begin(request, 2.0).read == 1000
+    assert provider.begin(request, 1.999).cache_write_5m == 1000
+    assert provider.begin(request, 2.0).cache_read == 1000
 
 
 def test_a_request_that_was_never_answered_leaves_nothing() -> None:
     """Only `answer_began` writes."""
     provider = cache()
     provider.begin(prompt(10, {10: "5m"}), 0)
-    assert provider.begin(prompt(10, {10: "5m"}), 100).read == 0
+    assert provider.begin(prompt(10, {10: "5m"}), 100).cache_read == 0
 
 
 def test_two_writers_leave_the_longer_life() -> None:
@@ -165,8 +165,8 @@ def test_two_writers_leave_the_longer_life() -> None:
         tickets = [provider.begin(prompt(10, {10: ttl}), 0) for ttl in ("5m", "1h")]
         for index in order:
             provider.answer_began(tickets[index], 1 + index)
-        assert provider.begin(prompt(10, {10: "5m"}), 1).read == 1000
-        assert provider.begin(prompt(10, {10: "5m"}), 3599).read == 1000
+        assert provider.begin(prompt(10, {10: "5m"}), 1).cache_read == 1000
+        assert provider.begin(prompt(10, {10: "5m"}), 3599).cache_read == 1000
 
 
 def test_a_lapsed_entry_is_replaced_and_not_merged() -> None:
@@ -174,8 +174,8 @@ def test_a_lapsed_entry_is_replaced_and_not_merged() -> None:
     provider = cache()
     send(provider, prompt(10, {10: "1h"}), 0)
     send(provider, prompt(10, {10: "5m"}), 4000)
-    assert provider.begin(prompt(10, {10: "5m"}), 4299).read == 1000
-    assert provider.begin(prompt(10, {10: "5m"}), 4600).read == 0
+    assert provider.begin(prompt(10, {10: "5m"}), 4299).cache_read == 1000
+    assert provider.begin(prompt(10, {10: "5m"}), 4600).cache_read == 0
 
 
 @pytest.mark.parametrize(("minimum", "written"), [(1000, 1000), (1001, 0), (None, 0)])
@@ -183,14 +183,14 @@ def test_a_prefix_under_the_minimum_is_silently_not_stored(minimum: int | None, 
     """1,000 tokens pass a minimum of 1,000, not one of 1,001, and not the model's own 1,024."""
     provider = cache(minimum=minimum)
     assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, written, 0, 1000 - written + TAIL)
-    assert provider.begin(prompt(10, {10: "5m"}), 1).read == written
+    assert provider.begin(prompt(10, {10: "5m"}), 1).cache_read == written
 
 
 def test_the_minimum_counts_the_whole_prefix() -> None:
     """A marker on a head under the minimum does nothing, one further on writes head and all."""
     provider = cache(minimum=1024)
     assert tokens(send(provider, prompt(11, {5: "1h", 11: "5m"}), 0)) == (0, 1100, 0, TAIL)
-    assert provider.begin(prompt(5, {5: "5m"}), 1).read == 0
+    assert provider.begin(prompt(5, {5: "5m"}), 1).cache_read == 0
 
 
 @pytest.mark.parametrize(("collapse", "read"), [(False, 0), (True, 100)])
@@ -199,7 +199,7 @@ def test_a_wide_fan_out_is_bridged_only_where_runs_collapse(collapse: bool, read
     provider = cache(run_collapse=collapse)
     kinds = ["text", *["tool_use"] * 24, *["tool_result"] * 24]
     send(provider, prompt(1, {1: "5m"}, kinds=kinds), 0)
-    assert provider.begin(prompt(49, {49: "5m"}, kinds=kinds), 1).read == read
+    assert provider.begin(prompt(49, {49: "5m"}, kinds=kinds), 1).cache_read == read
 
 
 def test_too_many_markers_and_a_late_1h_are_refused() -> None:
@@ -230,7 +230,7 @@ def test_the_dead_are_swept_and_the_living_stay() -> None:
     for number in range(9000):
         send(provider, prompt(1, {1: "5m"}, seed=str(number)), number * 0.3)
     assert len(provider._entries) < 5000
-    assert provider.begin(prompt(1, {1: "1h"}, seed="kept"), 3000).read == 100
+    assert provider.begin(prompt(1, {1: "1h"}, seed="kept"), 3000).cache_read == 100
 
 
 def test_each_provider_counts_with_a_bias_of_its_own() -> None:

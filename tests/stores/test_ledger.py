@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import cachemw
 from benchmarks import redis_servers
 from benchmarks.redis_servers import until
-from cachemw.stores.redis import RedisStore
+from cachemw.stores.redis.store import RedisStore
 
 MODEL = "claude-sonnet-4-6"
 WEEK = 7 * 24 * 3_600_000
@@ -99,15 +99,15 @@ def test_any_worker_reports_for_all_to_the_last_unit(url: str) -> None:
     assert sums(told) == {
         "calls": 180,
         "unsettled": 0,
-        "read": sum(each.read for each in used),
-        "write_5m": sum(each.write_5m for each in used),
+        "read": sum(each.cache_read for each in used),
+        "write_5m": sum(each.cache_write_5m for each in used),
         "write_1h": 0,
-        "plain": sum(each.plain for each in used),
+        "plain": sum(each.uncached for each in used),
         "output": sum(range(180)),
         "paid": sum(paid for paid, _, _ in money if paid is not None),
         "baseline": sum(plain for _, plain, _ in money if plain is not None),
-        "ours": told.totals.ours,
-        "found": told.totals.found,
+        "ours": told.totals.saved_by_cachemw,
+        "found": told.totals.saved_by_client,
     }
     assert told.totals.saved == sum(saved for _, _, saved in money if saved is not None)
     assert [mw.report("process").totals.calls for mw in workers] == [40, 40, 40]
@@ -237,11 +237,11 @@ def test_a_killed_workers_calls_are_unsettled(url: str, kind: str) -> None:
     assert totals.calls == 5
     # The third was settled, and nobody heard of it unless it had just left: with its tokens, or not at all.
     assert totals.unsettled in (2, 3)
-    assert totals.plain == 100 * (5 - totals.unsettled)
+    assert totals.uncached == 100 * (5 - totals.unsettled)
     # The others count on.
     looking.settle(looking.prepare(BODY), {"prompt_tokens": 50, "completion_tokens": 1})
     after = looking.report().totals
-    assert (after.calls, after.unsettled, after.plain) == (6, totals.unsettled, totals.plain + 50)
+    assert (after.calls, after.unsettled, after.uncached) == (6, totals.unsettled, totals.uncached + 50)
     looking.close()
 
 

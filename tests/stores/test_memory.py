@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cachemw.stores import memory
-from cachemw.stores.base import Arrival, Entry
 from cachemw.stores.memory import MemoryStore
+from cachemw.stores.protocol import Arrival, CacheEntry
 
 
 def arrival(*keys: int) -> Arrival:
@@ -19,7 +19,7 @@ def arrival(*keys: int) -> Arrival:
 
 def seen(store: MemoryStore, *keys: int) -> list[int]:
     """Return how often each key was seen, 0 for an unknown one."""
-    return [record.seen if record else 0 for record in store.observe(arrival(*keys), 1.0)]
+    return [record.arrivals if record else 0 for record in store.observe(arrival(*keys), 1.0)]
 
 
 def test_the_longest_unused_goes_first() -> None:
@@ -56,7 +56,7 @@ def test_threads_lose_no_arrival_and_no_amount() -> None:
         for _ in range(500):
             store.observe(arrival(1, 2), 1.0)
             store.add("tenant", "hour", {"calls": 1}, 60)
-            store.write("tenant", b"", b"", [Entry((1).to_bytes(16, "big"), False, 9.0, 300)])
+            store.write("tenant", b"", b"", [CacheEntry((1).to_bytes(16, "big"), False, 9.0, 300)])
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(8)))

@@ -1,8 +1,8 @@
-"""Two tenants whose records stand on one server; see tests/test_two_tenants.py."""
+"""Two tenants whose records stand on one server; see tests/engine/test_two_tenants.py."""
 
 from __future__ import annotations
 
-from tests.test_two_tenants import EXAMPLES, run
+from tests.engine.test_two_tenants import EXAMPLES, run
 
 
 def test_tenant_beside_a_hostile_one_gets_the_same_bytes_from_a_server(valkey: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from cachemw.errors import ConfigError
 from cachemw.stores import open_async_store, open_store
-from cachemw.stores.link import AsyncLink, Link
 from cachemw.stores.memory import AsyncMemoryStore, MemoryStore
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 from cachemw.stores.url import masked, parse, target
 
 
@@ -80,7 +80,7 @@ def test_a_url_names_a_target(url: str, expected: dict[str, Any]) -> None:
     """Every part is read, and both links and stores open it, without a connection."""
     found = target(url)
     assert {name: getattr(found, name) for name in expected} == expected
-    for link in (Link(url), AsyncLink(url)):
+    for link in (RedisClient(url), AsyncRedisClient(url)):
         assert link.clustered is (found.kind == "cluster")
     for store in both(url):
         assert not store.local

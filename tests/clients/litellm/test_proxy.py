@@ -20,9 +20,9 @@ from starlette.responses import Response, StreamingResponse
 
 from benchmarks.litellm_proxy import COMMAND, running
 from cachemw import Middleware
-from cachemw.core.markers import canonical
-from cachemw.ledger import Row
-from cachemw.stores.commands import peeked
+from cachemw.core.request.markers import canonical
+from cachemw.reporting.ledger import Row
+from cachemw.stores.redis.commands import peeked
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
 from tests.clients.recorder import marks
@@ -127,7 +127,7 @@ def added(rows: list[Row]) -> Row:
 
 def bill(row: Row) -> tuple[int, int, int, int]:
     """Return the tokens of a row: read, written, plain, output."""
-    return row.read, row.write_5m + row.write_1h, row.plain, row.output
+    return row.cache_read, row.cache_write_5m + row.cache_write_1h, row.uncached, row.output
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
@@ -203,7 +203,7 @@ def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> 
     assert (report.calls, report.unsettled) == (1, 0)
     records = peeked([server.mget(set(server.keys("*:p:*")) - before)], time.time())
     assert records
-    assert all(record is not None and record.seen == 1 for record in records), "an announcement is left"
+    assert all(record is not None and record.arrivals == 1 for record in records), "an announcement is left"
     assert bill(report) == BILLED
     assert [marks(arrived.body) > 0 for arrived in endpoint.arrived] == [True] * 3
 
@@ -261,7 +261,7 @@ def test_a_client_that_goes_away(endpoint: Endpoint, tenant: Tenant) -> None:
     ) as got:
         next(got.iter_raw())
     report = tenant.report(1)
-    assert (report.calls, report.read, report.paid) == (1, 0, 0)
+    assert (report.calls, report.cache_read, report.paid) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["falling", "sliding"])

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
 from cachemw import Middleware
-from cachemw.core.markers import canonical
+from cachemw.core.request.markers import canonical
 from tests.clients.endpoint import TEXT, Endpoint, completion, error, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked
 from tests.clients.recorder import AsyncRecorder, Recorder, marks
@@ -363,4 +363,4 @@ def test_loops_that_come_and_go(endpoint: Endpoint, monkeypatch: pytest.MonkeyPa
         totals = middleware.report().totals
         middleware.close()
     assert (totals.calls, totals.unsettled) == (2, 0)
-    assert (totals.read, totals.output) == (2 * BILLED[0], 2 * BILLED[3])
+    assert (totals.cache_read, totals.output) == (2 * BILLED[0], 2 * BILLED[3])

@@ -1,0 +1,1 @@
+"""`cachemw demo`: three policies on the same conversations."""

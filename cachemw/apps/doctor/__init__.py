@@ -1,0 +1,1 @@
+"""`cachemw doctor`: a check of the store."""

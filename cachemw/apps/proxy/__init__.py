@@ -1,0 +1,1 @@
+"""`cachemw proxy`: an HTTP proxy that places breakpoints."""

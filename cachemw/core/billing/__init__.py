@@ -1,0 +1,1 @@
+"""Usage, prices, receipts and the reasons of cache misses."""

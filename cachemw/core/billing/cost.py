@@ -1,0 +1,71 @@
+"""Usage times prices: what was paid for input, what the same tokens would have cost plain.
+
+Lives here: exact `Decimal` money and its whole-number form for ledgers. Must not know: plans,
+stores, who placed the breakpoints. Nothing is rounded but an amount that a ledger can't hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+
+from cachemw.core.billing.usage import Usage
+from cachemw.core.rules.models import Model, Prices
+
+# The host may have set a context of its own: these sums keep every digit whatever it is.
+_EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
+_PER_MILLION = -6
+_PICO = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """USD for the input tokens of one request: `paid`, the same tokens all plain, and the difference.
+
+    `saved` is net of what writing cost more, so it may be negative.
+    """
+
+    paid: Decimal
+    baseline: Decimal
+    saved: Decimal
+
+
+def prices_for(model: Model, total: int) -> Prices | None:
+    """Return the prices that hold for a request of `total` input tokens, or None if none are known."""
+    if model.long is not None and total > model.long:
+        return model.long_prices
+    return model.prices
+
+
+def price(usage: Usage, prices: Prices) -> Bill:
+    """Return the bill for the input tokens of `usage`."""
+    with localcontext(_EXACT):
+        paid = (
+            usage.cache_read * prices.read
+            + usage.cache_write_5m * prices.write_5m
+            + usage.cache_write_1h * prices.write_1h
+            + usage.uncached * prices.input
+        ).scaleb(_PER_MILLION)
+        baseline = (usage.total * prices.input).scaleb(_PER_MILLION)
+        return Bill(paid, baseline, baseline - paid)
+
+
+def output_cost(usage: Usage, prices: Prices) -> Decimal:
+    """Return the USD paid for output tokens, which no breakpoint changes."""
+    with localcontext(_EXACT):
+        return (usage.output * prices.output).scaleb(_PER_MILLION)
+
+
+def to_pico(amount: Decimal) -> int:
+    """Return USD as whole pico-dollars (1e-12), to the nearest, half to even.
+
+    Exact for prices with up to six decimals, which all listed ones are.
+    """
+    with localcontext(_EXACT):
+        return int(amount.scaleb(_PICO).to_integral_value())
+
+
+def from_pico(amount: int) -> Decimal:
+    """Return whole pico-dollars as USD."""
+    with localcontext(_EXACT):
+        return Decimal(amount).scaleb(-_PICO)

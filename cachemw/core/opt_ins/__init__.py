@@ -1,0 +1,1 @@
+"""Changes beyond markers that a user may switch on."""

@@ -1,0 +1,55 @@
+"""Tool definitions in one order, whatever order they came in: the opt-in `sort_tools`.
+
+Lives here: the order, which lists are left alone, and the equality that then holds. Must not know: blocks,
+plans, stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from cachemw.core.request.markers import canonical
+from cachemw.core.request.message_blocks import Json
+
+
+def sort_tools(body: Json) -> Json:
+    """Return the body with its tools by name and all keys inside them sorted; the body itself if they are.
+
+    Left alone are tools of which one has a marker of the client's, since a marker covers what stands before
+    it, and tools that JSON would not carry as they are, such as a NaN or a tuple in a schema.
+    """
+    tools = body.get("tools")
+    if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
+        return body
+    try:
+        ordered = [orjson.dumps(tool, option=orjson.OPT_SORT_KEYS) for tool in tools]
+        as_came = [orjson.dumps(tool) for tool in tools]
+    except (TypeError, ValueError, RecursionError):
+        return body
+    order = sorted(range(len(tools)), key=lambda index: (_name(tools[index]), ordered[index]))
+    if (ordered == as_came and order == list(range(len(tools)))) or any(map(_marked, tools)):
+        return body
+    fresh = [orjson.loads(raw) for raw in ordered]
+    return {**body, "tools": [fresh[index] for index in order]} if fresh == list(tools) else body
+
+
+def _name(tool: Json) -> str:
+    function = tool.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else tool.get("name")
+    return name if isinstance(name, str) else ""
+
+
+def _marked(tool: Json) -> bool:
+    function = tool.get("function")
+    return "cache_control" in tool or (isinstance(function, Mapping) and "cache_control" in function)
+
+
+def unordered(body: Json) -> Json:
+    """Return the canonical form in which two bodies are equal that differ in the order of tools and keys alone."""
+    bare: dict[str, Any] = dict(canonical(body))
+    if isinstance(bare.get("tools"), (list, tuple)):
+        bare["tools"] = sorted(orjson.dumps(tool, option=orjson.OPT_SORT_KEYS) for tool in bare["tools"])
+    return bare

@@ -1,0 +1,1 @@
+"""The choice of breakpoints by their expected cost."""

@@ -1,0 +1,1 @@
+"""A request body and its parts: blocks, hashes, sizes, markers, equality."""

@@ -1,0 +1,123 @@
+"""Write breakpoints into a body without touching the caller's objects, and compare bodies without them.
+
+Lives here: path copy, and every place where a marker may stand. Must not know: why a breakpoint is
+where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from cachemw.core.request.message_blocks import Json, Path
+from cachemw.core.rules.providers import MarkerKey, Ttl
+from cachemw.errors import BodyError
+
+_INNER = ("content", "tool_calls", "function")
+# The fields in which a plain string is the same as a list of one text part.
+_TEXT_HOLDERS = ("content", "system")
+
+
+def marker_value(ttl: Ttl) -> dict[str, str]:
+    """Return a `cache_control` value; 5m is what a marker without a TTL means everywhere."""
+    return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
+
+
+def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey = "cache_control") -> Json:
+    """Return the body with a marker, called `word`, at each path; the body itself where there is none.
+
+    Only the dictionaries and lists on the way to a marker are copied, everything else is shared
+    with the caller's body. A string at the end of a path becomes a list of one text part.
+
+    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must not
+    be written into another.
+    """
+    root: dict[str, Any] | None = None
+    fresh: dict[Path, Any] = {}
+    for path, ttl in places:
+        if root is None:
+            root = fresh[()] = dict(body)
+        node: Any = root
+        for depth in range(1, len(path)):
+            here = path[:depth]
+            if here not in fresh:
+                fresh[here] = node[path[depth - 1]] = _copy(_at(node, path[depth - 1]))
+            node = fresh[here]
+        last, control = path[-1], marker_value(ttl) if marker_key == "cache_control" else {"mode": "explicit"}
+        target = _at(node, last)
+        if isinstance(target, str) and last in _TEXT_HOLDERS:
+            node[last] = [{"type": "text", "text": target, marker_key: control}]
+        elif isinstance(target, Mapping):
+            node[last] = {**target, marker_key: control}
+        else:
+            raise BodyError("bad_path")
+    return body if root is None else root
+
+
+def _at(node: Any, key: str | int) -> Any:
+    """Return the value under a key or index. Raises `BodyError` where there is none."""
+    fits = isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key >= 0
+    try:
+        if fits:
+            return node[key]
+    except LookupError:
+        pass
+    raise BodyError("bad_path")
+
+
+def _copy(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return dict(node)
+    if isinstance(node, (list, tuple)):
+        return list(node)
+    raise BodyError("bad_path")
+
+
+def strip(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
+    """Return the body without any marker, the client's own included; the caller's is untouched."""
+    return {
+        key: [_strip(item, marker_key) for item in value]
+        if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))
+        else value
+        for key, value in body.items()
+        if key != marker_key
+    }
+
+
+def _strip(node: Any, marker_key: MarkerKey) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    bare = {key: value for key, value in node.items() if key != marker_key}
+    for key in _INNER:
+        inner = bare.get(key)
+        if isinstance(inner, (list, tuple)):
+            bare[key] = [_strip(item, marker_key) for item in inner]
+        elif isinstance(inner, Mapping):
+            bare[key] = {k: v for k, v in inner.items() if k != marker_key}
+    return bare
+
+
+def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
+    """Return the form in which two bodies that say the same are equal.
+
+    Markers are dropped and a string content is its one-part list. Two bodies are the same request
+    exactly when their canonical forms are equal: what leaves cachemw equals what came.
+    """
+    bare = dict(strip(body, marker_key))
+    if isinstance(bare.get("system"), str):
+        bare["system"] = [{"type": "text", "text": bare["system"]}]
+    messages = bare.get("messages")
+    if isinstance(messages, (list, tuple)):
+        bare["messages"] = [_listed(message) for message in messages]
+    return bare
+
+
+def _listed(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, (list, tuple)):
+        return {**message, "content": [_listed(part) for part in content]}
+    return message

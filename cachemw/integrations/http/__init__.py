@@ -1,0 +1,1 @@
+"""Chat requests over HTTP without the I/O."""

@@ -1,0 +1,48 @@
+"""Which HTTP requests are chat requests, in which wire shape, and to whom.
+
+Lives here: paths and what they tell. Must not know: bodies, clients, how anything is sent.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from cachemw.core.request.parser import WireFormat
+from cachemw.core.rules.providers import find_provider
+
+# Clients choose URLs: no more of one is searched for a provider, and kept in the memo.
+_LONGEST = 1_024
+
+
+class Route(NamedTuple):
+    """The shape of what is sent there, and the model where the path names it (Databricks' invocations)."""
+
+    wire: WireFormat
+    model: str | None = None
+
+
+def find_route(method: str, url: str) -> Route | None:
+    """Return the route of a request to a URL or a path; None where it is no chat request."""
+    if method.upper() != "POST":
+        return None
+    path = url.partition("?")[0].partition("#")[0]
+    head, _, last = path.removesuffix("/").rpartition("/")
+    parent = head.rpartition("/")[2]
+    if (parent, last) == ("chat", "completions"):
+        return Route("chat")
+    if (parent, last) == ("v1", "messages"):  # neither /v1/messages/count_tokens nor /v1/messages/batches
+        return Route("messages")
+    return Route("chat", unquote(parent)) if parent and last == "invocations" else None
+
+
+def provider_at(url: str) -> str | None:
+    """Return the name of the provider that a URL belongs to, None where nothing tells."""
+    return _provider_at(url.partition("?")[0][:_LONGEST])
+
+
+@lru_cache(maxsize=256)
+def _provider_at(url: str) -> str | None:
+    found = find_provider(url)
+    return None if found is None else found.name

@@ -1,0 +1,282 @@
+"""One chat request over HTTP and its answer, without the I/O.
+
+Lives here: which requests are ours, their bytes as a body and back, and what of an answer `settle` takes.
+Must not know: who sends and who reads (`transport`, `asgi`, `hooks`, the proxy), sync or async, and it must not
+decide anything about breakpoints. Nothing here raises or waits, and no byte of an answer is held back:
+whatever fails is counted and the exchange goes on as it would have without us.
+
+A shell does, in this order::
+
+    exchange = HttpExchange.of(mw, method=..., url=..., headers=..., body=...)   # None: pass as it came
+    exchange.call = mw.prepare(exchange.body, **exchange.asked)
+    send exchange.outgoing()                          # no answer: mw.fail(exchange.call)
+    match exchange.answered(status, headers):
+        "begun":     mw.begun; show `see` each chunk; at the end mw.settle(call, exchange.usage(), partial=...)
+        "refusable": read the error; where mw.refused(call, *exchange.refusal(...)) gives a body, send again
+        "failed":    mw.fail(call)
+
+`of` and `outgoing` take up to 50 ms each for a body of 32 MiB. A shell on an event loop runs `reading` and `sending`,
+the same work in slices, with `slices.run_in_loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import jiter
+import orjson
+
+from cachemw.core.request import json_budget
+from cachemw.core.request.message_blocks import canonical_json
+from cachemw.core.request.parser import WireFormat
+from cachemw.engine.call import Call
+from cachemw.errors import BodyError
+from cachemw.integrations.guard import Engine, Guard
+from cachemw.integrations.http.chat_routes import find_route, provider_at
+from cachemw.integrations.http.content_decoding import BudgetError, Decoder
+from cachemw.integrations.http.sse_usage import UsageReader
+from cachemw.reporting.labelling import current
+from cachemw.slices import Slices, run
+
+LABEL = "x-cachemw-label-"
+"""What the name of a header begins with that labels its request."""
+# With one of these the bytes are vouched for: a changed body would be refused.
+_SEALS = frozenset({"content-md5", "digest", "content-digest", "x-amz-content-sha256", "signature-input"})
+
+# Bytes of an error that are read: providers' own have some hundred.
+_ERROR = 1 << 16
+
+_PROMPT = frozenset({"messages", "tools", "system"})
+
+_Text = TypeVar("_Text", str, bytes)
+Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
+Verdict: TypeAlias = Literal["begun", "refusable", "failed"]
+
+
+class HttpExchange:
+    """Hold one request as it came, and learn from its answer.
+
+    `body` is the request as `prepare` takes it, `provider` the name that its address tells, `wire` its shape,
+    `labels` those of the context and of its headers, `verdict` what its last answer was. The shell sets `call` once
+    the middleware has prepared it.
+    """
+
+    call: Call
+
+    def __init__(
+        self,
+        mw: Engine,
+        original: bytes,
+        body: dict[str, Any],
+        wire: WireFormat,
+        provider: str | None,
+        labels: dict[str, str],
+        named: bool,
+    ) -> None:
+        self.original = original
+        self.body = body
+        self.wire = wire
+        self.provider = provider
+        self.labels = labels
+        self.verdict: Verdict | None = None
+        self._mw = mw
+        self._named = named
+        self._refused = False
+        self._given_up = False
+        self._decoder: Decoder | None = None
+        self._reader = UsageReader()
+
+    @classmethod
+    def of(cls, mw: Engine, **request: Any) -> HttpExchange | None:
+        """Run `reading` straight through."""
+        return run(cls.reading(mw, **request))
+
+    @classmethod
+    def reading(
+        cls,
+        mw: Engine,
+        *,
+        method: str,
+        url: str,
+        headers: Headers,
+        body: bytes,
+        provider: str | None = None,
+    ) -> Slices[HttpExchange | None]:
+        """Read a request; None where it is no chat request or can't be read, and passes byte for byte.
+
+        `url` may be a path only, `provider` says then whose it is. A body that would not come out as the same
+        JSON values (a key twice, a lone surrogate) can't be read, nor can one that is compressed or signed, or
+        that takes too long to read (see `json_budget`).
+        """
+        with Guard(mw, "http.body"):
+            route = find_route(method, url)
+            if route is None:
+                return None
+            given = {name.lower(): value for name, value in texts(headers)}
+            if _SEALS & given.keys() or given.get("content-encoding", "identity") != "identity":
+                mw.count("pass.sealed")
+                return None
+            try:
+                found = yield from _parsed(body)
+            except BodyError as error:
+                mw.count(f"pass.{error.reason}")
+                return None
+            if found is None:
+                return None
+            named = route.model is not None and "model" not in found
+            if named:
+                found = {"model": route.model, **found}
+            labels = {
+                name.removeprefix(LABEL): value for name, value in given.items() if name.startswith(LABEL)
+            }
+            where = provider or provider_at(url)
+            return cls(mw, body, found, route.wire, where, {**current(), **labels}, named)
+        return None
+
+    @property
+    def prepare_arguments(self) -> dict[str, Any]:
+        """Return what `prepare` takes beside the body, but for the namespace."""
+        return {"labels": self.labels, "provider": self.provider, "wire": self.wire}
+
+    @property
+    def changed(self) -> bool:
+        """Say whether other bytes than the original ones are to be sent."""
+        return self.call.body is not self.body and not self._refused
+
+    def outgoing(self) -> bytes:
+        """Run `sending` straight through."""
+        return run(self.sending())
+
+    def sending(self) -> Slices[bytes]:
+        """Return the bytes to send: the annotated body, or the very original where nothing was added."""
+        if self.changed:
+            with Guard(self._mw, "http.body"):
+                body: Mapping[str, Any] = self.call.body
+                if self._named:
+                    body = {key: value for key, value in body.items() if key != "model"}
+                yield from _pause(self.original)
+                raw = orjson.dumps(body)
+                yield from _pause(self.original)
+                return raw
+        return self.original
+
+    def classify_response(self, status: int, headers: Headers) -> Verdict:
+        """Take status and headers of the answer and say what to do.
+
+        "begun": it is read with `see`. "refusable": a 400 to what we changed; read it and ask `refusal`.
+        "failed": there will be no usage.
+        """
+        with Guard(self._mw, "http.answer"):
+            given = {name.lower(): value for name, value in texts(headers)}
+            try:
+                self._decoder = Decoder(given.get("content-encoding", ""))
+            except LookupError:
+                self._mw.count("http.encoding")
+        if 200 <= status < 300:
+            self.verdict = "begun"
+        else:
+            self.verdict = "refusable" if status == 400 and self.changed else "failed"
+        return self.verdict
+
+    def refusal(self, status: int, body: bytes) -> tuple[int, Any] | None:
+        """Return what `mw.refused` takes of an error; None the second time: one resend, no more.
+
+        Where it gives a body, send `outgoing()` again, which is the original from now on.
+        """
+        if self._refused:
+            return None
+        self._refused = True
+        with Guard(self._mw, "http.answer"):
+            if self._decoder is not None:
+                return status, _beginning(self._decoder.feed(body)).decode("utf-8", "replace")
+        return None
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at bytes of the answer, as they are on the wire, that pass."""
+        if self._decoder is None:
+            return
+        with Guard(self._mw, "http.usage"):
+            try:
+                for piece in self._decoder.feed(chunk):
+                    self._reader.feed(piece)
+                return
+            except BudgetError:
+                self._give_up()
+        self._decoder = None  # what can't be decoded once can't be later
+
+    def usage(self) -> dict[str, Any] | None:
+        """Return model and usage in the bytes seen so far, None where there was none."""
+        with Guard(self._mw, "http.usage"):
+            self._reader.finish()
+        if self._reader.answer is None and self._reader.too_large:
+            self._give_up()
+        return self._reader.answer
+
+    def _give_up(self) -> None:
+        """Count once that the usage of an answer was not read to its end."""
+        if not self._given_up:
+            self._given_up = True
+            self._mw.count("http.too_large")
+
+    @property
+    def finish(self) -> bool:
+        """Say whether the stream announced its own end: what is not read of it was no part of the answer."""
+        return self._reader.done
+
+
+def _beginning(pieces: Iterable[bytes]) -> bytes:
+    """Return the first bytes of an error; it says there why it is one."""
+    found = b""
+    for piece in pieces:
+        found += piece[:_ERROR]
+        if len(found) >= _ERROR:
+            break
+    return found[:_ERROR]
+
+
+def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:
+    """Return a chat request that comes out of the serialiser as it went in, None for any other JSON.
+
+    Raises `BodyError` where that can't be had. The engine examines the prompt itself.
+    """
+    yield from json_budget.check(body)
+    try:
+        found = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
+    except ValueError:
+        raise BodyError("not_json") from None
+    if not isinstance(found, dict) or not isinstance(found.get("messages"), list):
+        return None
+    yield from _pause(body)
+    canonical_json({key: value for key, value in found.items() if key not in _PROMPT})
+    yield from _pause(body)
+    return found
+
+
+def _pause(body: bytes) -> Slices[None]:
+    """Yield once where the steps of this body may be long."""
+    if len(body) > json_budget.SMALL:
+        yield
+
+
+def texts(headers: Headers) -> Iterable[tuple[str, str]]:
+    """Yield headers as pairs of text, whatever shape they are in."""
+    pairs: Iterable[tuple[Any, Any]] = headers.items() if isinstance(headers, Mapping) else headers
+    for name, value in pairs:
+        if isinstance(name, bytes):
+            yield name.decode("latin-1"), value.decode("latin-1")
+        else:
+            yield name, value
+
+
+def take_labels(headers: Iterable[tuple[_Text, _Text]]) -> tuple[dict[str, str], list[tuple[_Text, _Text]]]:
+    """Split headers into labels (`x-cachemw-label-team: north`) and those to send on, their order kept."""
+    labels: dict[str, str] = {}
+    kept: list[tuple[_Text, _Text]] = []
+    for pair in headers:
+        ((name, value),) = texts([pair])
+        if name.lower().startswith(LABEL):
+            labels[name.lower().removeprefix(LABEL)] = value
+        else:
+            kept.append(pair)
+    return labels, kept

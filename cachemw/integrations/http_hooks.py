@@ -1,0 +1,97 @@
+"""Hooks for a host that shows requests and answers as they pass: `HttpHooks`.
+
+Lives here: the order in which an exchange is told to the middleware, for hosts that call back: an intercepting
+proxy, a gateway's plugin, a filter. Must not send, read or wait for anything of the host's, and must not know any
+host. Nothing here raises but the constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cachemw.engine import Middleware
+from cachemw.integrations.http.exchange import Headers, HttpExchange
+from cachemw.integrations.resolve_middleware import resolve_middleware
+from cachemw.settings import Settings
+
+
+class HttpHooks:
+    """Place breakpoints in the chat requests that a host shows, and settle them by the answers it shows.
+
+    Per request: `on_request`, `on_response`, and where the answer is not given whole `on_chunk` for each piece and
+    `on_end`. Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with
+    an optional `clock` in seconds; `cachemw.of` returns the middleware. Any number of threads may use one. Raises
+    `ConfigError` at construction.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings | None = None,
+        middleware: Middleware | None = None,
+        clock: Callable[[], float] | None = None,
+        **settings_fields: Any,
+    ) -> None:
+        self._cachemw = resolve_middleware(
+            "HttpHooks", Middleware, middleware, settings, clock, settings_fields
+        )
+
+    def on_request(
+        self,
+        body: bytes,
+        headers: Headers,
+        *,
+        url: str,
+        method: str = "POST",
+        provider: str | None = None,
+        namespace: str | None = None,
+    ) -> HttpExchange | None:
+        """Return the exchange whose `outgoing()` bytes are to be sent; None where the request is to pass as it is.
+
+        `headers` are a mapping or pairs, text or bytes. Correct the length that the request's headers tell, and
+        keep the exchange for the other hooks. `provider` says whose `url` it is where that is but a path.
+        """
+        mw = self._cachemw
+        chat = HttpExchange.of(mw, method=method, url=url, headers=headers, body=body, provider=provider)
+        if chat is not None:
+            chat.call = mw.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
+        return chat
+
+    def on_response(
+        self, chat: HttpExchange, status: int, headers: Headers, body: bytes | None = None
+    ) -> bytes | None:
+        """Take an answer, whole or as it begins; return the original request where that is to be sent once more.
+
+        With `body`, which is as on the wire, the exchange is over, unless bytes are returned: the provider refused
+        a marker of ours. Send them, and show the answer here again, or call `on_end`.
+        """
+        mw = self._cachemw
+        verdict = chat.classify_response(status, headers)
+        if verdict == "begun":
+            mw.begun(chat.call)
+        if body is None:
+            return None
+        if verdict == "refusable":
+            refusal = chat.refusal(status, body)
+            if refusal is not None and mw.refused(chat.call, *refusal) is not None:
+                return chat.outgoing()
+        chat.feed(body)
+        self.on_end(chat)
+        return None
+
+    def on_chunk(self, chat: HttpExchange, chunk: bytes) -> bytes:
+        """Look at a piece of the answer's body, as on the wire; return the same piece."""
+        chat.feed(chunk)
+        return chunk
+
+    def on_end(self, chat: HttpExchange, *, whole: bool = True) -> None:
+        """Note that the exchange is over; not `whole` if an answer broke or nobody wanted the rest. Again is fine."""
+        if chat.verdict == "begun":
+            self._cachemw.settle(chat.call, chat.usage(), partial=not (whole or chat.finish))
+        else:
+            self._cachemw.fail(chat.call)
+
+    def close(self) -> None:
+        """Close the middleware, which writes what is queued for the store."""
+        self._cachemw.close()

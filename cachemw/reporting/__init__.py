@@ -1,0 +1,1 @@
+"""Savings as sums: the ledger, labels and reports."""

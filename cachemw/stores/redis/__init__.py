@@ -1,0 +1,1 @@
+"""The store in Redis, Valkey or a compatible server."""

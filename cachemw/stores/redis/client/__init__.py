@@ -1,0 +1,1 @@
+"""Commands to Redis under a deadline, whatever its topology."""

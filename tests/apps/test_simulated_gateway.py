@@ -1,0 +1,346 @@
+"""The simulated provider over HTTP, as clients of three kinds see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from cachemw.apps import simulated_gateway
+from cachemw.apps.simulated_gateway import (
+    CHAT_PATHS,
+    CLOCK_HEADER,
+    MESSAGES_PATHS,
+    BilledRequest,
+    build,
+    running,
+)
+from cachemw.simulation.options import Options
+
+MODEL = "databricks-claude-sonnet-4-5"
+KEY = {"authorization": "Bearer team-a"}
+LONG = "A support agent reads the policy, looks at the order and answers in two sentences. " * 120
+Body = dict[str, Any]
+
+
+def body(question: str = "Where is my order?", *, ttl: str | None = None, **rest: Any) -> Any:
+    """Return a request with a marked system prompt of some 2,000 tokens."""
+    marker = {"type": "ephemeral", **({"ttl": ttl} if ttl else {})}
+    system = {"role": "system", "content": [{"type": "text", "text": LONG, "cache_control": marker}]}
+    return {"model": MODEL, "messages": [system, {"role": "user", "content": question}], **rest}
+
+
+def messages_body(**rest: Any) -> Body:
+    """Return the same on the Messages wire."""
+    chat = body()
+    return {
+        "model": MODEL,
+        "max_tokens": 50,
+        "system": chat["messages"][0]["content"],
+        "messages": chat["messages"][1:],
+        **rest,
+    }
+
+
+def post(app: Starlette, path: str, sent: Any, **headers: str) -> Any:
+    """Send a body to an app without a socket."""
+    with TestClient(app) as client:
+        given = {**KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        return client.post(path, content=sent if isinstance(sent, bytes) else json.dumps(sent), headers=given)
+
+
+def events(answer: Any) -> list[Any]:
+    """Return the data of a stream's server-sent events, the end mark left out."""
+    lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+@pytest.mark.parametrize("path", CHAT_PATHS)
+def test_every_chat_path_answers_and_shares_entries(path: str) -> None:
+    """The first request writes, the second reads as much, in Databricks' flat usage."""
+    app = build()
+    path = path.format(name=MODEL) if "{" in path else path
+    first, second = (post(app, path, body()).json()["usage"] for _ in range(2))
+    assert first["cache_read_input_tokens"] == 0
+    assert second["cache_read_input_tokens"] == first["cache_creation_input_tokens"] > 1500
+    assert second["cache_creation_input_tokens"] == 0
+    assert second["prompt_tokens"] == first["prompt_tokens"] > second["cache_read_input_tokens"]
+    assert second["total_tokens"] == second["prompt_tokens"] + second["completion_tokens"]
+
+
+@pytest.mark.parametrize("path", MESSAGES_PATHS)
+def test_every_messages_path_answers_in_anthropics_shape(path: str) -> None:
+    """Usage splits the creation by TTL, and leaves out of `input_tokens` what was read."""
+    app = build()
+    first, second = (post(app, path, messages_body()).json() for _ in range(2))
+    assert first["content"][0]["type"] == "text"
+    assert first["stop_reason"] == "end_turn"
+    written = first["usage"]["cache_creation"]["ephemeral_5m_input_tokens"]
+    assert (
+        written == first["usage"]["cache_creation_input_tokens"] == second["usage"]["cache_read_input_tokens"]
+    )
+    assert second["usage"]["input_tokens"] < 50 < written
+
+
+def test_a_models_name_in_the_path_serves_where_the_body_has_none() -> None:
+    """`/serving-endpoints/{name}/invocations` needs no model; both spellings are one model."""
+    app = build()
+    nameless = {key: value for key, value in body().items() if key != "model"}
+    post(app, f"/serving-endpoints/{MODEL}/invocations", nameless)
+    again = post(app, "/v1/chat/completions", {**body(), "model": "system.ai.claude-sonnet-4-5"})
+    assert again.json()["usage"]["cache_read_input_tokens"] > 0
+
+
+def test_organisations_and_models_do_not_share() -> None:
+    """Another token, or another model, reads nothing."""
+    app = build()
+    post(app, "/v1/chat/completions", body())
+    for change, headers in (
+        ({}, {"authorization": "Bearer team-b"}),
+        ({"model": "databricks-claude-opus-4-1"}, {}),
+    ):
+        usage = post(app, "/v1/chat/completions", {**body(), **change}, **headers).json()["usage"]
+        assert usage["cache_read_input_tokens"] == 0
+
+
+def test_exclusive_usage_leaves_read_and_written_out_of_the_prompt() -> None:
+    """The other reading of Databricks' `prompt_tokens`."""
+    usage = post(build(inclusive=False), "/v1/chat/completions", body()).json()["usage"]
+    assert usage["prompt_tokens"] < 50 < usage["cache_creation_input_tokens"]
+
+
+def test_databricks_streams_usage_in_every_chunk() -> None:
+    """The prompt's tokens are the same in each, the answer's grow; the last event is the end mark."""
+    answer = post(build(), "/serving-endpoints/chat/completions", body(stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.rstrip().endswith("data: [DONE]")
+    usages = [chunk["usage"] for chunk in events(answer)]
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    grown = [usage["completion_tokens"] for usage in usages]
+    assert grown == sorted(grown)
+    assert grown[0] < grown[-1]
+    assert events(answer)[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_openrouter_streams_usage_once_at_the_end() -> None:
+    """One chunk without choices carries it, as details of an inclusive prompt."""
+    app = build(Options(provider="openrouter"))
+    chunks = events(post(app, "/v1/chat/completions", body(stream=True)))
+    assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert chunks[-1]["usage"]["prompt_tokens_details"]["cache_write_tokens"] > 0
+
+
+def test_anthropic_streams_usage_first_and_cumulative_last() -> None:
+    """`message_start` has the prompt's usage, `message_delta` all of it again."""
+    answer = post(build(), "/v1/messages", messages_body(stream=True))
+    found = events(answer)
+    assert [event["type"] for event in found] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+    assert answer.text.startswith("event: message_start\n")
+    start, end = found[0]["message"]["usage"], found[-2]["usage"]
+    assert start["cache_creation_input_tokens"] == end["cache_creation_input_tokens"] > 0
+    assert start["output_tokens"] < end["output_tokens"]
+
+
+def _databricks_error(data: Any) -> str:
+    assert data["error_code"] in ("BAD_REQUEST", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST")
+    return str(data["message"])
+
+
+def _anthropic_error(data: Any) -> str:
+    assert data["type"] == "error"
+    assert data["error"]["type"] in ("invalid_request_error", "authentication_error", "not_found_error")
+    return str(data["error"]["message"])
+
+
+def _openai_error(data: Any) -> str:
+    return str(data["error"]["message"])
+
+
+SHAPES: list[tuple[str, str, Body, Callable[[Any], str]]] = [
+    ("databricks", "/serving-endpoints/chat/completions", body(), _databricks_error),
+    ("databricks", "/serving-endpoints/anthropic/v1/messages", messages_body(), _anthropic_error),
+    ("openrouter", "/v1/chat/completions", body(), _openai_error),
+]
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "sent", "message"), SHAPES, ids=["databricks", "anthropic", "openai"]
+)
+def test_refusals_have_the_shape_of_their_wire(
+    provider: str, path: str, sent: Body, message: Callable[[Any], str]
+) -> None:
+    """400, 401 and 404, each with its words, each counted, none billed."""
+    app = build(Options(provider=provider))
+    many = {
+        **sent,
+        "messages": [
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}] * 6,
+            }
+        ],
+    }
+    many.pop("system", None)
+    refused = post(app, path, many)
+    assert (refused.status_code, message(refused.json())) == (
+        400,
+        "A maximum of 4 blocks with cache_control may be provided. Found 6.",
+    )
+    stranger = post(app, path, sent, authorization="Basic abc")
+    assert stranger.status_code == 401
+    assert "Credential was not sent" in message(stranger.json())
+    unknown = post(app, path, {**sent, "model": "acme-7"})
+    assert unknown.status_code == 404
+    assert "acme-7" in message(unknown.json())
+    assert [row.status for row in app.state.ledger.rows] == [400, 401, 404]
+    assert app.state.ledger.totals["refused"] == app.state.ledger.totals["requests"] == 3
+    assert sum(sum(row[3:]) for row in app.state.ledger.rows) == 0
+
+
+@pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'{"messages": "\\ud800"}', b"\xff"])
+def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
+    """400, not a crash."""
+    answer = post(build(), "/v1/chat/completions", raw)
+    assert answer.status_code == 400
+    assert "request body is not" in _databricks_error(answer.json())
+
+
+def test_an_api_key_header_serves_for_the_messages_wire() -> None:
+    """Anthropic's own clients send `x-api-key`."""
+    with TestClient(build()) as client:
+        assert (
+            client.post("/v1/messages", json=messages_body(), headers={"x-api-key": "k"}).status_code == 200
+        )
+
+
+def test_a_virtual_clock_is_read_from_the_header() -> None:
+    """An entry lives 300 seconds on the clock that the client sends."""
+    app = build(virtual_clock=True)
+
+    def read(at: float) -> int:
+        answer = post(app, "/v1/chat/completions", body(), **{CLOCK_HEADER: str(at)})
+        return int(answer.json()["usage"]["cache_read_input_tokens"])
+
+    assert read(1000.0) == 0
+    assert read(1299.999) > 0
+    assert read(1599.999) == 0
+
+
+@pytest.mark.parametrize("sent", [None, "", "noon", "nan", "inf"])
+def test_a_virtual_clock_without_a_time_is_refused(sent: str | None) -> None:
+    """The 400 names the header."""
+    headers = {} if sent is None else {CLOCK_HEADER: sent}
+    answer = post(build(virtual_clock=True), "/v1/chat/completions", body(), **headers)
+    assert answer.status_code == 400
+    assert CLOCK_HEADER in answer.json()["message"]
+
+
+def test_a_time_is_refused_without_a_virtual_clock() -> None:
+    """A client can't move a gateway that keeps its own time."""
+    answer = post(build(), "/v1/chat/completions", body(), **{CLOCK_HEADER: "5"})
+    assert answer.status_code == 400
+    assert CLOCK_HEADER in answer.json()["message"]
+
+
+def test_the_clock_given_is_the_clock_used() -> None:
+    """An entry of a gateway with its own time dies by that time."""
+    now = [0.0]
+    app = build(clock=lambda: now[0])
+    for at, found in ((0.0, False), (299.0, True), (600.0, False)):
+        now[0] = at
+        usage = post(app, "/v1/chat/completions", body()).json()["usage"]
+        assert (usage["cache_read_input_tokens"] > 0) is found
+
+
+def test_the_ledger_has_a_row_for_each_request_and_its_sums() -> None:
+    """Tokens by kind and TTL, the sums equal to the rows'."""
+    app = build()
+    post(app, "/v1/chat/completions", body(ttl="1h"))
+    post(app, "/v1/chat/completions", body("And my refund?"))
+    first, second = app.state.ledger.rows
+    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.write_1h, first.plain, 6)
+    assert second.read == first.write_1h > 0
+    totals = app.state.ledger.totals
+    assert (totals["requests"], totals["refused"]) == (2, 0)
+    assert totals["plain"] == first.plain + second.plain
+    assert totals["write_1h"] == first.write_1h
+
+
+def test_models_are_listed_and_health_is_told() -> None:
+    """A client that looks for models finds the Claude ones under Databricks' names."""
+    with TestClient(build()) as client:
+        assert client.get("/healthz").text == "ok"
+        for path in simulated_gateway.MODELS_PATHS:
+            assert MODEL in [row["id"] for row in client.get(path).json()["data"]]
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[Starlette, OpenAI]]:
+    """Serve a gateway on a loopback port, with an OpenAI client for it."""
+    app = build(answer_after=0.2)
+    with (
+        running(app) as url,
+        OpenAI(base_url=f"{url}/serving-endpoints", api_key="team-a", max_retries=0) as client,
+    ):
+        yield app, client
+
+
+def test_a_real_client_reads_answers_streams_and_errors(served: tuple[Starlette, OpenAI]) -> None:
+    """Usage survives as extra fields, chunks parse, a 400 is a BadRequestError with its words."""
+    _, client = served
+    whole = client.chat.completions.create(**body())
+    assert whole.choices[0].message.content
+    assert whole.usage is not None
+    assert whole.usage.model_extra is not None
+    written = whole.usage.model_extra["cache_creation_input_tokens"]
+    last = list(client.chat.completions.create(**body(), stream=True))[-1].to_dict()
+    assert last["usage"]["cache_read_input_tokens"] == written > 0
+    part = {"type": "text", "text": " ", "cache_control": {"type": "ephemeral"}}
+    blank = {"role": "user", "content": [part]}
+    with pytest.raises(openai.BadRequestError, match="cache_control cannot be set for empty text blocks"):
+        client.chat.completions.create(**body(), extra_body={"messages": [blank]})
+    with pytest.raises(openai.AuthenticationError):
+        client.chat.completions.create(**body(), extra_headers={"Authorization": "Basic x"})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_concurrent_cold_requests_all_write(served: tuple[Starlette, OpenAI], stream: bool) -> None:
+    """None reads before an answer has begun; the next one after that does."""
+    app, client = served
+
+    def ask(number: int) -> None:
+        answer = client.chat.completions.create(**body(f"Question {number}"), stream=stream)
+        if stream:
+            list(answer)
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(ask, range(5)))
+    ask(6)
+    rows = list(app.state.ledger.rows)
+    assert [row.read > 0 for row in rows] == [False] * 5 + [True]
+    assert all(row.write_5m > 0 for row in rows[:5])
+
+
+def test_running_frees_its_port() -> None:
+    """The server is gone when the block ends."""
+    with running(build()) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
+        assert client.models.list().data
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+    client.close()

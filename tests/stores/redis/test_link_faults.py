@@ -1,0 +1,521 @@
+"""What servers and networks can do to a link, and in what time."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from redis._parsers import _AsyncRESP2Parser, _RESP2Parser
+from redis.exceptions import ConnectionError as Refused
+from redis.exceptions import (
+    MovedError,
+)
+from redis.exceptions import TimeoutError as RedisTimeout
+
+from benchmarks import redis_servers
+from benchmarks.redis_servers import Cluster, Server, until
+from cachemw.stores.redis.client import connect, servers, sockets
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
+from cachemw.stores.redis.client.pool import Background
+from cachemw.stores.redis.client.routes import MAX_REDIRECTS
+from cachemw.stores.redis.commands import Command
+from cachemw.stores.url import target
+from tests.stores.links import PATIENT, SLACK, Impostor, Linker, count, ponging, tls
+
+
+def drip(connection: socket.socket, data: bytes) -> None:
+    """Send an endless answer, a byte every five milliseconds."""
+    connection.sendall(b"$100000\r\n")
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.005)
+
+
+def flood(connection: socket.socket, data: bytes) -> None:
+    """Send an endless answer as fast as it goes."""
+    connection.sendall(b"$1000000000000\r\n")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+@pytest.mark.parametrize(
+    "speak",
+    [drip, ponging(drip), ponging(flood), lambda *_: None, ponging(lambda *_: None)],
+    ids=["drips at once", "drips", "floods", "accepts only", "falls silent"],
+)
+def test_no_answer_takes_longer_than_the_call_may(linked: Linker, speak: Callable[..., None]) -> None:
+    """However the parts of an answer come, it is bounded as a whole."""
+    with Impostor(speak) as server:
+        link = linked(server.url, connect_patience=0.5)
+        for _ in range(3):
+            start = time.monotonic()
+            with pytest.raises((RedisTimeout, TimeoutError)):
+                link.execute([("GET", "a")], 0.1)
+            assert time.monotonic() - start < 0.1 + SLACK
+
+
+def test_a_request_that_nobody_takes_is_bounded(linked: Linker) -> None:
+    """So is sending: a server that stops reading fills the network's buffers. What is unsent then never is."""
+    stop, came = threading.Event(), [0]
+
+    def deaf(connection: socket.socket, data: bytes) -> None:
+        came[0] = len(data)
+        stop.wait(5)
+        while part := connection.recv(1 << 20):
+            came[0] += len(part)
+
+    with Impostor(ponging(deaf)) as server:
+        link = linked(server.url)
+        link.execute([], 1)
+        start = time.monotonic()
+        with pytest.raises((RedisTimeout, TimeoutError)):
+            link.execute([("SET", "a", b"x" * 20_000_000)], 0.3)
+        assert time.monotonic() - start < 0.3 + SLACK
+        stop.set()
+        link.pause(0.3)
+    assert came[0] < 20_000_000
+
+
+def test_a_frozen_server_is_bounded_and_served_when_thawed(linked: Linker) -> None:
+    """Connections that were open before and those made while it is frozen, alike."""
+    with redis_servers.standalone() as server:
+        link = linked(server.url)
+        link.execute([("SET", "a", 1)])
+        server.freeze()
+        for _ in range(4):
+            start = time.monotonic()
+            with pytest.raises((RedisTimeout, TimeoutError)):
+                link.execute([("GET", "a")], 0.05)
+            assert time.monotonic() - start < 0.05 + SLACK
+        server.thaw()
+        assert link.until(("GET", "a")) == b"1"
+
+
+def test_a_port_that_nobody_listens_on_is_refused_at_once(linked: Linker, closed_port: int) -> None:
+    """Nor is it tried again within a call."""
+    link = linked(f"redis://127.0.0.1:{closed_port}")
+    for _ in range(3):
+        start = time.monotonic()
+        with pytest.raises(Refused):
+            link.execute([("GET", "a")], PATIENT)
+        assert time.monotonic() - start < SLACK
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
+def test_nobody_there_is_an_error_of_every_topology(linked: Linker, closed_port: int, scheme: str) -> None:
+    """As soon as all that were named have refused."""
+    link = linked(f"{scheme}://127.0.0.1:{closed_port}" + ("/mymaster" if "sentinel" in scheme else ""))
+    start = time.monotonic()
+    with pytest.raises(Refused):
+        link.execute([("GET", "a")], PATIENT)
+    assert time.monotonic() - start < SLACK
+
+
+def test_a_name_server_that_does_not_answer_is_bounded(
+    linked: Linker, single: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking up goes on in the background, one call waits for it, and what was found serves a later one."""
+    real, silent = socket.getaddrinfo, threading.Event()
+
+    def sleep(host: Any, *rest: Any, **more: Any) -> Any:
+        if host != "named.invalid":
+            return real(host, *rest, **more)
+        silent.wait(5)
+        return real("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", sleep)
+    link = linked(single.url.replace("127.0.0.1", "named.invalid"))
+    for _ in range(3):
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            link.execute([("GET", "a")], 0.05)
+        assert time.monotonic() - start < 0.05 + SLACK
+    silent.set()
+    assert link.until(("SET", "a", 1)) == b"OK"
+
+
+def test_a_name_that_nobody_knows_is_refused(linked: Linker) -> None:
+    """By the class of a refused connection."""
+    with pytest.raises(Refused):
+        linked("redis://no-such-host.invalid").execute([("GET", "a")])
+
+
+def test_a_network_slower_than_a_call_is_connected_to_in_the_end(linked: Linker) -> None:
+    """No call starts anew what the one before it did not wait for."""
+
+    def late(connection: socket.socket, data: bytes) -> None:
+        time.sleep(0.2)
+        connection.sendall(b"+PONG\r\n")
+
+    with Impostor(late) as server:
+        link = linked(server.url)
+        link_errors = 0
+        end = time.monotonic() + 5
+        while not link_errors or len(server.sent) < 2:
+            assert time.monotonic() < end
+            with suppress(TimeoutError, RedisTimeout):
+                link.execute([("GET", "a")], 0.05)
+                break
+            link_errors += 1
+            link.pause(0.02)
+        assert link_errors
+        assert server.sent[0].count(b"PING") == 1
+        assert b"GET" in server.sent[1]
+
+
+def test_no_more_connections_than_the_url_allows(linked: Linker, single: Server) -> None:
+    """The others wait for one, in time."""
+    link = linked(single.url.replace("redis://", "redis://") + "?max_connections=2")
+    start = time.monotonic()
+    sent: list[Command] = [("BLPOP", "none", "0.3")]
+    if isinstance(link.link, RedisClient):
+        with ThreadPoolExecutor(3) as pool:
+            calls = [pool.submit(link.link.execute, sent, 5.0) for _ in range(3)]
+            time.sleep(0.1)
+            with pytest.raises(TimeoutError):
+                link.execute([("GET", "a")], 0.05)
+            assert [call.result() for call in calls] == [[None]] * 3
+    else:
+
+        async def all_at_once() -> list[Any]:
+            calls = [asyncio.create_task(link.link.execute(sent, 5.0)) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            with pytest.raises(TimeoutError):
+                await link.link.execute([("GET", "a")], 0.05)
+            return await asyncio.gather(*calls)
+
+        assert link._runner is not None
+        assert link._runner.run(all_at_once()) == [[None]] * 3
+    assert time.monotonic() - start >= 0.6
+
+
+def test_a_connection_that_the_server_closed_is_not_sent_over(
+    linked: Linker, single: Server, keys: list[bytes]
+) -> None:
+    """It is noticed before the call, which loses nothing."""
+    link = linked(single.url)
+    for counted in range(1, 4):
+        assert link.execute([count(keys[0])]) == [b"%d" % counted]
+        with single.client() as client:
+            client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        link.pause(0.02)
+
+
+def test_a_restarted_server_is_served_again(linked: Linker) -> None:
+    """At the first call that finds it."""
+    with redis_servers.standalone() as server:
+        link = linked(server.url)
+        assert link.execute([count(b"a")]) == [b"1"]
+        server.restart()
+        link.pause(0.02)
+        assert link.execute([count(b"a")]) == [b"1"]
+        server.kill()
+        link.pause(0.02)
+        with pytest.raises(Refused):
+            link.execute([count(b"a")])
+        server.start()
+        assert link.execute([count(b"a")]) == [b"1"]
+
+
+def test_what_was_sent_is_never_sent_again(linked: Linker) -> None:
+    """A connection that breaks before the answer may have been counted."""
+
+    def hang_up(connection: socket.socket, data: bytes) -> None:
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with Impostor(ponging(hang_up)) as server:
+        with pytest.raises(Refused):
+            linked(server.url).execute([("INCR", "a")], 1)
+        assert [data for data in server.sent if b"INCR" in data] == [b"*2\r\n$4\r\nINCR\r\n$1\r\na\r\n"]
+
+
+def test_an_answer_that_comes_too_late_is_no_later_calls(linked: Linker, single: Server) -> None:
+    """Its connection is given up."""
+    link = linked(single.url)
+    for _ in range(5):
+        with pytest.raises((TimeoutError, RedisTimeout)):
+            link.execute([("BLPOP", "none", "5")], 0.03)
+        assert link.execute([("ECHO", "mine")]) == [b"mine"]
+
+
+@pytest.mark.parametrize("name", ["single", "encrypted"])
+def test_all_is_the_same_without_hiredis(
+    request: pytest.FixtureRequest,
+    linked: Linker,
+    kind: str,
+    name: str,
+    keys: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """redis-py's own parser finds by receiving whether a connection can be sent over: that takes no time."""
+    parser = _RESP2Parser if kind == "sync" else _AsyncRESP2Parser
+    login = connect._login
+    monkeypatch.setattr(connect, "_login", lambda at: login(at) | {"parser_class": parser})
+    server = request.getfixturevalue(name)
+    url = tls(server.url, request.getfixturevalue("certificates")) if name == "encrypted" else server.url
+    link = linked(url)
+    start = time.monotonic()
+    replies = [link.execute([("CLIENT", "ID"), count(keys[0])]) for _ in range(5)]
+    assert replies == [[replies[0][0], b"%d" % counted] for counted in range(1, 6)]
+    assert time.monotonic() - start < PATIENT
+    with server.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    link.pause(0.02)
+    assert link.execute([count(keys[0])]) == [b"6"]
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["with the answer", "after it"])
+def test_what_nobody_asked_for_ends_a_connection(linked: Linker, together: bool) -> None:
+    """A stray answer would be read as the next one."""
+
+    def twice(connection: socket.socket, data: bytes) -> None:
+        if together:
+            connection.sendall(b"+first\r\n+stray\r\n")
+        else:
+            connection.sendall(b"+first\r\n")
+            time.sleep(0.02)
+            connection.sendall(b"+stray\r\n")
+        server.sent.append(b"stray")
+
+    with Impostor(ponging(twice)) as server:
+        link = linked(server.url)
+        for call in range(1, 4):
+            assert link.execute([("GET", "a")]) == [b"first"]
+            until(lambda call=call: server.sent.count(b"stray") == call, "nothing is sent")
+            link.pause(0.02)
+
+
+def test_closing_ends_connections_and_a_later_call_keeps_none(linked: Linker) -> None:
+    """A write that comes after the end is still written."""
+    with redis_servers.standalone() as server, server.client() as client:
+        link = linked(server.url)
+        link.execute([("SET", "a", 1)])
+        others = len(client.client_list()) - 1
+        assert others == 1
+        if link._runner is None:
+            link.link.close()
+        else:
+            link._runner.run(link.link.close())
+        until(lambda: len(client.client_list()) == 1, "the connection stays")
+        assert link.execute([("GET", "a")]) == [b"1"]
+        link.pause(0.02)
+        until(lambda: len(client.client_list()) == 1, "the connection stays")
+
+
+def test_closing_ends_what_is_still_being_opened(linked: Linker) -> None:
+    """As soon as it is open: nobody else would."""
+    late, ended = threading.Event(), threading.Event()
+
+    def slow(connection: socket.socket, data: bytes) -> None:
+        late.wait(5)
+        # Nothing more comes but its end.
+        with suppress(OSError):
+            connection.sendall(b"+PONG\r\n")
+            connection.recv(1)
+        ended.set()
+
+    with Impostor(slow) as server:
+        link = linked(server.url)
+        with pytest.raises(TimeoutError):
+            link.execute([("GET", "a")], 0.1)
+        if link._runner is None:
+            link.link.close()
+        else:
+            link._runner.run(link.link.close())
+        late.set()
+        assert ended.wait(5)
+
+
+def test_closing_gives_up_what_is_being_opened(linked: Linker) -> None:
+    """A loop ends without a word of tasks that nobody waited for."""
+    with Impostor(lambda *_: None) as server:
+        link = linked(server.url)
+        with pytest.raises(TimeoutError):
+            link.execute([("GET", "a")], 0.05)
+        cluster = linked(server.url.replace("redis", "redis+cluster", 1))
+        with pytest.raises(TimeoutError):
+            cluster.execute([("GET", "a")], 0.05)
+
+
+def test_threads_share_a_link(single: Server, keys: list[bytes], script: None) -> None:
+    """None loses an answer or takes another's."""
+    link = RedisClient(single.url + "?max_connections=3")
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            assert link.execute([("ECHO", number), count(keys[0])], PATIENT)[0] == b"%d" % number
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert link.execute([("GET", keys[0])], PATIENT) == [b"400"]
+    link.close()
+
+
+def test_threads_that_call_a_cluster_first_look_for_its_slots_together(
+    three: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looks, and the others wait for what it finds, even while its thread is being started."""
+
+    def slow(work: Callable[[], None]) -> Background[None]:
+        time.sleep(0.05)
+        return Background(work)
+
+    monkeypatch.setattr(servers, "Background", slow)
+    link, together = RedisClient(three.url), threading.Barrier(24)
+
+    def work(number: int) -> list[Any]:
+        together.wait(PATIENT)
+        return link.execute([("ECHO", number)], PATIENT)
+
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(work, range(24))) == [[b"%d" % number] for number in range(24)]
+    link.close()
+
+
+async def test_tasks_share_a_link_and_a_cancelled_one_hurts_no_other(
+    single: Server, keys: list[bytes]
+) -> None:
+    """Whatever it was waiting for: a connection, its opening, an answer."""
+    link = AsyncRedisClient(single.url + "?max_connections=3")
+    for waited in range(30):
+        tasks = [asyncio.create_task(link.execute([("ECHO", number)], PATIENT)) for number in range(6)]
+        for _ in range(waited % 10):
+            await asyncio.sleep(0)
+        tasks[waited % 6].cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        for number, answer in enumerate(answers):
+            assert answer == [b"%d" % number] or isinstance(answer, asyncio.CancelledError)
+    await link.close()
+
+
+async def test_a_busy_loop_loses_no_answer(single: Server) -> None:
+    """Time in which the loop did not get round to it does not count."""
+    link = AsyncRedisClient(single.url)
+
+    async def call() -> list[Any]:
+        return await link.execute([("ECHO", "x")], 0.05)
+
+    for _ in range(3):
+        task = asyncio.create_task(call())
+        for _ in range(4):
+            await asyncio.sleep(0)
+            time.sleep(0.08)  # noqa: ASYNC251 - it is busy
+        assert await task == [b"x"]
+    await link.close()
+
+
+async def test_the_applications_threads_are_not_used_to_look_up_a_name(
+    single: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that is gone would take them all."""
+    real, ours = socket.getaddrinfo, []
+
+    def look(host: Any, *rest: Any, **more: Any) -> Any:
+        if host == "named.invalid":
+            ours.append(threading.get_ident())
+            time.sleep(0.3)
+        return real("127.0.0.1", *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look)
+    link = AsyncRedisClient(single.url.replace("127.0.0.1", "named.invalid"))
+    with pytest.raises(TimeoutError):
+        await link.execute([("GET", "a")], 0.05)
+    assert ours
+    assert await asyncio.to_thread(threading.get_ident) not in ours
+    await link.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_link_outlives_its_loop_and_a_fork(single: Server, three: Cluster, scheme: str) -> None:
+    """Each `asyncio.run` and each child has connections of its own, and leaves the parent's alone."""
+    program = """
+import asyncio, os, sys
+from cachemw.stores.redis.client.link import AsyncLink, Link
+from cachemw.stores.redis.client.routes import HOPS
+link = AsyncLink(sys.argv[1])
+for _ in range(3):
+    assert asyncio.run(link.execute([("SET", "a", 5), ("GET", "a")], 5)) == [b"OK", b"5"]
+asyncio.run(link.close())
+link = Link(sys.argv[1])
+ask = lambda: link.execute([("SET", "a", 5), ("CLIENT", "ID")], 5)[1]
+mine = ask()
+child = os.fork()
+if not child:
+    link.close()
+    os._exit(0 if ask() != mine and ask() != mine else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert ask() == mine
+link.close()
+"""
+    url = single.url if scheme == "redis" else three.url
+    # In a process of its own: a loop that ended leaves its connection open, and Python says so when it can.
+    subprocess.run([sys.executable, "-c", program, url], check=True)
+
+
+@pytest.mark.parametrize("name", ["single", "by_socket", "encrypted"])
+def test_redis_py_opens_sockets_by_the_hook_that_bounds_them(
+    request: pytest.FixtureRequest, name: str
+) -> None:
+    """`_connect` has no public name: should it go, answers would no longer be bounded as a whole."""
+    server = request.getfixturevalue(name)
+    url = tls(server.url, request.getfixturevalue("certificates")) if name == "encrypted" else server.url
+    connection = connect.opener(target(url), 1.0)(None)
+    assert isinstance(connection._sock, sockets.BoundedSocket)
+    connection.send_command("ECHO", "late but there", check_health=False)
+    time.sleep(0.05)
+    connection.until(time.monotonic() - 1)
+    assert connection.read_response() == b"late but there"
+    for grace in (True, False):
+        connection = connect.opener(target(url), 1.0)(None)
+        connection.send_command("BLPOP", "none", "0.2", check_health=False)
+        connection.until(time.monotonic() - 1)
+        if not grace:
+            connection._sock._last = True
+        with pytest.raises(RedisTimeout):
+            connection.read_response()
+        assert not connection.is_connected
+
+
+def test_another_process_has_connections_of_its_own(single: Server) -> None:
+    """Those of the one it was forked from stay as they are."""
+    link = RedisClient(single.url)
+    (mine,) = link.execute([("CLIENT", "ID")], PATIENT)
+    parents = link._servers
+    link._process = -1
+    link.close()
+    (other,) = link.execute([("CLIENT", "ID")], PATIENT)
+    assert other != mine
+    with single.client() as client:
+        assert {str(mine), str(other)} <= {each["id"] for each in client.client_list()}
+    link.close()
+    parents.close()
+
+
+async def test_a_link_that_was_never_used_can_be_closed(single: Server) -> None:
+    """There is nothing to do."""
+    await AsyncRedisClient(single.url).close()
+
+
+def test_a_cluster_that_does_not_know_itself_is_not_asked_for_ever(linked: Linker) -> None:
+    """After a few times the refusal is the answer."""
+
+    def sends_on(connection: socket.socket, data: bytes) -> None:
+        own = b"*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % server.port
+        if b"SLOTS" in data:
+            connection.sendall(b"*1\r\n*3\r\n:0\r\n:16383\r\n" + own)
+        else:
+            connection.sendall(b"-MOVED 1 127.0.0.1:%d\r\n" % server.port)
+
+    with Impostor(ponging(sends_on)) as server:
+        (reply,) = linked(server.url.replace("redis", "redis+cluster", 1)).execute([("GET", "a")])
+        assert isinstance(reply, MovedError)
+        assert sum(b"GET" in data for data in server.sent) == MAX_REDIRECTS

@@ -1,0 +1,351 @@
+"""What a worker knows of its own: when it answers for the server, and what it owes it."""
+
+from __future__ import annotations
+
+import pytest
+
+from cachemw.core.reuse.record import (
+    PrefixRecord,
+    in_flight_record,
+    new_record,
+    record_arrival,
+    record_arrivals,
+)
+from cachemw.stores.protocol import CacheEntry
+from cachemw.stores.redis import near_cache as module
+from cachemw.stores.redis.near_cache import FRESH, HotUpdate, NearCache
+
+NAMES = [b"head 1", b"head 2", b"message 1", b"message 2"]
+HEADS = NAMES[:2]
+
+
+def hot_record(seen: int = 9) -> PrefixRecord:
+    """Return the record of a prefix that came often."""
+    return record_arrivals(None, seen, 0.0)
+
+
+def tell(
+    near: NearCache, names: list[bytes], heads: int, records: list[PrefixRecord | None], now: float
+) -> None:
+    """Give an answer to what was asked when the worker knew what it knows now."""
+    near.store_reply(names, heads, records, now, near.snapshot_known(names))
+
+
+def hot(near: NearCache, names: list[bytes], now: float) -> list[PrefixRecord | None] | None:
+    """Look heads up and count their arrival, as a request does that is answered at once."""
+    found = near.answer_locally(names, now)
+    if found is not None:
+        assert near.count(names, now) == found
+    return found
+
+
+def warm(now: float = 10.0, seen: int = 9, **fields: float) -> NearCache:
+    """Return what a worker knows after one answer of the server."""
+    near = NearCache()
+    records: list[PrefixRecord | None] = [hot_record(seen)._replace(**fields)] * 2
+    tell(near, NAMES, 2, [*records, None, None], now)
+    return near
+
+
+def test_hot_heads_are_counted_when_the_answer_begins() -> None:
+    """A lookup counts nothing; an arrival is counted here though it began before the server's last word."""
+    near = warm()
+    assert near.answer_locally(HEADS, 10.01) == near.answer_locally(HEADS, 10.02)
+    assert near.drain_hot_updates() == []
+    assert near.count(HEADS, 9.5) is not None
+    assert near.count(HEADS, 10.0 + 59.0) is not None
+    assert near.count(HEADS, 10.0 + 61.0) is None
+    assert [(held.arrivals, held.last) for held in near.drain_hot_updates()] == [(2, 69.0)] * 2
+
+
+def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
+    """The server's word counts, except of records that it lost or was not given yet."""
+    near = warm(expires=400.0, ttl=300)
+    records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
+    found = near.looked([*NAMES[:3], b"new"], 2, records, 12.0)
+    assert [record and record.arrivals for record in found] == [10, 30, 1, None]
+    assert near.records_to_restore() == {}
+    being_written = in_flight_record(70.0)
+    (first_seen, *_), (unknown,) = (
+        near.looked([name], 0, [being_written], 12.0) for name in (b"head 1", b"new")
+    )
+    assert first_seen is not None
+    assert (first_seen.arrivals, first_seen.in_flight_until) == (10, 70.0)
+    assert unknown == being_written
+
+
+def test_many_arrivals_at_once_are_as_one_after_another() -> None:
+    """The closed form agrees with the single steps."""
+    for before in (
+        None,
+        new_record(1, 5.0),
+        hot_record()._replace(last_arrival=9.0, reuses_5m=3.5, trials_5m=7.0),
+    ):
+        for count in (1, 2, 7, 500):
+            record = before
+            for _ in range(count):
+                record = new_record(0, 400.0) if record is None else record_arrival(record, 0, 400.0)
+            assert record is not None
+            found = record_arrivals(before, count, 400.0)
+            assert tuple(found) == pytest.approx(tuple(record), rel=1e-9)
+
+
+def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
+    """Each answer counts its arrival; after it the server is asked again."""
+    near = warm()
+    later = record_arrival(hot_record(), 0, 10.0)
+    for number in range(5):
+        assert hot(near, HEADS, 10.0 + number / 100) == [later] * 2
+        later = record_arrival(later, 0, 10.0 + number / 100)
+    assert hot(near, HEADS, 10.0 + 1.01 * FRESH) is None
+    assert hot(near, HEADS, 9.9) is None
+    assert [(held.name, held.arrivals, held.last) for held in near.drain_hot_updates()] == [
+        (b"head 1", 5, 10.04), (b"head 2", 5, 10.04),
+    ]  # fmt: skip
+    assert near.drain_hot_updates() == []
+
+
+@pytest.mark.parametrize(
+    "near", [NearCache(), warm(seen=2), warm(pending=60.0)], ids=["unknown", "young", "being written"]
+)
+def test_other_heads_are_asked_for(near: NearCache) -> None:
+    """What another worker may be changing is the server's to tell."""
+    assert hot(near, HEADS, 10.01) is None
+    assert near.drain_hot_updates() == []
+
+
+def test_one_cold_head_is_enough_to_ask() -> None:
+    """Heads are asked for together, and none of them is counted before that."""
+    near = warm()
+    assert hot(near, [*HEADS, b"another"], 10.01) is None
+    assert near.drain_hot_updates() == []
+
+
+def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
+    """The server's records from before are taken over, less nothing that came since."""
+    near = warm()
+    for _ in range(3):
+        hot(near, HEADS, 10.02)
+    held = near.drain_hot_updates()
+    hot(near, HEADS, 10.03)
+    theirs = record_arrivals(hot_record(), 40, 10.0)
+    near.sent(held, [theirs] * 2)
+    found = hot(near, HEADS, 10.05)
+    assert found is not None
+    assert [record and record.arrivals for record in found] == [9 + 40 + 3 + 1] * 2
+
+
+def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
+    """Of two answers the one with more arrivals is the later."""
+    near = warm(seen=50)
+    tell(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
+    found = hot(near, HEADS, 10.02)
+    assert found is not None
+    assert [record and record.arrivals for record in found] == [51, 51]
+
+
+def head(expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
+    """Return an entry of a head."""
+    return CacheEntry(b"k", True, expires, ttl, pending)
+
+
+@pytest.mark.parametrize(
+    ("known", "entry", "urgent"),
+    [
+        ({"expires": 200.0, "ttl": 300}, head(310.0), False),
+        ({"expires": 200.0, "ttl": 300}, head(310.0)._replace(is_shared=False), True),
+        ({"expires": 5.0, "ttl": 300}, head(310.0), True),
+        ({}, head(310.0), True),
+        ({"expires": 200.0, "ttl": 300}, head(0.0), True),
+        ({"expires": 200.0, "ttl": 300}, head(-1.0, pending=60.0), True),
+        ({"expires": 200.0, "ttl": 300, "pending": 60.0}, head(310.0), True),
+    ],
+    ids=["lives on", "no head", "was dead", "new", "gone", "being written", "was being written"],
+)
+def test_only_that_a_living_head_lives_on_can_wait(
+    known: dict[str, float], entry: CacheEntry, urgent: bool
+) -> None:
+    """All else is told at once; both are known here."""
+    near = warm(**known)
+    assert near.record_write([b"head 1"], [entry]) == [0] * urgent
+    assert [held.entry for held in near.drain_hot_updates()] == [entry] * (not urgent)
+    (record,) = near.peek([b"head 1"], 11.0)
+    assert record is not None
+    assert record.in_flight_until == entry.in_flight_until
+    assert record.expires == (entry.expires if entry.expires in (0.0, 310.0) else known.get("expires", 0.0))
+
+
+def test_of_what_can_wait_the_later_end_counts() -> None:
+    """An entry of an hour and one of five minutes may be refreshed within a tenth of a second."""
+    near = warm(expires=400.0, ttl=300)
+    assert near.record_write(HEADS[:1], [head(3700.0, 3600)]) == []
+    assert near.record_write(HEADS[:1], [head(401.0, 300)]) == []
+    assert [held.entry and held.entry.expires for held in near.drain_hot_updates()] == [3700.0]
+
+
+def test_a_head_that_died_is_not_brought_back() -> None:
+    """A refresh that was held back is nothing beside what was told since."""
+    near = warm(expires=200.0, ttl=300)
+    assert near.record_write([b"head 1"], [head(310.0)]) == []
+    assert near.record_write([b"head 1"], [head(0.0)]) == [0]
+    assert near.drain_hot_updates() == []
+
+
+def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
+    """Arrivals, entries and claims are kept here, and owed to the server."""
+    near = warm()
+    hot(near, HEADS, 10.01)
+    found = near.observe(NAMES, 11.0)
+    assert [record and record.arrivals for record in found] == [11, 11, 1, 1]
+    assert [record and record.request_ended_here for record in found] == [0, 0, 0, 1]
+    assert hot(near, HEADS, 11.01) is None
+    near.record_write([NAMES[2]], [CacheEntry(b"m", False, 311.0, 300)])
+    assert not near.claim([NAMES[2]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
+    assert near.claim([NAMES[3]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
+    owed = near.records_to_restore()
+    assert sorted(owed) == sorted(NAMES)
+    assert [(owed[name].arrivals, owed[name].expires, owed[name].in_flight_until) for name in NAMES] == [
+        (12, 0.0, 0.0), (12, 0.0, 0.0), (2, 311.0, 0.0), (2, 0.0, 71.0),
+    ]  # fmt: skip
+    assert near.records_to_restore() == {}
+    near.schedule_restore([NAMES[1], b"unknown"])
+    assert list(near.records_to_restore()) == [NAMES[1]]
+
+
+def test_what_the_server_lost_it_gets_back() -> None:
+    """A record that a worker knows and the server doesn't is used, and owed; one that nobody knows is new."""
+    near = warm()
+    records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
+    tell(near, [*NAMES[:3], b"new"], 2, records, 12.0)
+    assert [record and record.arrivals for record in records] == [10, 30, 1, None]
+    assert sorted(near.records_to_restore()) == [b"head 1", b"message 1"]
+    forgotten: list[PrefixRecord | None] = [None]
+    tell(near, [b"head 1"], 1, forgotten, 12.0 + 7201)
+    assert forgotten == [None]
+
+
+def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> None:
+    """Nobody knew of it when it was asked for: nothing was lost, and it is counted already."""
+    near = NearCache()
+    known = near.snapshot_known(NAMES)
+    assert known == [False] * 4
+    tell(near, NAMES, 2, [hot_record(5), hot_record(5), new_record(0, 10.0), new_record(1, 10.0)], 10.01)
+    records: list[PrefixRecord | None] = [None] * 4
+    near.store_reply(NAMES, 2, records, 10.02, known)
+    assert records == [None] * 4
+    assert near.records_to_restore() == {}
+    assert [record and record.arrivals for record in near.peek(NAMES, 10.03)] == [6, 6, 2, 2]
+    found = hot(near, HEADS, 10.03)
+    assert found is not None
+    assert [record and record.arrivals for record in found] == [6, 6]
+
+
+def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
+    """Until it has been given back, more arrivals and a later end stand; a younger record of it changes nothing."""
+    near = warm(expires=400.0, ttl=300)
+    tell(near, [b"head 1"], 1, [None], 12.0)
+    for theirs in (
+        new_record(0, 12.0),
+        new_record(0, 12.0)._replace(expires=900.0, ttl=3600, in_flight_until=80.0),
+    ):
+        records: list[PrefixRecord | None] = [theirs]
+        tell(near, [b"head 1"], 1, records, 13.0)
+        (record,) = records
+        assert record is not None
+        assert record.arrivals > 9
+        assert (record.expires, record.in_flight_until) == (
+            max(400.0, theirs.expires),
+            theirs.in_flight_until,
+        )
+    assert near.records_to_restore()[b"head 1"].expires == 900.0
+    near.schedule_restore([b"head 1"])
+    more: list[PrefixRecord | None] = [hot_record(99)]
+    tell(near, [b"head 1"], 1, more, 14.0)
+    assert more == [hot_record(99)._replace(expires=900.0, ttl=3600)]
+
+
+def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
+    """What the server began anew may arrive after it got ours; after the next flush its word counts again."""
+    near = warm(expires=400.0, ttl=300)
+    tell(near, [b"head 1"], 1, [None], 12.0)
+    assert list(near.records_to_restore()) == [b"head 1"]
+    records: list[PrefixRecord | None] = [new_record(0, 12.0)]
+    tell(near, [b"head 1"], 1, records, 12.1)
+    assert [record and (record.arrivals > 9, record.expires) for record in records] == [(True, 400.0)]
+    assert near.records_to_restore() == {}
+    tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
+    near.restored([b"head 1"])
+    assert near.records_to_restore() == {}
+    records = [new_record(0, 12.0)]
+    tell(near, [b"head 1"], 1, records, 12.2)
+    assert records == [new_record(0, 12.0)]
+
+
+def test_another_flush_forgets_nothing_that_is_being_given_back() -> None:
+    """Two at once are normal: a report's and the background's. Where giving fails it is owed again."""
+    near = warm(expires=400.0, ttl=300)
+    tell(near, [b"head 1"], 1, [None], 12.0)
+    assert list(near.records_to_restore()) == [b"head 1"]
+    assert near.records_to_restore() == {}
+    tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
+    near.schedule_restore([b"head 1"])
+    near.restored([b"head 1"])  # of another flush, too late
+    assert near.records_to_restore()[b"head 1"].expires == 400.0
+
+
+def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
+    """Its arrivals are known here alone: where sending them failed the record as it stands is given back."""
+    near = warm(seen=9)
+    for _ in range(50):
+        assert hot(near, HEADS, 10.05) is not None
+    near.drain_hot_updates()
+    near.schedule_restore(HEADS)
+    assert [record.arrivals for record in near.records_to_restore().values()] == [60, 60]
+
+
+def test_a_hot_head_that_the_server_has_lost_is_owed() -> None:
+    """It answers the numbers with no record from before them."""
+    near = warm(seen=9, expires=400.0, ttl=300)
+    assert hot(near, HEADS, 10.05) is not None
+    near.sent(near.drain_hot_updates(), [None, None])
+    assert [(record.arrivals, record.expires) for record in near.records_to_restore().values()] == [
+        (11, 400.0)
+    ] * 2
+
+
+def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has() -> None:
+    """Of two ends the later counts, but a provider that read nothing has spoken."""
+    near = warm(expires=400.0, ttl=300)
+    near.record_write([b"head 1"], [head(0.0)])
+    near.schedule_restore([b"head 1"])
+    records: list[PrefixRecord | None] = [hot_record(99)._replace(expires=900.0, ttl=3600)]
+    tell(near, [b"head 1"], 1, records, 13.0)
+    assert records == [hot_record(99)._replace(expires=0.0, ttl=300)]
+
+
+def test_alone_nobody_waits_for_another_workers_answer() -> None:
+    """That it has begun could not be heard."""
+    near = NearCache()
+    tell(near, [b"m"], 0, [new_record(0, 9.0)._replace(in_flight_until=69.0)], 10.0)
+    (record,) = near.observe([b"m"], 11.0)
+    assert record is not None
+    assert record.in_flight_until == 0.0
+
+
+def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle heads make place, busy ones stay; nothing grows with what passes."""
+    monkeypatch.setattr(module, "_HEADS", 4)
+    monkeypatch.setattr(module, "_RECORDS", 8)
+    near = NearCache()
+    for number in range(20):
+        names = [b"%d %d" % (number, index) for index in range(2)]
+        tell(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
+        hot(near, names, 1.0)
+        assert len(near._heads) <= 4
+    assert [held.name for held in near.drain_hot_updates()] == [b"0 0", b"0 1", b"1 0", b"1 1"]
+    tell(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)
+    assert list(near._heads) == [b"x"]
+    near.schedule_restore([b"%d" % number for number in range(9)])
+    near.schedule_restore([b"one more"])
+    assert len(near._to_restore) == 9
+    assert HotUpdate(b"x", 1, 1.0, None).arrivals == 1
