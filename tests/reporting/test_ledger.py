@@ -29,14 +29,14 @@ def test_amounts_and_rows() -> None:
     sums = {
         "calls": 1,
         "settled": 1,
-        "read": 10,
-        "write_5m": 0,
-        "plain": 5,
+        "cache_read": 10,
+        "cache_write_5m": 0,
+        "uncached": 5,
         "paid": Decimal("0.000000000001"),
-        "ours": Decimal("-0.25"),
+        "saved_by_cachemw": Decimal("-0.25"),
     }
     added = amounts({"b": "2", "a": "1"}, "claude-x", sums)
-    assert "write_5m" not in {name.split()[0] for name in added}
+    assert "cache_write_5m" not in {name.split()[0] for name in added}
     assert all(isinstance(amount, int) for amount in added.values())
     assert amounts({"a": "1", "b": "2"}, "claude-x", sums) == added
     (row,) = report(added).rows
@@ -65,7 +65,7 @@ def test_rows_and_totals() -> None:
         found |= amounts(
             labels,
             model,
-            {"calls": calls, "found": Decimal(calls), "settled": calls - 1, "write_1h": 3, "output": 2},
+            {"calls": calls, "saved_by_client": Decimal(calls), "settled": calls - 1, "cache_write_1h": 3, "output": 2},
         )
     made = report(dict(reversed(found.items())))
     assert made == report(found)
@@ -119,13 +119,13 @@ def test_names_of_another_version() -> None:
 )
 def test_report_leaves_out_a_row_that_another_program_wrote(key: str) -> None:
     """One malformed name in the table hides neither the rows nor the totals of the others."""
-    added = amounts({"app": "x"}, "m", {"calls": 1, "read": 5})
-    assert report({**added, f"calls {key}": 7, f"read {key}": 9}) == report(added)
+    added = amounts({"app": "x"}, "m", {"calls": 1, "cache_read": 5})
+    assert report({**added, f"calls {key}": 7, f"cache_read {key}": 9}) == report(added)
 
 
 @given(st.lists(st.tuples(
     st.dictionaries(st.sampled_from(["app", 'a " b', "ü\ud800"]), st.text(max_size=4), max_size=2), st.sampled_from(["m", "n x", ""]),
-    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
+    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "cache_read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
 )))  # fmt: skip
 def test_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Decimal]]]) -> None:
     """Any order of the same calls makes one report, whose totals are the sums of its rows."""
@@ -137,5 +137,5 @@ def test_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Dec
                 found[name] = found.get(name, 0) + amount
         made.append(report(found))
     assert made[0] == made[1]
-    assert made[0].totals.read == sum(row.read for row in made[0].rows)
+    assert made[0].totals.cache_read == sum(row.cache_read for row in made[0].rows)
     assert made[0].totals.paid == sum((Decimal(sums.get("paid", 0)) for _, _, sums in calls), Decimal(0))

@@ -186,10 +186,9 @@ def test_any_secret_does() -> None:
 
 
 def parsed(body: dict[str, Any]) -> ParsedRequest:
-    """Return a body as it is read before OpenAI's rules."""
+    """Return a parsed body with the breakpoint that OpenAI adds."""
     found = Parser().parse({"model": "gpt-5.6", **body}, MODELS["gpt-5.6"])
-    with_automatic_breakpoint(found, body, 4)
-    return found
+    return with_automatic_breakpoint(found, body, 4)
 
 
 def said(role: str, *parts: Any) -> dict[str, Any]:

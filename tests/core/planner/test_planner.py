@@ -624,7 +624,7 @@ def test_many_different_chances_are_few_candidates(rising: bool, living: int) ->
         value = economics.value(planner.choose(planner.markable(ON)))
         return value, max(counts)
 
-    with mock.patch.object(module, "_segments", counted):
+    with mock.patch.object(module, "best_segments", counted):
         value, most = chosen()
         with mock.patch.object(module, "_CANDIDATES", 1000):
             best, unbounded = chosen()
