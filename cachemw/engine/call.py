@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from cachemw.core.billing.receipt import Receipt
 from cachemw.core.opt_ins.split_text import TextObservation
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, Rules
+from cachemw.core.rules.types import Kind, Rules
 from cachemw.engine.learned_facts import NamespaceFacts
 from cachemw.stores.protocol import Arrival, CacheEntry
 

@@ -19,10 +19,10 @@ from cachemw.core.billing.cost import prices_for
 from cachemw.core.billing.receipt import Receipt, make_receipt
 from cachemw.core.billing.usage import Usage, read_usage
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.core.rules import refusals
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.engine.call import (
     AcceptedRequest,
     Call,

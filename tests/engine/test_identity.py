@@ -14,7 +14,7 @@ from xxhash import xxh3_128_digest
 
 import cachemw
 from cachemw.core.request import message_blocks
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.bodies import PARAGRAPH
 
 MODEL = "claude-sonnet-4-6"

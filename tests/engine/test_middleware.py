@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 import cachemw
 from cachemw.core.planner.plan import Reason
-from cachemw.core.request.markers import canonical
-from cachemw.core.rules.providers import MODELS
+from cachemw.core.request.equality import canonical
+from cachemw.core.rules.models import MODELS
 from cachemw.engine import decisions as decisions_module
 from cachemw.engine import middleware as engine_module
 from cachemw.errors import StoreError

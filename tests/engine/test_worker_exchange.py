@@ -7,9 +7,10 @@ import re
 from itertools import count
 from typing import Any
 
-from cachemw.core.rules.providers import Kind
-from cachemw.engine import learned_facts
 from cachemw.engine.decisions import Decisions
+
+from cachemw.core.rules.types import Kind
+from cachemw.engine import learned_facts
 from cachemw.settings import Settings
 from cachemw.slices import run
 from cachemw.stores.memory import MemoryStore

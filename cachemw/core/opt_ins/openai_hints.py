@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cachemw.core.fair_table import FairTable
-from cachemw.core.request import markers
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request import equality
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.parser import ParsedRequest
-from cachemw.core.rules.providers import MarkerKey
+from cachemw.core.rules.types import MarkerKey
 
 KEY = "prompt_cache_key"
 BREAKPOINT: MarkerKey = "prompt_cache_breakpoint"
@@ -125,6 +125,6 @@ def canonical(body: Json) -> Json:
 
     A key and breakpoints are dropped and a string content is its one-part list; `cache_control` stays.
     """
-    bare: dict[str, Any] = dict(markers.canonical(body, BREAKPOINT))
+    bare: dict[str, Any] = dict(equality.canonical(body, BREAKPOINT))
     bare.pop(KEY, None)
     return bare

@@ -11,8 +11,8 @@ from typing import Any
 
 import orjson
 
-from cachemw.core.request.markers import canonical
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.equality import canonical
 
 
 def sort_tools(body: Json) -> Json:

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 from xxhash import xxh3_128, xxh3_128_digest
 
 from cachemw.core.fair_table import FairTable
-from cachemw.core.request.markers import canonical
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.equality import canonical
 from cachemw.core.request.parser import WireFormat
 
 _LEAST = 1_024  # bytes of a text that is looked at, and of its first part

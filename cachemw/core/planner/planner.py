@@ -16,15 +16,16 @@ go to heads and earlier ends within what is read or written anyway.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, islice
-from typing import NamedTuple
 
 from cachemw.core.planner.plan import Breakpoint, Plan, Reason
+from cachemw.core.planner.segments import NEVER, Candidate, Chosen, best_segments
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.request.tokens import Calibration
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, MarkPolicy, Rules, Ttl, relative_prices
+from cachemw.core.rules.resolve import relative_prices
+from cachemw.core.rules.types import Kind, MarkPolicy, Rules, Ttl
 
 # A write must promise this share of its tokens, or it is a coin toss.
 _MARGIN = {"5m": 0.03, "1h": 0.18}
@@ -32,23 +33,7 @@ _MARGIN = {"5m": 0.03, "1h": 0.18}
 _TELLING = 0.01
 # How many places are weighed against each other: the time it takes grows with their square.
 _CANDIDATES = 24
-_NEVER = float("-inf")
 _HITS_TRIED = 3
-
-Chosen = dict[int, Ttl]  # place among the depths -> TTL
-
-
-class _Candidate(NamedTuple):
-    """A place for a breakpoint, the tokens up to it, and what a token of a segment ending here gains.
-
-    The segment begins at the breakpoint of ours before it, but not before `since` tokens.
-    """
-
-    forecast_index: int
-    tokens: float
-    gain_5m: float
-    gain_1h: float
-    since: float
 
 
 def plan(
@@ -169,7 +154,7 @@ class _Planner:
     def _plan_reading_from(self, hit: int, eligible: Sequence[int]) -> tuple[float, Chosen, bool]:
         """Return the value and breakpoints of the best plan that reads the entry at `hit` (-1: none).
 
-        Also whether it lacks a slot, or a free way to that entry; the value is `_NEVER` where there is none.
+        Also whether it lacks a slot, or a free way to that entry; the value is `NEVER` where there is none.
         """
         start = self.tokens[hit] if hit >= 0 else 0.0
         # What the client's own markers write is paid anyway: ours count from there.
@@ -203,7 +188,7 @@ class _Planner:
         saved, under = self._value_of_refreshing(hit, eligible)
         keeping = best_segments(under, self.slots, 0.0)
 
-        best: tuple[float, Chosen, bool] = (_NEVER, {}, True)
+        best: tuple[float, Chosen, bool] = (NEVER, {}, True)
         ways = [
             (gain, above, False)
             for gain, above in writing
@@ -215,18 +200,18 @@ class _Planner:
         ways += [(gain, taken, True) for gain, taken in finding]
         for gain, taken, forced in ways:
             slots = self.slots - len(taken)
-            if slots >= 0 and gain != _NEVER:
+            if slots >= 0 and gain != NEVER:
                 kept, below = keeping[min(slots, len(keeping) - 1)]
                 value = saved + gain + kept - (double_write_cost if max(taken, default=-1) > covered else 0.0)
                 if value > best[0]:
                     best = (value, {**below, **taken}, forced or len(below) == slots)
         return best
 
-    def _value_of_refreshing(self, hit: int, eligible: Sequence[int]) -> tuple[float, list[_Candidate]]:
+    def _value_of_refreshing(self, hit: int, eligible: Sequence[int]) -> tuple[float, list[Candidate]]:
         """Return what reading the entry at `hit` saves and keeps alive, and the candidates under it."""
         if hit < 0:
             return 0.0, []
-        saved, candidates = (1 - self.read) * self.tokens[hit], list[_Candidate]()
+        saved, candidates = (1 - self.read) * self.tokens[hit], list[Candidate]()
         since, after = 0.0, -1
         for end in (*sorted(place for place in self.client_breakpoints if place < hit), hit):
             alive = self.value_5m[end], self.value_1h[end]
@@ -238,7 +223,7 @@ class _Planner:
 
     def _pareto_candidates(
         self, places: Sequence[int], costs: tuple[float, float], since: float = 0.0, *, kept: bool = False
-    ) -> list[_Candidate]:
+    ) -> list[Candidate]:
         """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
 
         A segment that gains no more a token than a deeper one is better merged into that one, so
@@ -248,19 +233,19 @@ class _Planner:
         gains = self._gains(reversed(places), costs, kept=kept)
         telling = _TELLING
         while True:
-            found: list[_Candidate] = []
+            found: list[Candidate] = []
             least_5m = least_1h = 0.0
             for place, gain_5m, gain_1h in gains:
                 if gain_5m > least_5m or gain_1h > least_1h:
-                    found.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
+                    found.append(Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
                     least_5m, least_1h = max(gain_5m + telling, least_5m), max(gain_1h + telling, least_1h)
             if len(found) <= _CANDIDATES:
                 return found[::-1]
             telling += _TELLING
 
-    def _candidate(self, place: int, costs: tuple[float, float]) -> _Candidate:
+    def _candidate(self, place: int, costs: tuple[float, float]) -> Candidate:
         ((_, gain_5m, gain_1h),) = self._gains([place], costs)
-        return _Candidate(place, self.tokens[place], gain_5m, gain_1h, 0.0)
+        return Candidate(place, self.tokens[place], gain_5m, gain_1h, 0.0)
 
     def _gains(
         self, places: Iterable[int], costs: tuple[float, float], *, kept: bool = False
@@ -273,13 +258,13 @@ class _Planner:
             costs,
         )
         if not self.one_hour_allowed:
-            return [(place, (worth_5m[place] - cost_5m) * reach[place], _NEVER) for place in places]
+            return [(place, (worth_5m[place] - cost_5m) * reach[place], NEVER) for place in places]
         gains = []
         for place in places:
             may_5m, may_1h = self.allowed_ttls[place]
-            gain_5m = (worth_5m[place] - cost_5m) * reach[place] if may_5m else _NEVER
+            gain_5m = (worth_5m[place] - cost_5m) * reach[place] if may_5m else NEVER
             may_1h = may_1h and not (kept and may_5m)
-            gains.append((place, gain_5m, (worth_1h[place] - cost_1h) * reach[place] if may_1h else _NEVER))
+            gains.append((place, gain_5m, (worth_1h[place] - cost_1h) * reach[place] if may_1h else NEVER))
         return gains
 
     def _values(self) -> tuple[list[float], list[float]]:
@@ -417,51 +402,3 @@ def _p_meets_minimum(low: float, high: float, minimum: int) -> float:
     if low >= minimum:
         return 1.0
     return (high - minimum) / (high - low) if high > minimum else 0.0
-
-
-class _PartialPlan(NamedTuple):
-    """Some breakpoints taken: their value, the tokens up to the last, the TTL that is still open.
-
-    `met`: one of those that had to be among them is.
-    """
-
-    value: float
-    tokens: float
-    phase: Ttl
-    chosen: tuple[tuple[int, Ttl], ...]
-    met: bool
-
-
-def best_segments(
-    candidates: Sequence[_Candidate], most: int, start: float, through: Collection[int] = ()
-) -> list[tuple[float, Chosen]]:
-    """Return the best value and places of at most 0, 1, ... candidates, from `start` tokens on.
-
-    The list ends where more of them gain nothing. With `through`, one of those places must be among
-    them; the value is `_NEVER` where none can be. A dynamic programme, shallow to deep; breakpoints of
-    1h come before those of 5m.
-    """
-    first = _PartialPlan(0.0, start, "1h", (), not through)
-    best = first if first.met else first._replace(value=_NEVER)
-    frontier, found = [first], [(best.value, Chosen())]
-    for count in range(1, most + 1):
-        grown: list[_PartialPlan] = []
-        for place, reached, gain_5m, gain_1h, since in candidates:
-            before = [state for state in frontier if not state.chosen or state.chosen[-1][0] < place]
-            options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
-            for ttl, gain in options:
-                tops: dict[bool, tuple[float, _PartialPlan]] = {}
-                for state in before if gain != _NEVER else ():
-                    if ttl == "5m" or state.phase == "1h":
-                        total = state.value + (reached - max(state.tokens, since)) * gain
-                        met = state.met or place in through
-                        if met not in tops or total > tops[met][0]:
-                            tops[met] = total, state
-                for met, (total, state) in tops.items():
-                    grown.append(_PartialPlan(total, reached, ttl, (*state.chosen, (place, ttl)), met))
-        frontier = grown
-        best = max([best, *[state for state in frontier if state.met]])
-        if len(best.chosen) < count and (best.met or not frontier):
-            break
-        found.append((best.value, dict(best.chosen)))
-    return found

@@ -11,12 +11,40 @@ beside that of parsing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-Json: TypeAlias = Mapping[str, Any]
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.markers import strip
+from cachemw.core.rules.types import MarkerKey
 
 _MAY_BE_ADDED = frozenset({"cache_control", "prompt_cache_breakpoint", "prompt_cache_key"})
 _TEXT_FIELDS = frozenset({"type", "text"}) | _MAY_BE_ADDED
+
+
+def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
+    """Return the form in which two bodies that say the same are equal.
+
+    Markers are dropped and a string content is its one-part list. Two bodies are the same request
+    exactly when their canonical forms are equal: what leaves cachemw equals what came.
+    """
+    bare = dict(strip(body, marker_key))
+    if isinstance(bare.get("system"), str):
+        bare["system"] = [{"type": "text", "text": bare["system"]}]
+    messages = bare.get("messages")
+    if isinstance(messages, (list, tuple)):
+        bare["messages"] = [_listed(message) for message in messages]
+    return bare
+
+
+def _listed(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, (list, tuple)):
+        return {**message, "content": [_listed(part) for part in content]}
+    return message
 
 
 def same_structure(came: Json, leaves: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cachemw.core.request.message_blocks import Json, Path
-from cachemw.core.rules.providers import MarkerKey, Ttl
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.message_blocks import Path
+from cachemw.core.rules.types import MarkerKey, Ttl
 from cachemw.errors import BodyError
 
 _INNER = ("content", "tool_calls", "function")
@@ -95,29 +96,3 @@ def _strip(node: Any, marker_key: MarkerKey) -> Any:
         elif isinstance(inner, Mapping):
             bare[key] = {k: v for k, v in inner.items() if k != marker_key}
     return bare
-
-
-def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the form in which two bodies that say the same are equal.
-
-    Markers are dropped and a string content is its one-part list. Two bodies are the same request
-    exactly when their canonical forms are equal: what leaves cachemw equals what came.
-    """
-    bare = dict(strip(body, marker_key))
-    if isinstance(bare.get("system"), str):
-        bare["system"] = [{"type": "text", "text": bare["system"]}]
-    messages = bare.get("messages")
-    if isinstance(messages, (list, tuple)):
-        bare["messages"] = [_listed(message) for message in messages]
-    return bare
-
-
-def _listed(message: Any) -> Any:
-    if not isinstance(message, Mapping):
-        return message
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": [{"type": "text", "text": content}]}
-    if isinstance(content, (list, tuple)):
-        return {**message, "content": [_listed(part) for part in content]}
-    return message

@@ -10,27 +10,23 @@ schema or a call's input they are, and a call's `arguments` are hashed as the st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
 from typing import Any, NamedTuple, TypeAlias
 
-import orjson
 from xxhash import xxh3_128_digest
 
+from cachemw.core.request.canonical_json import Json, canonical_json
 from cachemw.core.request.tokens import Counter, estimate, image_size
-from cachemw.core.rules.providers import Kind, Ttl
+from cachemw.core.rules.types import Kind, Ttl
 from cachemw.errors import BodyError
 
 Path: TypeAlias = tuple[str | int, ...]
-Json: TypeAlias = Mapping[str, Any]
 
 _REASONING = ("reasoning", "thinking", "redacted_thinking")
 _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
 _EMPTY = {"text": "", "type": "text"}
-_FEW = 24
 # Parts of one message, or of one tool result in it, that are read; a longer one costs too much at once.
 MOST_PARTS = 2_000
-_NO_JSON = (TypeError, ValueError, RecursionError)
 
 
 class ReadingContext(NamedTuple):
@@ -71,63 +67,6 @@ class ParsedMessage(NamedTuple):
     has_image: bool
     has_citations: bool
     client_marker_count: int
-
-
-def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
-    """Return JSON bytes of a value, keys in their own order or, where that is no content, sorted.
-
-    Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
-    integers over 64 bits, nesting deeper than about 250, foreign objects.
-    """
-    try:
-        raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
-    except _NO_JSON:
-        raise BodyError("not_json") from None
-    if not _finite(value, raw):
-        raise BodyError("not_json")
-    return raw
-
-
-def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
-    """Return a hash of each value's JSON (16 bytes), keyed by a seed, and the bytes of JSON in total.
-
-    A NaN counts as null. Raises `BodyError("not_json")` for values that JSON can't carry.
-    """
-    dumps, digest, size = orjson.dumps, xxh3_128_digest, 0
-    try:
-        # Each JSON is hashed before the next one is made, in the same memory; none is empty.
-        found = [digest(raw, seed) for value in values if (size := size + len(raw := dumps(value)))]
-    except _NO_JSON:
-        raise BodyError("not_json") from None
-    return found, size
-
-
-def _finite(value: Any, raw: bytes) -> bool:
-    """Say whether every float is a number: the serialiser writes the others as null.
-
-    A message has few values and long texts, a schema many values and short ones: so the first few
-    values are looked at, and only where there are more is the text searched for a null.
-    """
-    looked = 0
-    if value.__class__ is dict:
-        stack = [node for node in value.values() if node.__class__ is not str]
-    else:
-        stack = [value]
-    while stack:
-        node = stack.pop()
-        kind = node.__class__
-        if kind is str:
-            continue
-        if kind is float and not isfinite(node):
-            return False
-        looked += 1
-        if looked == _FEW and b"null" not in raw:
-            return True
-        if kind is dict or isinstance(node, Mapping):
-            stack.extend(node.values())
-        elif kind is list or kind is tuple:
-            stack.extend(node)
-    return True
 
 
 def marker_ttl(holder: Json) -> Ttl | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cachemw.core.request.image_headers import pixels
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 
 Counter = Callable[[str], int]
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, cast
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
 from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR, PrefixRecord
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 
 # Chances before anything is known, worth two observations. An agent with tools or a conversation in
 # progress is likely to go on within minutes; a single turn without tools is not; a whole prompt that

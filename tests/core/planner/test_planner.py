@@ -19,7 +19,8 @@ from cachemw.core.request.message_blocks import Block
 from cachemw.core.request.parser import ParsedRequest, Parser
 from cachemw.core.request.tokens import Calibration
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, MarkPolicy, Model, Rules, Ttl, resolve
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Kind, MarkPolicy, Model, Rules, Ttl
 
 EXACT = Calibration(1.0, 0.0)
 ON: dict[Kind, MarkPolicy] = dict.fromkeys(Kind, "on")

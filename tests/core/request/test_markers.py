@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical, insert, marker_value, strip
+from cachemw.core.request.equality import canonical
+from cachemw.core.request.markers import insert, marker_value, strip
 from cachemw.core.request.parser import Parser, WireFormat
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from tests.bodies import SAME, Body, Path, bodies, listed, unmarked, walk
 
 MARK = {"type": "ephemeral"}

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.request.parser import Parser, WireFormat
-from cachemw.core.request.prefix_hashes import hash_prefixes, track_prefixes
-from cachemw.core.rules.providers import Model
+from cachemw.core.request.prefix_hashes import hash_prefixes
+from cachemw.core.request.tracked_prefixes import track_prefixes
+from cachemw.core.rules.types import Model
 from cachemw.errors import BodyError
 from tests.bodies import SAME, Body, bodies
 
