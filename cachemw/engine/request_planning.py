@@ -21,7 +21,7 @@ from cachemw.core.request.equality import same_structure
 from cachemw.core.request.parser import WireFormat
 from cachemw.core.request.prefix_hashes import hash_prefixes
 from cachemw.core.request.tracked_prefixes import track_prefixes
-from cachemw.core.reuse.forecast import PrefixForecast, with_current_entries
+from cachemw.core.reuse.forecast import ArrivedRequest, PrefixForecast, with_current_entries
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.core.rules.model_names import model_key
 from cachemw.core.rules.providers import PROVIDERS
@@ -136,10 +136,11 @@ class RequestPlanner:
                 lifecycle.planned = replace(lifecycle.planned, plan=Plan(skipped=Reason.MODEL_AUTOMATIC))
                 return
         owner = shared.cohort_owner(parsed.namespace)
+        arrived = ArrivedRequest(
+            prompt.parsed, prompt.prefix_hashes, prompt.tracked_blocks, records, parsed.started
+        )
         with shared.reuse_lock:
-            forecasts = shared.reuse.forecast(
-                prompt.parsed, prompt.prefix_hashes, prompt.tracked_blocks, records, parsed.started, owner
-            )
+            forecasts = shared.reuse.forecast(arrived, owner)
         self._plan(lifecycle, prompt, forecasts, records)
 
     def replan_if_entries_changed(self, lifecycle: CallLifecycle, records: Records) -> bool:

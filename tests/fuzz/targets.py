@@ -27,10 +27,10 @@ from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
 from cachemw.core.request.tokens import image_size
 from cachemw.core.reuse.cohort_sharing import CohortExchange
 from cachemw.core.reuse.cohorts import CohortTable
-from cachemw.core.reuse.forecast import ReuseModel
+from cachemw.core.reuse.forecast import ArrivedRequest, ReuseModel
 from cachemw.core.rules import refusals
-from cachemw.core.rules.resolve import resolve
 from cachemw.core.rules.model_names import find_model, model_key
+from cachemw.core.rules.resolve import resolve
 from cachemw.core.rules.types import Kind
 from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.errors import BodyError, StoreError
@@ -311,8 +311,9 @@ def _use(found: list[Any]) -> None:
         watched = [*range(len(_PARSED.blocks))]
         given = [*found, *[None] * len(watched)][: len(watched)]
         reuse = ReuseModel(hours=hours)
-        depths = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
-        reuse.observe(_PARSED, _DIGESTS, watched, given, NOW)
+        request = ArrivedRequest(_PARSED, _DIGESTS, watched, given, NOW)
+        depths = reuse.forecast(request)
+        reuse.observe(request)
         for depth in depths:
             assert 0.0 <= depth.p_reuse_5m <= 1.0, depth
             assert 0.0 <= depth.p_reuse_1h <= 1.0, depth

@@ -1,6 +1,6 @@
-"""The best set of segments: a dynamic programme over candidates.
+"""The best set of segments: a dynamic programme over candidate breakpoints.
 
-Contains: the programme. Must not depend on: requests, prices, reuse probabilities; a candidate states all of its
+Contains: the programme. Must not depend on: requests, prices, reuse probabilities. A candidate states all of its
 economics.
 """
 
@@ -12,16 +12,18 @@ from typing import NamedTuple
 from cachemw.core.rules.types import Ttl
 
 NEVER = float("-inf")
-Chosen = dict[int, Ttl]  # forecast index -> TTL
+"""The value of a choice that is not possible."""
+Chosen = dict[int, Ttl]
+"""Breakpoints: the candidate index of each, and its TTL."""
 
 
 class Candidate(NamedTuple):
-    """A place for a breakpoint, the tokens up to it, and what a token of a segment ending here gains.
+    """A possible breakpoint: the tokens up to it, and the gain of a token in a segment that ends here.
 
-    The segment begins at the breakpoint of ours before it, but not before `since` tokens.
+    The segment begins at the previous chosen breakpoint, but not before `since` tokens.
     """
 
-    forecast_index: int
+    candidate_index: int
     tokens: float
     gain_5m: float
     gain_1h: float
@@ -29,9 +31,9 @@ class Candidate(NamedTuple):
 
 
 class _PartialPlan(NamedTuple):
-    """Some breakpoints taken: their value, the tokens up to the last, the TTL that is still open.
+    """Some chosen breakpoints: their value, the tokens up to the last one, and the TTL that may follow.
 
-    `met`: one of those that had to be among them is.
+    `met` is True once one of the required candidates is among them.
     """
 
     value: float
@@ -44,30 +46,35 @@ class _PartialPlan(NamedTuple):
 def best_segments(
     candidates: Sequence[Candidate], most: int, start: float, through: Collection[int] = ()
 ) -> list[tuple[float, Chosen]]:
-    """Return the best value and places of at most 0, 1, ... candidates, from `start` tokens on.
+    """Return the best value and choice of at most 0, 1, ... candidates, counted from `start` tokens on.
 
-    The list ends where more of them gain nothing. With `through`, one of those places must be among
-    them; the value is `NEVER` where none can be. A dynamic programme, shallow to deep; breakpoints of
-    1h come before those of 5m.
+    The programme goes from shallow to deep; 1h breakpoints come before 5m ones. The list ends where one more
+    breakpoint gains nothing.
+
+    Args:
+        candidates: possible breakpoints, shallow to deep.
+        most: the number of free slots.
+        start: tokens before the first segment.
+        through: one of these indexes must be chosen. The value is `NEVER` if none of them can be.
     """
     first = _PartialPlan(0.0, start, "1h", (), not through)
     best = first if first.met else first._replace(value=NEVER)
     frontier, found = [first], [(best.value, Chosen())]
     for count in range(1, most + 1):
         grown: list[_PartialPlan] = []
-        for place, reached, gain_5m, gain_1h, since in candidates:
-            before = [state for state in frontier if not state.chosen or state.chosen[-1][0] < place]
+        for index, reached, gain_5m, gain_1h, since in candidates:
+            before = [state for state in frontier if not state.chosen or state.chosen[-1][0] < index]
             options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
             for ttl, gain in options:
                 tops: dict[bool, tuple[float, _PartialPlan]] = {}
                 for state in before if gain != NEVER else ():
                     if ttl == "5m" or state.phase == "1h":
                         total = state.value + (reached - max(state.tokens, since)) * gain
-                        met = state.met or place in through
+                        met = state.met or index in through
                         if met not in tops or total > tops[met][0]:
                             tops[met] = total, state
                 for met, (total, state) in tops.items():
-                    grown.append(_PartialPlan(total, reached, ttl, (*state.chosen, (place, ttl)), met))
+                    grown.append(_PartialPlan(total, reached, ttl, (*state.chosen, (index, ttl)), met))
         frontier = grown
         best = max([best, *[state for state in frontier if state.met]])
         if len(best.chosen) < count and (best.met or not frontier):

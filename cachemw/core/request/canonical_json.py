@@ -22,10 +22,10 @@ _NO_JSON = (TypeError, ValueError, RecursionError)
 
 
 def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
-    """Return JSON bytes of a value, keys in their own order or, where that is no content, sorted.
+    """Return JSON bytes of a value, keys in their own order, or sorted if their order is no content.
 
-    Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
-    integers over 64 bits, nesting deeper than about 250, foreign objects.
+    Raises `BodyError("not_json")` for values that JSON cannot carry: lone surrogates, NaN and infinities, integers
+    over 64 bits, nesting deeper than about 250, foreign objects.
     """
     try:
         raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
@@ -39,7 +39,7 @@ def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
 def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
     """Return a hash of each value's JSON (16 bytes), keyed by a seed, and the bytes of JSON in total.
 
-    A NaN counts as null. Raises `BodyError("not_json")` for values that JSON can't carry.
+    A NaN counts as null. Raises `BodyError("not_json")` for values that JSON cannot carry.
     """
     dumps, digest, size = orjson.dumps, xxh3_128_digest, 0
     try:
@@ -51,10 +51,10 @@ def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
 
 
 def _finite(value: Any, raw: bytes) -> bool:
-    """Say whether every float is a number: the serialiser writes the others as null.
+    """Return True if every float is finite; the serialiser writes other floats as null.
 
-    A message has few values and long texts, a schema many values and short ones: so the first few
-    values are looked at, and only where there are more is the text searched for a null.
+    A message has few values and long texts, a schema many values and short texts. So the first few values are checked,
+    and the JSON is searched for a null only if there are more.
     """
     looked = 0
     if value.__class__ is dict:

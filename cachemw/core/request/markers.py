@@ -1,7 +1,6 @@
-"""Write breakpoints into a body without touching the caller's objects, and compare bodies without them.
+"""Write markers into a body without changing the caller's objects, and remove them.
 
-Lives here: path copy, and every place where a marker may stand. Must not know: why a breakpoint is
-where it is.
+Contains: path copy, and every place where a marker may stand. Must not depend on: the choice of breakpoints.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ from cachemw.core.rules.types import MarkerKey, Ttl
 from cachemw.errors import BodyError
 
 _INNER = ("content", "tool_calls", "function")
-# The fields in which a plain string is the same as a list of one text part.
+# The fields in which a string equals a list of one text part.
 _TEXT_HOLDERS = ("content", "system")
 
 
 def marker_value(ttl: Ttl) -> dict[str, str]:
-    """Return a `cache_control` value; 5m is what a marker without a TTL means everywhere."""
+    """Return a `cache_control` value; everywhere a marker without a TTL means 5m."""
     return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
 
 
 def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the body with a marker, called `word`, at each path; the body itself where there is none.
+    """Return the body with a marker, called `marker_key`, at each path; the body itself if there is no path.
 
-    Only the dictionaries and lists on the way to a marker are copied, everything else is shared
-    with the caller's body. A string at the end of a path becomes a list of one text part.
+    Only the dictionaries and lists on the way to a marker are copied; everything else is shared with the caller's
+    body. A string at the end of a path becomes a list of one text part.
 
     Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must not
     be written into another.
@@ -56,7 +55,7 @@ def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey
 
 
 def _at(node: Any, key: str | int) -> Any:
-    """Return the value under a key or index. Raises `BodyError` where there is none."""
+    """Return the value under a key or index. Raises `BodyError` if there is none."""
     fits = isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key >= 0
     try:
         if fits:
@@ -75,7 +74,7 @@ def _copy(node: Any) -> Any:
 
 
 def strip(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the body without any marker, the client's own included; the caller's is untouched."""
+    """Return the body without any marker, the client's own included; the caller's body stays as it is."""
     return {
         key: [_strip(item, marker_key) for item in value]
         if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))

@@ -265,4 +265,4 @@ def test_any_course_gives_keys_or_none(secret: bytes, steps: list[tuple[int, flo
         now += pause
         found.add(come(keys, seen, now, trunk=TRUNKS[seen % 1000]))
     assert all(key is None or key.startswith("cachemw-") for key in found)
-    assert all(pace.ways in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())
+    assert all(pace.keys in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())

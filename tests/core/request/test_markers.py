@@ -238,6 +238,16 @@ def test_what_leaves_is_what_came(drawn: tuple[WireFormat, Body], data: st.DataO
             assert value is body[key]
 
 
+def test_canonical_of_an_empty_system_string_is_no_blank_block() -> None:
+    """An empty string means no system prompt; a blank text block is content, and has a prefix of its own."""
+    messages = [{"role": "user", "content": "Hi."}]
+    blank = [{"type": "text", "text": ""}]
+    empty, listed_blank = ({"model": "m", "system": system, "messages": messages} for system in ("", blank))
+    assert canonical(empty) != canonical(listed_blank)
+    assert len(Parser().parse(empty, KEPT, "messages").blocks) == 1
+    assert len(Parser().parse(listed_blank, KEPT, "messages").blocks) == 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(bodies(), st.sampled_from([copy.deepcopy, unmarked, listed]))
 def test_canonical_is_stable(drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.reuse import cohort_sharing
 from cachemw.core.reuse import cohorts as module
 from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
 from cachemw.settings import Settings
@@ -235,7 +234,7 @@ def test_garbage_changes_no_chance() -> None:
 
 def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither one's own classes nor those of others grow without end, and what is dropped is begun anew."""
-    monkeypatch.setattr(module, "_CLASSES", 10)
+    monkeypatch.setattr(module, "_MOST_COHORTS", 10)
     one = CohortTable(hours=False, secret=SECRET)
     for number in range(50):
         begin(one, START + number, name=("messages", number), levels=[()])
@@ -312,7 +311,7 @@ def test_classes_of_an_owner_are_kept_however_many_another_has(
     monkeypatch: pytest.MonkeyPatch, secret: bytes | None
 ) -> None:
     """An owner within its fair share loses no count to one that has new classes without end."""
-    monkeypatch.setattr(module, "_CLASSES", 100)
+    monkeypatch.setattr(module, "_MOST_COHORTS", 100)
     classes = taught(CohortTable(hours=False, secret=secret), "mine")
     before = chance(classes, START + 60, owner="mine")
     for number in range(500):
@@ -322,10 +321,12 @@ def test_classes_of_an_owner_are_kept_however_many_another_has(
     assert chance(classes, START + 60, owner="mine") == before > 0.9
 
 
-def test_classes_that_others_published_are_bounded_for_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_that_others_published_are_bounded_for_each_owner(
+    monkeypatch: pytest.MonkeyPatch, tune: Callable[[str, float], None]
+) -> None:
     """What others counted for one owner pushes out nothing that was counted here for another."""
-    monkeypatch.setattr(module, "_CLASSES", 100)
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 1000)
+    monkeypatch.setattr(module, "_MOST_COHORTS", 100)
+    tune("sharing.cohorts_per_table", 1000)
     classes = taught(CohortTable(hours=False, secret=SECRET), "mine")
     told, elsewhere = (
         sum(classes.drain_updates(START + 60)[1].values()),
