@@ -34,7 +34,7 @@ def resolve(
     `models` maps a name or a pattern to a known model's name and is asked first. `prices` holds for
     the model of that name, in any spelling, and for all prompt lengths. Raises `ConfigError` like `check`.
     """
-    _one_of("provider", provider, PROVIDERS)
+    one_of("provider", provider, PROVIDERS)
     check(provider, models=models, mark_kinds=mark_kinds, ttl=ttl, minimum=minimum, prices=prices)
     row = find_model(_mapped(model, models))
     if row is None:
@@ -77,17 +77,17 @@ def check(
 
     Unlike in `resolve`, the provider may be "auto" here.
     """
-    _one_of("provider", provider, (*PROVIDERS, "auto"))
+    one_of("provider", provider, (*PROVIDERS, "auto"))
     for name, target in models.items():
         row = find_model(target)
         # A Claude or GPT that has no row is no help as a target: it is a slip, or its own name serves.
         if row is None or (row.name not in MODELS and row.caching != "automatic"):
-            _one_of(f"models[{name!r}]", target, MODELS)
+            one_of(f"models[{name!r}]", target, MODELS)
     for kind, mark in mark_kinds.items():
-        _one_of("a key of mark_kinds", kind, [known.value for known in Kind if known is not Kind.OPAQUE])
-        _one_of(f"mark_kinds[{str(kind)!r}]", mark, ("on", "off", "learn"))
+        one_of("a key of mark_kinds", kind, [known.value for known in Kind if known is not Kind.OPAQUE])
+        one_of(f"mark_kinds[{str(kind)!r}]", mark, ("on", "off", "learn"))
     if ttl is not None:
-        _one_of("ttl", ttl, ("5m", "1h", "auto"))
+        one_of("ttl", ttl, ("5m", "1h", "auto"))
     if minimum is not None and minimum < 0:
         raise ConfigError(f"min_tokens is {minimum!r}; allowed: a number of tokens from 0")
     for name, price in prices.items():
@@ -116,7 +116,7 @@ _PRICE_KEYS = ("input", "write_5m", "write_1h", "read", "output")
 def _prices(name: str, price: Mapping[str, Any]) -> Prices:
     setting = f"prices[{name!r}]"
     for key in price:
-        _one_of(f"a key of {setting}", key, _PRICE_KEYS)
+        one_of(f"a key of {setting}", key, _PRICE_KEYS)
     missing = [key for key in _PRICE_KEYS if key not in price]
     if missing:
         raise ConfigError(f"{setting} lacks {', '.join(missing)}; needed: {', '.join(_PRICE_KEYS)}")
@@ -143,7 +143,8 @@ def _mapped(model: str, models: Mapping[str, str]) -> str:
     return next((target for pattern, target in lowered.items() if fnmatchcase(name, pattern)), model)
 
 
-def _one_of(setting: str, value: object, allowed: Iterable[str]) -> None:
+def one_of(setting: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise `ConfigError` with the allowed values, and the nearest one, if `value` is none of them."""
     names = sorted(allowed)
     if value in names:
         return
