@@ -68,7 +68,7 @@ class Calibration:
     @classmethod
     def start(cls, tokenizer: Literal["old", "new", "openai"]) -> Calibration:
         """Return the calibration before any usage."""
-        return cls(_SCALE[tokenizer])
+        return cls(_SCALE[tokenizer], TOKENS.first_spread)
 
     def learn(self, size: float, tokens: int) -> Calibration:
         """Return the calibration after the provider counted a request of `size` as `tokens`.
