@@ -24,7 +24,7 @@ import orjson
 import cachemw
 from benchmarks.workloads.conversations import small
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
 from cachemw.stores.redis.client import servers

@@ -33,7 +33,7 @@ from benchmarks import litellm_proxy
 from benchmarks.workloads.recorded import DATA, present
 from cachemw.apps import simulated_gateway
 from cachemw.apps.demo import conversations
-from cachemw.core.rules.models import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation import conversation_families
 from cachemw.simulation.traffic import TimedRequest, schedule
 

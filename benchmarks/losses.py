@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.policies import CachemwPolicy
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Weights, no_caching, replay

@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.peers import peer_policies
 from benchmarks.policies import CachemwPolicy, placing
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.settings import Settings
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache

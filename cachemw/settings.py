@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )  # fmt: skip
 
-from cachemw.core.rules import providers
+from cachemw.core.rules import resolve
 from cachemw.errors import ConfigError
 from cachemw.stores.url import masked
 
@@ -131,7 +131,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _against_rows(self) -> Self:
-        providers.check(self.provider, models=self.models, mark_kinds=self.mark_kinds, prices=self.prices)
+        resolve.check(self.provider, models=self.models, mark_kinds=self.mark_kinds, prices=self.prices)
         return self
 
     @classmethod

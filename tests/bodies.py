@@ -375,7 +375,7 @@ def listed(body: Body) -> Body:
     for message in result["messages"]:
         if isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]
-    if isinstance(result.get("system"), str):
+    if isinstance(result.get("system"), str) and result["system"]:
         result["system"] = [{"type": "text", "text": result["system"]}]
     return result
 

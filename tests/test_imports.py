@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# Network and markup parsers have no business in a worker; the others are loaded where they are used.
+# A worker needs no network and markup parsers; the other modules are loaded at their first use.
 UNWANTED = {"urllib.request", "http.client", "xml", "imagesize", "redis", "tiktoken", "openai", "httpx"}
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.load.provider import ERRORS, Received
-from cachemw.core.rules.providers import find_model, relative_prices
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.resolve import relative_prices
 
 Fate = Literal["answered", "lost", "killed", "hang", "crossed", "changed"]
 

@@ -25,7 +25,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cachemw.core.rules.providers import MODELS, Model, find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.types import Model
 from cachemw.simulation.answers import OUTPUT_TOKENS, chat_events, completion, error, message, message_events
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.openai_cache import OpenAICache

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Options, refuse
 from cachemw.simulation.provider import Position, ProviderCache, Request, Ticket

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-from cachemw.core.rules.providers import TTL_SECONDS
+from cachemw.core.rules.types import TTL_SECONDS
 from cachemw.simulation.anthropic_form import Content, form
 from cachemw.simulation.counting import FRAME, text_tokens
 from cachemw.simulation.provider import ProviderCache, Request

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cachemw.core.rules.providers import TTL_SECONDS, Model, Ttl
+from cachemw.core.rules.types import TTL_SECONDS, Model, Ttl
 from cachemw.simulation import marker_rules
 from cachemw.simulation.anthropic_form import Content, Wire, form
 from cachemw.simulation.counting import TAIL, block_tokens, rate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
-from cachemw.core.rules.models import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Refused
 from cachemw.simulation.provider import ProviderCache, Ticket

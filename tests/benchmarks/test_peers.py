@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from benchmarks import peers
 from benchmarks.peers import PACKAGES, Peer, PeerError, peer_policies, time_litellm_hook
 from benchmarks.peers.skeleton import Skeleton
-from cachemw.core.request.markers import canonical
-from cachemw.core.rules.providers import Model
+from cachemw.core.request.equality import canonical
+from cachemw.core.rules.types import Model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache
 

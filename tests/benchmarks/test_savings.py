@@ -21,7 +21,7 @@ from benchmarks.measure import NO_CACHING, Row
 from benchmarks.policies import CachemwPolicy, placing
 from benchmarks.ports import free_port
 from benchmarks.workloads import WORKLOADS, arrivals, generated, recorded
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Sent, Stream, replay
 

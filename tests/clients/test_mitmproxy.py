@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cachemw.apps import simulated_gateway
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.clients.endpoint import Endpoint, completion, error, plain
 from tests.clients.recorder import conversation, marks
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cachemw.core.planner.plan import Reason
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.integrations.openai_client import wrap
 from tests.clients.clients import CHANGING, CLIENTS
 from tests.clients.endpoint import TEXT, Endpoint

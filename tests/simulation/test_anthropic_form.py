@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Options
 from cachemw.simulation.provider import Position, ProviderCache

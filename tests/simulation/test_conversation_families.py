@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 import orjson
 import pytest
 
-from cachemw.core.rules.models import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.conversation_families import FAMILIES, MODEL, mixed
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.traffic import NOW, Conversation, schedule

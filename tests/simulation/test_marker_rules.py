@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket

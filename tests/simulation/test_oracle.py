@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.simulation.options import Options
 from cachemw.simulation.oracle import PIECE, Grain, bound, cheapest, least, pieces, sorted_tools
 from cachemw.simulation.provider import ProviderCache, Request, Ticket

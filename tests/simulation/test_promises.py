@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache, Request
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage, openrouter_usage

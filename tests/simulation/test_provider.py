@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from tests.simulation.prompts import MODEL, TAIL, cache, prompt, send

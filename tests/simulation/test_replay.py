@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.models import Model
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket

@@ -13,7 +13,7 @@ from functools import cached_property
 
 from cachemw.core.billing.cost import price, prices_for
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import Model
+from cachemw.core.rules.types import Model
 
 KINDS = ("read", "written", "plain")
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cachemw.core.request import markers
-from cachemw.core.request.message_blocks import Json, Path
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.message_blocks import Path
 
 _SYSTEM = ("system", "developer")
 

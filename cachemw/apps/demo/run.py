@@ -25,8 +25,8 @@ from cachemw.apps.demo import conversations
 from cachemw.apps.demo.outcome import Comparison, Outcome, Point, percent, point, usd
 from cachemw.apps.demo.page import page
 from cachemw.apps.demo.policies import POLICIES, Policy
-from cachemw.core.rules.models import Model
-from cachemw.core.rules.providers import resolve
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Model
 from cachemw.errors import ConfigError
 from cachemw.events import Event, Settled
 from cachemw.printable import printable

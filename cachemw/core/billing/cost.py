@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import Model, Prices
+from cachemw.core.rules.types import Model, Prices
 
 # The host may have set a context of its own: these sums keep every digit whatever it is.
 _EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
@@ -48,12 +48,6 @@ def price(usage: Usage, prices: Prices) -> Bill:
         ).scaleb(_PER_MILLION)
         baseline = (usage.total * prices.input).scaleb(_PER_MILLION)
         return Bill(paid, baseline, baseline - paid)
-
-
-def output_cost(usage: Usage, prices: Prices) -> Decimal:
-    """Return the USD paid for output tokens, which no breakpoint changes."""
-    with localcontext(_EXACT):
-        return (usage.output * prices.output).scaleb(_PER_MILLION)
 
 
 def to_pico(amount: Decimal) -> int:

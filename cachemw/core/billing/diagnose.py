@@ -12,7 +12,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from cachemw.core.billing.usage import NO_COUNTERS, Usage
-from cachemw.core.rules.models import Prices
+from cachemw.core.rules.types import Prices
 
 
 class MissReason(StrEnum):

@@ -8,7 +8,7 @@ from decimal import Decimal
 from cachemw.core.billing.cost import price, prices_for
 from cachemw.core.billing.diagnose import Miss
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import Model
+from cachemw.core.rules.types import Model
 
 
 @dataclass(frozen=True, slots=True)

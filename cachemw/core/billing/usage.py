@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 
 NO_COUNTERS = "no_counters"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cachemw.core.request.message_blocks import Path
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 
 
 class Reason(StrEnum):

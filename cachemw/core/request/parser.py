@@ -24,23 +24,21 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from cachemw.core.fair_table import FairTable
+from cachemw.core.request.canonical_json import Json, canonical_json, hash_values
 from cachemw.core.request.message_blocks import (
     Block,
-    Json,
     ParsedMessage,
     Path,
     ReadingContext,
-    canonical_json,
     chat_message,
     envelope,
-    hash_values,
     marker_ttl,
     native_message,
     system_block,
     tool,
 )
 from cachemw.core.request.tokens import Counter
-from cachemw.core.rules.providers import Kind, Model, Ttl
+from cachemw.core.rules.types import Kind, Model, Ttl
 from cachemw.errors import BodyError
 from cachemw.slices import Slices, run
 

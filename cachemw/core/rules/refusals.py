@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 
 _PLACES: tuple[tuple[str, Kind], ...] = (
     (r"thinking|reasoning", Kind.REASONING),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cachemw.apps.demo.policies import POLICIES, positional
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 
 MARK = {"type": "ephemeral"}
 BLANK = " \n"

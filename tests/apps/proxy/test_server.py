@@ -27,7 +27,7 @@ from cachemw.apps import cli, simulated_gateway
 from cachemw.apps.proxy.reverse_proxy import Limits
 from cachemw.apps.proxy.server import Options
 from cachemw.apps.proxy.serving import listen
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.errors import ConfigError
 from tests.apps.proxy.proxied import QUICK, Proxied, proxying, raw, rest, until
 from tests.clients.endpoint import Endpoint, completion, error, events

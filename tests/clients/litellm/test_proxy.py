@@ -20,7 +20,7 @@ from starlette.responses import Response, StreamingResponse
 
 from benchmarks.litellm_proxy import COMMAND, running
 from cachemw import Middleware
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.reporting.ledger import Row
 from cachemw.stores.redis.commands import peeked
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events

@@ -13,7 +13,7 @@ import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
 from cachemw import Middleware
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.clients.endpoint import TEXT, Endpoint, completion, error, events
 from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked
 from tests.clients.recorder import AsyncRecorder, Recorder, marks

@@ -9,7 +9,8 @@ import pytest
 from cachemw.core.billing.diagnose import Miss, MissReason
 from cachemw.core.billing.receipt import Receipt, make_receipt
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import MODELS, Model
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.types import Model
 
 SONNET = MODELS["claude-sonnet-4-5"]
 HAIKU = MODELS["claude-haiku-5-5"]

@@ -186,10 +186,9 @@ def test_any_secret_does() -> None:
 
 
 def parsed(body: dict[str, Any]) -> ParsedRequest:
-    """Return a body as it is read before OpenAI's rules."""
+    """Return a parsed body with the breakpoint that OpenAI adds."""
     found = Parser().parse({"model": "gpt-5.6", **body}, MODELS["gpt-5.6"])
-    with_automatic_breakpoint(found, body, 4)
-    return found
+    return with_automatic_breakpoint(found, body, 4)
 
 
 def said(role: str, *parts: Any) -> dict[str, Any]:
@@ -266,4 +265,4 @@ def test_any_course_gives_keys_or_none(secret: bytes, steps: list[tuple[int, flo
         now += pause
         found.add(come(keys, seen, now, trunk=TRUNKS[seen % 1000]))
     assert all(key is None or key.startswith("cachemw-") for key in found)
-    assert all(pace.ways in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())
+    assert all(pace.keys in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())

@@ -145,15 +145,15 @@ def test_a_question_after_its_document() -> None:
 )
 def test_ahead(tails: list[int], length: int, expected: int) -> None:
     """Which tail is left where a text is cut in advance; 0 where it isn't."""
-    borders = [(offset, b"") for offset in range(256, length, 256)]
-    assert split_text._ahead(borders, 0, length, tails) == expected
+    boundaries = [(offset, b"") for offset in range(256, length, 256)]
+    assert split_text._cut_in_advance(boundaries, 0, length, tails) == expected
 
 
 def test_ahead_starts_where_something_new_does() -> None:
     """What is shared already is no reason to cut: a long question is left whole."""
-    borders = [(offset, b"") for offset in range(256, 10_000, 256)]
-    assert split_text._ahead(borders, 8_960, 10_000, [500, 600]) == 0
-    assert split_text._ahead(borders, 2_048, 10_000, [500, 600]) == 9_216
+    boundaries = [(offset, b"") for offset in range(256, 10_000, 256)]
+    assert split_text._cut_in_advance(boundaries, 8_960, 10_000, [500, 600]) == 0
+    assert split_text._cut_in_advance(boundaries, 2_048, 10_000, [500, 600]) == 9_216
 
 
 def test_a_text_that_grows() -> None:
@@ -422,10 +422,12 @@ def test_texts_are_named_by_the_key() -> None:
 def test_a_long_text_has_few_pieces() -> None:
     """Pieces grow with what stands before them: a megabyte has hundreds, not thousands."""
     raw = lines("Row", 16_384).encode()
-    borders = [offset for offset, _ in split_text._borders(raw, 0)]
-    assert len(borders) < 700
-    starts = [0, *borders[:-1]]
-    assert all(end - start <= max(256, start // 128) + 64 for start, end in zip(starts, borders, strict=True))
+    boundaries = [offset for offset, _ in split_text._boundaries(raw, 0)]
+    assert len(boundaries) < 700
+    starts = [0, *boundaries[:-1]]
+    assert all(
+        end - start <= max(256, start // 128) + 64 for start, end in zip(starts, boundaries, strict=True)
+    )
 
 
 def test_nothing_kept_is_text() -> None:

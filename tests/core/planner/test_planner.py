@@ -13,13 +13,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.planner import planner as module
+from cachemw.core.planner.economics import RequestEconomics
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.planner.planner import plan
+from cachemw.core.planner.planner import Choice, plan
 from cachemw.core.request.message_blocks import Block
 from cachemw.core.request.parser import ParsedRequest, Parser
 from cachemw.core.request.tokens import Calibration
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, MarkPolicy, Model, Rules, Ttl, resolve
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Kind, MarkPolicy, Model, Rules, Ttl
+from cachemw.core.tuning import PLANNER
+from tests.tuned import tuned
 
 EXACT = Calibration(1.0, 0.0)
 ON: dict[Kind, MarkPolicy] = dict.fromkeys(Kind, "on")
@@ -413,7 +417,7 @@ def test_tokens_are_kept_whole() -> None:
 
 # -- all of them tried ----------------------------------------------------------------------------
 
-MARGIN = module._MARGIN
+MARGIN: dict[Ttl, float] = {"5m": PLANNER.margin_5m, "1h": PLANNER.margin_1h}
 
 
 class Economics:
@@ -517,13 +521,13 @@ def compare(blocks: list[B], rules_: Rules, calibration: Calibration, owned: int
     """Hold the planner's choice, before spare slots are used, against every other."""
     parsed, depths = case(blocks)
     parsed.client_marker_count += owned
-    planner = module._Planner(parsed, depths, rules_, calibration)
+    request = RequestEconomics(parsed, depths, rules_, calibration)
     economics = Economics(parsed, depths, rules_, calibration)
-    reaching = [place for place in planner.markable(ON) if planner.p_meets_minimum[place] > 0]
+    reaching = [index for index in request.markable(ON) if request.p_meets_minimum[index] > 0]
     if economics.slots <= 0:
         return
-    with mock.patch.object(module, "_TELLING", 0.0):
-        chosen = planner.choose(reaching)
+    with tuned("planner.telling_difference", 0.0):
+        chosen = Choice(request, request.slots).best(reaching)
     ttls: list[Ttl] = ["5m"] if rules_.ttl == "5m" else ["1h", "5m"]
     value, best = economics.best(reaching, ttls)
     assert economics.value(chosen) == pytest.approx(
@@ -620,13 +624,13 @@ def test_many_different_chances_are_few_candidates(rising: bool, living: int) ->
 
     def chosen() -> tuple[float, int]:
         counts.clear()
-        planner = module._Planner(parsed, depths, found_rules, EXACT)
-        value = economics.value(planner.choose(planner.markable(ON)))
+        request = RequestEconomics(parsed, depths, found_rules, EXACT)
+        value = economics.value(Choice(request, request.slots).best(request.markable(ON)))
         return value, max(counts)
 
-    with mock.patch.object(module, "_segments", counted):
+    with mock.patch.object(module, "best_segments", counted):
         value, most = chosen()
-        with mock.patch.object(module, "_CANDIDATES", 1000):
+        with tuned("planner.max_candidates", 1000):
             best, unbounded = chosen()
     assert most <= 24 + 20 < unbounded
     assert best * 0.99 <= value <= best * 1.001

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical, insert, marker_value, strip
+from cachemw.core.request.equality import canonical
+from cachemw.core.request.markers import insert, marker_value, strip
 from cachemw.core.request.parser import Parser, WireFormat
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from tests.bodies import SAME, Body, Path, bodies, listed, unmarked, walk
 
 MARK = {"type": "ephemeral"}
@@ -235,6 +236,16 @@ def test_what_leaves_is_what_came(drawn: tuple[WireFormat, Body], data: st.DataO
     for key, value in marked.items():
         if isinstance(value, (list, Mapping)) and (key,) not in ways:
             assert value is body[key]
+
+
+def test_canonical_of_an_empty_system_string_is_no_blank_block() -> None:
+    """An empty string means no system prompt; a blank text block is content, and has a prefix of its own."""
+    messages = [{"role": "user", "content": "Hi."}]
+    blank = [{"type": "text", "text": ""}]
+    empty, listed_blank = ({"model": "m", "system": system, "messages": messages} for system in ("", blank))
+    assert canonical(empty) != canonical(listed_blank)
+    assert len(Parser().parse(empty, KEPT, "messages").blocks) == 1
+    assert len(Parser().parse(listed_blank, KEPT, "messages").blocks) == 2
 
 
 @settings(max_examples=100, deadline=None)

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachemw.core.request.canonical_json import canonical_json
 from cachemw.core.request.message_blocks import (
     Block,
     ParsedMessage,
     ReadingContext,
-    canonical_json,
     chat_message,
     native_message,
     system_block,
     tool,
 )
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 from cachemw.errors import BodyError
 from tests.bodies import PNG
 

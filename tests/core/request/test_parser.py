@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from cachemw.core.request import parser as module
 from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.errors import BodyError
 from tests.bodies import Body, bodies
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachemw.core.request.tokens import Calibration, estimate, image_size, load_counter
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 
 
 def png(width: int, height: int) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
-from cachemw.core.reuse import cohort_sharing
 from cachemw.core.reuse.cohort_sharing import (
     BEGUN,
     ENDED_THERE,
@@ -21,6 +21,7 @@ from cachemw.core.reuse.cohort_sharing import (
 SECRET = b"a secret"
 START = 1_000 * 600.0  # where a table begins
 Table = dict[str, dict[str, int]]
+Tune = Callable[[str, float], None]
 
 
 class Counting(CohortExchange):
@@ -143,9 +144,9 @@ def test_names_are_keyed() -> None:
     assert [re.fullmatch("[0-9a-f]{24}[bslow]", field) is not None for field in amounts] == [True]
 
 
-def test_what_is_told_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_told_at_once_is_bounded(tune: Tune) -> None:
     """Classes with the most to tell come first; the others wait."""
-    monkeypatch.setattr(cohort_sharing, "_TOLD", 3)
+    tune("sharing.published_at_once", 3)
     worker = Counting(SECRET)
     for number in range(10):
         for _ in range(10 - number):
@@ -155,9 +156,9 @@ def test_what_is_told_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert told == [[f"{number:024}" for number in numbers] for numbers in expected]
 
 
-def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_bounded(tune: Tune) -> None:
     """Where a table is full no new class is told of, and little more than it may hold is taken in."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 2)
+    tune("sharing.cohorts_per_table", 2)
     worker = Counting(SECRET)
     sums = {f"{number:024}b": 1 for number in range(50)}
     assert len(worker.merge_updates("chances:1000", sums, START)) == 8
@@ -203,9 +204,9 @@ def test_names_of_one_key_differ_by_owner_in_both_parts() -> None:
     )
 
 
-def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_news_of_a_busy_owner_leave_each_other_one_its_turn(tune: Tune) -> None:
     """However much one owner counted, the busiest class of every owner comes first."""
-    monkeypatch.setattr(cohort_sharing, "_TOLD", 6)
+    tune("sharing.published_at_once", 6)
     worker = Counting(SECRET)
     for name in names(worker, "busy", 100):
         for _ in range(50):
@@ -221,10 +222,10 @@ def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.
 
 
 def test_news_of_an_owner_have_room_where_a_busy_one_filled_the_table(
-    monkeypatch: pytest.MonkeyPatch,
+    tune: Tune,
 ) -> None:
     """A table that one owner filled still takes the classes of another, up to its share, and no more of the first."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 20)
+    tune("sharing.cohorts_per_table", 20)
     worker = Counting(SECRET)
     busy, calm = names(worker, "busy", 50), names(worker, "calm", 6)
     for name in busy:
@@ -237,9 +238,9 @@ def test_news_of_an_owner_have_room_where_a_busy_one_filled_the_table(
     assert len(told & set(busy)) == 20
 
 
-def test_table_that_a_busy_owner_filled_is_heard_of_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_that_a_busy_owner_filled_is_heard_of_for_another(tune: Tune) -> None:
     """A worker takes in the classes of an owner after those of a busy one, in one reading and in the next."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 5)
+    tune("sharing.cohorts_per_table", 5)
     for together in (True, False):
         worker = Counting(SECRET)
         busy, calm = names(worker, "busy", 1000), names(worker, "calm", 6)
@@ -251,9 +252,9 @@ def test_table_that_a_busy_owner_filled_is_heard_of_for_another(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("owners", [2, 3, 5, 10])
-def test_table_of_several_busy_owners_has_room_for_each(monkeypatch: pytest.MonkeyPatch, owners: int) -> None:
+def test_table_of_several_busy_owners_has_room_for_each(tune: Tune, owners: int) -> None:
     """Whichever owners fill a table first, each later one is heard of too, and the table stays bounded."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 20)
+    tune("sharing.cohorts_per_table", 20)
     worker = Counting(SECRET)
     groups = [names(worker, f"owner {number}", 200) for number in range(owners)]
     for number, group in enumerate(groups):

@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import (
-    MODELS,
-    PROVIDERS,
-    Kind,
-    Prices,
-    check,
-    find_model,
-    find_provider,
-    model_key,
-    relative_prices,
-    resolve,
-    takes_breakpoints,
-)
+from cachemw.core.rules.model_names import find_model, model_key
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.providers import PROVIDERS, find_provider
+from cachemw.core.rules.resolve import check, relative_prices, resolve, takes_breakpoints
+from cachemw.core.rules.types import Kind, Prices
 from cachemw.errors import ConfigError
 
 MINIMUMS = {

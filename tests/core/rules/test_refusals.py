@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachemw.core.rules.providers import Kind
 from cachemw.core.rules.refusals import about_markers, refused_kinds, refuses_hour
+from cachemw.core.rules.types import Kind
 
 ALL = frozenset(Kind)
 EXTRA = "cache_control: Extra inputs are not permitted"
