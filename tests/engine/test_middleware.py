@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 import cachemw
 from cachemw.core.planner.plan import Reason
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.core.rules.models import MODELS
 from cachemw.engine import aio, background_writer, base, shared, sync
 from cachemw.errors import StoreError
