@@ -147,8 +147,8 @@ def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Bu
     errors = sum((Counter(errors) for _, errors in answers), Counter[str]())
     return Burst(
         kind.says(),
-        sum(row.read == 0 and row.write_5m > 0 for row in rows),
-        sum(row.read > 0 for row in rows),
+        sum(row.cache_read == 0 and row.cache_write_5m > 0 for row in rows),
+        sum(row.cache_read > 0 for row in rows),
         tuple([sent for times, _ in answers for sent in times]),
         tuple([f"{name}: {count}" for name, count in errors.items()]),
     )

@@ -40,7 +40,7 @@ from cachemw.simulation.traffic import TimedRequest, schedule
 WITHIN = Decimal("0.01")
 ROUTES = ("databricks", "openai")
 MODEL = conversation_families.MODEL
-KINDS = ("read", "write_5m", "write_1h", "plain")
+KINDS = ("cache_read", "cache_write_5m", "cache_write_1h", "uncached")
 
 
 class Door(NamedTuple):
@@ -178,15 +178,15 @@ def _url(server: Any) -> str:
 def table(doors: Sequence[Door]) -> Table:
     """Return a row for each door: tokens by kind, what they cost, what is saved."""
     shown = Table("door", box=None, header_style="bold", padding=(0, 1))
-    for title in ("read", "written", "plain", "cost", "saved", "against wrap", "seconds"):
+    for title in ("cache read", "cache write", "uncached", "cost", "saved", "against wrap", "seconds"):
         shown.add_column(title, justify="right")
     for door in doors:
         tokens = door.tokens
         shown.add_row(
             door.name,
-            f"{tokens['read']:,}",
-            f"{tokens['write_5m'] + tokens['write_1h']:,}",
-            f"{tokens['plain']:,}",
+            f"{tokens['cache_read']:,}",
+            f"{tokens['cache_write_5m'] + tokens['cache_write_1h']:,}",
+            f"{tokens['uncached']:,}",
             f"${door.cost():.4f}",
             f"{door.saving:.2%}",
             f"{door.saving / doors[0].saving - 1:+.2%}",
@@ -199,7 +199,7 @@ def verdict(doors: Sequence[Door], console: Console) -> int:
     """Return 1, naming the doors, where the same savings were not made."""
     first = doors[0]
     bad = [door for door in doors if abs(door.saving / first.saving - 1) > WITHIN]
-    bad += [door for door in doors if door.tokens["refused"] or not door.tokens["read"]]
+    bad += [door for door in doors if door.tokens["refused"] or not door.tokens["cache_read"]]
     for door in bad:
         console.print(f"{door.name}: not within {WITHIN:.0%} of wrap, or requests were refused")
     return 1 if bad else 0

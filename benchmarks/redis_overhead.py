@@ -99,7 +99,7 @@ async def _measure(url: str, rounds: int, asynchronous: bool) -> Overhead:
                 await asyncio.sleep(_GAP)
                 seconds, call = await once(name, body)
                 times[name].append(seconds)
-        keys = middlewares["redis"]._shell.store._commands.names(call._state.arrival)
+        keys = middlewares["redis"]._shell.store._commands.names(call._lifecycle.parsed.prompt.arrival)
         await asyncio.sleep(_GAP)
         start = time.perf_counter()
         sent = client.evalsha(script, len(keys), *keys)

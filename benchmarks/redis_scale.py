@@ -39,6 +39,7 @@ FREE, PACED, GAP = 1_000, 100, 0.01
 # Commands on the slot of a root that all requests share: of each request, and of each worker in a second.
 ROOT_PER_REQUEST, ROOT_PER_SECOND = 0.25, 100.0
 _PREFIXES = 100_000
+_LEARNING_MS = 10_000
 
 
 class Read(NamedTuple):
@@ -140,11 +141,11 @@ def _trips(told: Sequence[Told]) -> int:
 def _root_slot(traffic: Traffic) -> int:
     """Return the slot of the tools and system that all requests share."""
     mw = cachemw.Middleware(traffic.settings())
-    state = mw._decisions.begin_call(next(small("any", "all", 1)), {}, None)
-    run(mw._decisions.parse(state, None, "chat"))
-    assert state.arrival is not None
+    lifecycle = mw._flow.planner.begin_call(next(small("any", "all", 1)), {}, None)
+    run(mw._flow.planner.parse(lifecycle, None, "chat"))
+    assert lifecycle.parsed.prompt is not None
     store: Any = mw._shell.store
-    slot = key_slot(store._commands.names(state.arrival)[0])
+    slot = key_slot(store._commands.names(lifecycle.parsed.prompt.arrival)[0])
     mw.close()
     return slot
 
@@ -230,7 +231,8 @@ def learned(url: str, pairs: int = 3) -> Iterator[str]:
 
 def _turn(traffic: Traffic, turn: int, told: Any) -> None:
     """Send one turn of a conversation, and tell the tokens written or read and whether a breakpoint finds them."""
-    mw = cachemw.Middleware(traffic.settings())
+    # A slow machine must not look like a store that lost the entry.
+    mw = cachemw.Middleware(traffic.settings().model_copy(update={"store_timeout_ms": _LEARNING_MS}))
     body = list(small("pair", "pair", TURNS))[turn]
     call = mw.prepare(body)
     mw.begun(call)

@@ -25,6 +25,7 @@ import cachemw
 from benchmarks.policies import OUTPUT
 from benchmarks.workloads import WORKLOADS
 from cachemw.core.rules.providers import find_model
+from cachemw.engine.sync import drive
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Sent, no_caching, replay
@@ -62,7 +63,7 @@ class Fleet:
         call = worker.prepare(request.body, namespace=request.namespace)
         if not self._alone and request.at - self._exchanged[index] >= EXCHANGE:
             self._exchanged[index] = request.at
-            worker._share()
+            drive(worker._flow.exchange_with_workers(), worker._shell)
 
         def answered(at: float, ticket: Ticket) -> None:
             self.now = at

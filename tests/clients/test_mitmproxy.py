@@ -42,7 +42,7 @@ class Report:
     def request(self, flow):
         if flow.request.path == "/report":
             rows = cachemw.of(addons[0].hooks).report().rows
-            told = [[dict(row.labels), row.calls, row.unsettled, row.read, row.write_5m, row.output] for row in rows]
+            told = [[dict(row.labels), row.calls, row.unsettled, row.cache_read, row.cache_write_5m, row.output] for row in rows]
             counts = cachemw.of(addons[0].hooks).counts
             from mitmproxy.http import Response
             flow.response = Response.make(200, json.dumps([told, counts]))
@@ -109,8 +109,10 @@ def test_answers_whole_and_streamed(tmp_path: Path) -> None:
         assert _post(port, {"input": "x"}, "/v1/embeddings")[0] == 404
         rows, counts = _report(port)
     billed = app.state.ledger.totals
-    assert billed["read"] > 10_000
-    assert rows == [[{"team": "north"}, 2, 0, billed["read"], billed["write_5m"], billed["output"]]]
+    assert billed["cache_read"] > 10_000
+    assert rows == [
+        [{"team": "north"}, 2, 0, billed["cache_read"], billed["cache_write_5m"], billed["output"]]
+    ]
     assert counts == {}
 
 

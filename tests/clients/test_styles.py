@@ -61,8 +61,8 @@ def test_caught(endpoint: Endpoint, client: str, style: str, colour: _Kind) -> N
     assert _names(recorder.events) == ["prepare", "begun", "settle", "close"]
     _, receipt, partial = recorder.events[2]
     assert not partial
-    assert (receipt.usage.read, receipt.usage.write_5m, receipt.usage.plain) == (4000, 900, 100)
-    assert receipt.usage.output == 7
+    assert (receipt.usage.cache_read, receipt.usage.cache_write_5m) == (4000, 900)
+    assert (receipt.usage.uncached, receipt.usage.output) == (100, 7)
 
 
 NAMES = {

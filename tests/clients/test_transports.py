@@ -30,7 +30,10 @@ class Served(NamedTuple):
     def billed(self) -> dict[str, int]:
         """Return the tokens of all answers, by kind."""
         totals: dict[str, int] = self.app.state.ledger.totals
-        return {kind: totals[kind] for kind in ("read", "write_5m", "write_1h", "plain", "output")}
+        return {
+            kind: totals[kind]
+            for kind in ("cache_read", "cache_write_5m", "cache_write_1h", "uncached", "output")
+        }
 
 
 @pytest.fixture(params=["databricks", "anthropic"])
@@ -46,8 +49,8 @@ def _settled(report: Any, billed: dict[str, int], calls: int) -> None:
     totals = report.totals
     assert (totals.calls, totals.unsettled) == (calls, 0)
     assert {kind: getattr(totals, kind) for kind in billed} == billed
-    assert billed["read"] > billed["write_5m"] > 2000
-    assert totals.ours > 0
+    assert billed["cache_read"] > billed["cache_write_5m"] > 2000
+    assert totals.saved_by_cachemw > 0
 
 
 # --- Anthropic's client -----------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def test_every_counter_is_described() -> None:
     assert {name for name in counted if name not in listed and name.partition(".")[0] not in listed} == set()
     bodies = {
         found
-        for path in (ROOT / "cachemw" / "core").glob("*.py")
+        for path in (ROOT / "cachemw" / "core").rglob("*.py")
         for found in re.findall(r'BodyError\("(\w+)"\)', path.read_text(encoding="utf-8"))
     }
     assert {word for word in bodies if f"`{word}`" not in text("reports.md")} == set()

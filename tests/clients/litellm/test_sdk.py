@@ -84,7 +84,7 @@ def ended(recorder: AsyncRecorder, times: int = 1) -> Callable[[], bool]:
 def billed(recorder: AsyncRecorder) -> list[tuple[int, int, int, int] | None]:
     """Return the usage of each settled call: read, written, plain, output."""
     found = [event[1].usage for event in recorder.events if event[0] == "settle"]
-    return [usage and (usage.read, usage.written, usage.plain, usage.output) for usage in found]
+    return [usage and (usage.cache_read, usage.cache_write, usage.uncached, usage.output) for usage in found]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
