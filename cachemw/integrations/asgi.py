@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cachemw.engine import AsyncMiddleware
 from cachemw.engine.shared import hash_key
+from cachemw.integrations._async_flow import AsyncExchangeFlow
 from cachemw.integrations.guard import Guard
 from cachemw.integrations.http.chat_routes import find_route
 from cachemw.integrations.http.exchange import LABEL, HttpExchange, take_labels
@@ -100,7 +101,8 @@ class CacheMiddleware:
             return None
         with Guard(mw, "asgi.namespace"):
             namespace = self._namespace(scope)
-            chat.call = await mw.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
+            chat.flow = flow = AsyncExchangeFlow(mw)
+            chat.call = await flow.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
             return chat
         return None
 
@@ -109,7 +111,7 @@ class CacheMiddleware:
     ) -> None:
         again = True
         while again:
-            answer = _Answer(self._cachemw, chat, send, self._tasks)
+            answer = _Answer(chat, send, self._tasks)
             try:
                 asked, messages = await _asked(chat, scope, received)
                 await self.app(asked, _replay(messages, receive), answer.send)
@@ -121,7 +123,7 @@ class CacheMiddleware:
                 raise
             finally:
                 if not again:
-                    await answer.over(False)
+                    await answer.finish(False)
 
     def _closing(self, send: Send) -> Send:
         async def closing(message: Message) -> None:
@@ -135,18 +137,15 @@ class CacheMiddleware:
 class _Answer:
     """One answer of the app on its way out. `refused`: it was swallowed, and the app is to be asked again."""
 
-    def __init__(
-        self, mw: AsyncMiddleware, chat: HttpExchange, send: Send, tasks: set[asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, chat: HttpExchange, send: Send, tasks: set[asyncio.Task[None]]) -> None:
         self.refused = False
-        self._mw = mw
         self._chat = chat
         self._send = send
         self._tasks = tasks
         self._held: list[Message] = []
         self._size = 0
-        self._begun: asyncio.Task[None] | None = None
-        self._over: asyncio.Task[None] | None = None
+        self._start_report: asyncio.Task[None] | None = None
+        self._finish_report: asyncio.Task[None] | None = None
 
     async def send(self, message: Message) -> None:
         """Pass a message on, or keep it while it may be a refusal."""
@@ -159,7 +158,7 @@ class _Answer:
             if message["type"] == "http.response.body":
                 self._chat.feed(bytes(message.get("body", b"")))
                 if not message.get("more_body", False):
-                    await self.over(True)
+                    await self.finish(True)
 
     async def release(self) -> None:
         """Pass on what is kept."""
@@ -167,23 +166,20 @@ class _Answer:
         for message in held:
             await self._send(message)
 
-    async def over(self, whole: bool) -> None:
-        """Account for the answer, once; `whole` says that it ended by itself."""
-        if self._over is None:
-            self._over = self._task(self._account(whole))
-        # Whoever cancels the request cancels this wait at most, be it again and again.
-        await asyncio.shield(self._over)
+    async def finish(self, complete: bool) -> None:
+        """Report the end of the answer, once; `complete` is True if it ended by itself."""
+        if self._finish_report is None:
+            self._finish_report = self._task(self._account(complete))
+        # Shield the accounting task: cancelling the request cancels only this wait.
+        await asyncio.shield(self._finish_report)
 
-    async def _account(self, whole: bool) -> None:
-        chat, mw = self._chat, self._mw
+    async def _account(self, complete: bool) -> None:
+        chat = self._chat
         try:
-            if self._begun is not None:
-                await self._begun
+            if self._start_report is not None:
+                await self._start_report
         finally:  # a loop that ends cancels every task there is
-            if chat.verdict == "begun":
-                await mw.settle(chat.call, chat.usage(), partial=not (whole or chat.finish))
-            else:
-                await mw.fail(chat.call)
+            await chat.flow.finish(chat.usage(), complete=complete or chat.announced_end)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start what must outlive the request; a loop holds its tasks but weakly."""
@@ -196,13 +192,14 @@ class _Answer:
         verdict = self._chat.classify_response(message["status"], message.get("headers", ()))
         if verdict == "refusable":
             self._held.append(message)
-        elif verdict == "begun":
-            # Only whom the provider lets in may hear what is known of a namespace.
+        elif verdict == "started":
+            # Only a client that the provider lets in may learn what is known of a namespace.
             await self._send(
                 {**message, "headers": [*message.get("headers", ()), *_decision_headers(self._chat)]}
             )
-            # What has come of the body goes first.
-            self._begun = self._task(self._mw.begun(self._chat.call))
+            # The report runs as a task, so that the body is not held up. The loop may end before it runs.
+            self._chat.flow.started = True
+            self._start_report = self._task(self._chat.flow.start())
         else:
             await self._send(message)
 
@@ -215,11 +212,11 @@ class _Answer:
         start, *parts = self._held
         error = b"".join([part.get("body", b"") for part in parts])
         refusal = None if more else self._chat.refusal(start["status"], error)
-        if refusal is not None and await self._mw.refused(self._chat.call, *refusal) is not None:
+        if refusal is not None and await self._chat.flow.is_refused(refusal):
             self.refused = True
             self._held.clear()
         else:
-            await self.over(False)
+            await self.finish(False)
             await self.release()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cachemw.engine import Middleware
+from cachemw.integrations._sync_flow import ExchangeFlow
 from cachemw.integrations.http.exchange import Headers, HttpExchange
 from cachemw.integrations.resolve_middleware import resolve_middleware
 from cachemw.settings import Settings
@@ -55,7 +56,8 @@ class HttpHooks:
         mw = self._cachemw
         chat = HttpExchange.of(mw, method=method, url=url, headers=headers, body=body, provider=provider)
         if chat is not None:
-            chat.call = mw.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
+            chat.flow = flow = ExchangeFlow(mw)
+            chat.call = flow.prepare(chat.body, namespace=namespace, **chat.prepare_arguments)
         return chat
 
     def on_response(
@@ -66,15 +68,14 @@ class HttpHooks:
         With `body`, which is as on the wire, the exchange is over, unless bytes are returned: the provider refused
         a marker of ours. Send them, and show the answer here again, or call `on_end`.
         """
-        mw = self._cachemw
         verdict = chat.classify_response(status, headers)
-        if verdict == "begun":
-            mw.begun(chat.call)
+        if verdict == "started":
+            chat.flow.start()
         if body is None:
             return None
         if verdict == "refusable":
             refusal = chat.refusal(status, body)
-            if refusal is not None and mw.refused(chat.call, *refusal) is not None:
+            if refusal is not None and chat.flow.is_refused(refusal):
                 return chat.outgoing()
         chat.feed(body)
         self.on_end(chat)
@@ -85,12 +86,9 @@ class HttpHooks:
         chat.feed(chunk)
         return chunk
 
-    def on_end(self, chat: HttpExchange, *, whole: bool = True) -> None:
+    def on_end(self, chat: HttpExchange, *, complete: bool = True) -> None:
         """Note that the exchange is over; not `whole` if an answer broke or nobody wanted the rest. Again is fine."""
-        if chat.verdict == "begun":
-            self._cachemw.settle(chat.call, chat.usage(), partial=not (whole or chat.finish))
-        else:
-            self._cachemw.fail(chat.call)
+        chat.flow.finish(chat.usage(), complete=complete or chat.announced_end)
 
     def close(self) -> None:
         """Close the middleware, which writes what is queued for the store."""

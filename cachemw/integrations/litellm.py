@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, ref
 
 from cachemw.engine import AsyncMiddleware
-from cachemw.engine.call import Call
 from cachemw.errors import ConfigError
+from cachemw.integrations._async_flow import AsyncExchangeFlow
 from cachemw.integrations.guard import Guard
 from cachemw.integrations.litellm_request import Request, labels, namespace, read, rewritten
 from cachemw.integrations.resolve_middleware import resolve_middleware
@@ -52,9 +52,8 @@ if TYPE_CHECKING:
 class _Attempt:
     """One call under way; it lives as long as LiteLLM's logging object of it."""
 
-    def __init__(self, call: Call, logging: Any) -> None:
-        self.call = call
-        self.begun = False
+    def __init__(self, flow: AsyncExchangeFlow, logging: Any) -> None:
+        self.flow = flow
         self._logging = ref(logging)
         self._earlier = getattr(logging, "completion_start_time", None)  # of an attempt before
 
@@ -102,14 +101,19 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
                 return None
             name, logging = str(kwargs["litellm_call_id"]), kwargs["litellm_logging_obj"]
             for other in list(self._attempts.values()):
-                if not other.begun and other.answers:
-                    await self._begin(other)
+                if not other.flow.started and other.answers:
+                    await other.flow.start()
             await self._end(kwargs)
             space = None if self._one_tenant else namespace(kwargs)
-            call = await mw.prepare(
-                request.body, labels(kwargs), space, provider=request.provider, wire=request.wire
+            flow = AsyncExchangeFlow(mw)
+            call = await flow.prepare(
+                request.body,
+                namespace=space,
+                labels=labels(kwargs),
+                provider=request.provider,
+                wire=request.wire,
             )
-            self._attempts[name] = logging.cachemw_attempt = _Attempt(call, logging)
+            self._attempts[name] = logging.cachemw_attempt = _Attempt(flow, logging)
             changed = rewritten(kwargs, request, call.body)
             # LiteLLM's own response store must know the request by what it says, wherever markers are.
             if changed is not None and litellm.cache is not None and "cache_key" not in changed:
@@ -155,9 +159,10 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
         with Guard(self.middleware, "litellm.answer"):
             if attempt := self._over(kwargs):
                 if kwargs.get("cache_hit") is True:
-                    await self.middleware.fail(attempt.call)
+                    await attempt.flow.fail()
                 else:
-                    await self.middleware.settle(attempt.call, response_obj)
+                    attempt.flow.started = True
+                    await attempt.flow.finish(response_obj, complete=True)
                 # At the interpreter's end this loop is gone right after.
                 await self.middleware.flush(1.0)
 
@@ -172,8 +177,8 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
         with Guard(self.middleware, "litellm.answer"):
             if attempt := self._over(request_data):
                 if getattr(exception, "status_code", None) == 400:
-                    await self.middleware.refused(attempt.call, 400, str(exception), resent=False)
-                await self.middleware.fail(attempt.call)
+                    await attempt.flow.is_refused((400, str(exception)), resent=False)
+                await attempt.flow.fail()
 
     async def async_log_failure_event(
         self,
@@ -188,21 +193,15 @@ class CacheHook(CustomLogger):  # type: ignore[misc]  # litellm is not where typ
     async def _begun(self, data: Mapping[str, Any]) -> None:
         with Guard(self.middleware, "litellm.answer"):
             attempt = self._attempts.get(str(data.get("litellm_call_id")))
-            if attempt is not None and not attempt.begun:
-                await self._begin(attempt)
-
-    async def _begin(self, attempt: _Attempt) -> None:
-        attempt.begun = True
-        await self.middleware.begun(attempt.call)
+            if attempt is not None and not attempt.flow.started:
+                await attempt.flow.start()
 
     async def _end(self, data: Mapping[str, Any]) -> None:
         """End a call whose usage is not told: what had begun is billed, the rest never was answered."""
         with Guard(self.middleware, "litellm.answer"):
             if attempt := self._over(data):
-                if attempt.begun or attempt.answers:
-                    await self.middleware.settle(attempt.call, None, partial=True)
-                else:
-                    await self.middleware.fail(attempt.call)
+                attempt.flow.started = attempt.flow.started or attempt.answers
+                await attempt.flow.finish(None, complete=False)
 
     def _over(self, data: Mapping[str, Any]) -> _Attempt | None:
         return self._attempts.pop(str(data.get("litellm_call_id")), None)

@@ -1,36 +1,34 @@
 """Wrap an `openai` client in place: `wrap`, `of`.
 
-Here lives only translation between the SDK and the middleware: options to body, answer to usage. It must
-not decide anything about breakpoints, and knows no other integration.
+Contains: the choice and installation of hooks. Must not depend on: breakpoints, other integrations.
 
-Where it hooks in, and why there. Every call style of the SDK (`create`, streamed or not, `parse`, the
-`stream()` helper, `with_raw_response`, `with_streaming_response`, `post`) goes through the public method
-`client.request` exactly once per logical call, with the SDK's retries inside, on majors 2 and 3 and in the
-subclasses of Azure and Databricks. So it is replaced on the instance. The body is a dict there, after every
-normalisation that a subclass makes and before it is serialised. The other points are worse: a patch of
-`chat.completions.create` misses half of the styles and is lost on clients that build `chat` at each access;
-`_prepare_options` is private, arrives once per retry and sees no answer; a transport would have to parse and
-serialise the body again and can't tell a retry from a new call. Copies (`with_options`, `copy`) start
-unhooked, so these two are replaced as well, and `close`.
+The hooks replace the public method `client.request` on the instance. Every call style of the SDK goes through it exactly
+once per logical call: `create`, streamed or not, `parse`, the `stream()` helper, `with_raw_response`,
+`with_streaming_response` and `post`, with the SDK's retries inside, on majors 2 and 3 and in the subclasses of Azure and
+Databricks. The body is a dict there, after every normalisation of a subclass and before it is serialised. Other points
+are worse. A patch of `chat.completions.create` misses half of the styles, and is lost on clients that build `chat` at
+each access. `_prepare_options` is private, runs once per retry and sees no answer. A transport would have to parse and
+serialise the body again, and cannot tell a retry from a new call. Copies (`with_options`, `copy`) start without hooks,
+so both methods are replaced as well, and `close`.
 
-How usage is read. An answer that the SDK has parsed is taken before the caller's own parser may refuse it.
-An answer still unread is watched while the caller reads it: the HTTP response's decoding iterator, through
-which lines, text, JSON and SDK streams all go, passes each chunk on as the same object, at once. Bytes read
-below it (`iter_raw`) are not seen: such a call settles without usage. A stream that is dropped before its
-first chunk and never closed is not settled; it expires with its TTL.
+An answer that the SDK has parsed is taken before the caller's own parser may reject it. An answer that is still unread
+is observed while the application reads it: the decoding iterator of the HTTP response, through which lines, text, JSON
+and SDK streams all go, passes each chunk on at once. Bytes read below it (`iter_raw`) are not seen, so such a call
+settles without usage. A stream that is dropped before its first chunk and never closed is not settled.
 
-The middleware ends with the HTTP client that it serves: closing the wrapped client, or a copy that shares
-its HTTP client, closes the middleware too, one that was given to `wrap` included.
+The middleware ends with the HTTP client that it serves. Closing the wrapped client, or a copy that shares its HTTP
+client, closes the middleware too, even one that was given to `wrap`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import ConfigError
-from cachemw.integrations.openai_exchange import OpenAIExchange
+from cachemw.integrations._async_openai import hook_async
+from cachemw.integrations._sync_openai import hook_sync
 from cachemw.integrations.resolve_middleware import name_of, resolve_middleware
 from cachemw.settings import Settings
 
@@ -106,143 +104,7 @@ def _install(client: Any, middleware: Middleware | AsyncMiddleware, *, root: Any
 
     client.copy, client.with_options = copying(client.copy), copying(client.with_options)
     if isinstance(middleware, Middleware):
-        _hook_sync(client, middleware, root)
+        hook_sync(client, middleware, root)
     else:
-        _hook_async(client, middleware, root)
+        hook_async(client, middleware, root)
     setattr(client, _MARK, middleware)
-
-
-def _hook_sync(client: Any, mw: Middleware, root: Any) -> None:
-    send, shut = client.request, client.close
-
-    def request(cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        chat = OpenAIExchange.of(mw, client, options)
-        if chat is None:
-            return send(cast_to, options, **kwargs)
-        chat.call = call = mw.prepare(chat.body, provider=chat.provider)
-        while True:
-            try:
-                result = send(cast_to, chat.outgoing(options), **kwargs)
-                break
-            except BaseException as error:
-                if chat.parsed is not None:
-                    mw.begun(call)
-                    mw.settle(call, chat.usage())
-                    raise
-                refusal = chat.refusal(error)
-                if refusal is None or mw.refused(call, *refusal) is None:
-                    mw.fail(call)
-                    raise
-        mw.begun(call)
-        unread = chat.unread(result)
-        if unread is None:
-            mw.settle(call, chat.usage(result))
-        else:
-            watch(chat, unread)
-        return result
-
-    def watch(chat: OpenAIExchange, response: Any) -> None:
-        read, end = response.iter_bytes, response.close
-
-        def iter_bytes(chunk_size: int | None = None) -> Iterator[bytes]:
-            whole = False
-            chat.pulling = True
-            try:
-                for chunk in read(chunk_size):
-                    chat.pulling = False
-                    chat.feed(chunk)
-                    yield chunk
-                    chat.pulling = True
-                whole = True
-            finally:
-                chat.pulling = False
-                settle(whole)
-
-        def close() -> None:
-            try:
-                end()
-            finally:
-                settle(False)
-
-        def settle(whole: bool) -> None:
-            if chat.ends(response, "iter_bytes", "close"):
-                mw.settle(chat.call, chat.seen(), partial=not (whole or chat.reader.done))
-
-        response.iter_bytes, response.close = iter_bytes, close
-
-    def close() -> None:
-        try:
-            shut()
-        finally:
-            if root.is_closed():
-                mw.close()
-
-    client.request, client.close = request, close
-
-
-def _hook_async(client: Any, mw: AsyncMiddleware, root: Any) -> None:
-    send, shut = client.request, client.close
-
-    async def request(cast_to: Any, options: Any, **kwargs: Any) -> Any:
-        chat = OpenAIExchange.of(mw, client, options)
-        if chat is None:
-            return await send(cast_to, options, **kwargs)
-        chat.call = call = await mw.prepare(chat.body, provider=chat.provider)
-        while True:
-            try:
-                result = await send(cast_to, chat.outgoing(options), **kwargs)
-                break
-            except BaseException as error:
-                if chat.parsed is not None:
-                    await mw.begun(call)
-                    await mw.settle(call, chat.usage())
-                    raise
-                refusal = chat.refusal(error)
-                if refusal is None or await mw.refused(call, *refusal) is None:
-                    await mw.fail(call)
-                    raise
-        await mw.begun(call)
-        unread = chat.unread(result)
-        if unread is None:
-            await mw.settle(call, chat.usage(result))
-        else:
-            watch(chat, unread)
-        return result
-
-    def watch(chat: OpenAIExchange, response: Any) -> None:
-        read, end = response.aiter_bytes, response.aclose
-
-        async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
-            whole = False
-            chat.pulling = True
-            try:
-                async for chunk in read(chunk_size):
-                    chat.pulling = False
-                    chat.feed(chunk)
-                    yield chunk
-                    chat.pulling = True
-                whole = True
-            finally:
-                chat.pulling = False
-                await settle(whole)
-
-        async def aclose() -> None:
-            try:
-                await end()
-            finally:
-                await settle(False)
-
-        async def settle(whole: bool) -> None:
-            if chat.ends(response, "aiter_bytes", "aclose"):
-                await mw.settle(chat.call, chat.seen(), partial=not (whole or chat.reader.done))
-
-        response.aiter_bytes, response.aclose = aiter_bytes, aclose
-
-    async def close() -> None:
-        try:
-            await shut()
-        finally:
-            if root.is_closed():
-                await mw.close()
-
-    client.request, client.close = request, close

@@ -1,8 +1,8 @@
 """One chat call through the `openai` SDK, without its I/O.
 
-Here lives `Exchange`: which requests are ours, how the SDK's options become a body and back, and what of the
-answer `settle` takes. It must not send, read or wait, and must not know whether the client is sync or async.
-Nothing here raises: whatever fails is counted and the call goes on as it would have without us.
+Contains: the translation of the SDK's options into a body and back, and of its answers into usage. Must not depend on:
+sync or async clients; it must not send, read or wait. Nothing here raises: a failure is counted, and the call goes on
+as it would without cachemw.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from cachemw.engine.call import Call
 from cachemw.integrations.guard import Engine, Guard
 from cachemw.integrations.http.chat_routes import find_route, provider_at
 from cachemw.integrations.http.sse_usage import UsageReader
+from cachemw.integrations.reply import Reply
 
 
 class OpenAIExchange:
-    """Hold what one logical call asks, and learn from its answer.
+    """One logical call of the SDK: its request, and the usage in its answer.
 
-    `body` is the request as the SDK will merge it, `provider` the name that its address tells. Set `call`
-    once the middleware has prepared it. While the bytes of an answer are being fetched `pulling` is true.
+    `body` is the request as the SDK will merge it, `provider` the name that belongs to its address. The integration
+    sets `call` once the middleware has prepared it, and `pulling` while it fetches bytes of the answer.
     """
 
     call: Call
@@ -30,10 +31,10 @@ class OpenAIExchange:
         self.provider = provider
         self.parsed: Any = None
         self.pulling = False
-        self.reader = UsageReader()
+        self._reader = UsageReader()
         self._mw = mw
         self._model_in_url = model_in_url
-        self._refused = False
+        self._resent = False
         self._finished = False
 
     @classmethod
@@ -57,7 +58,7 @@ class OpenAIExchange:
         """Return a copy of the caller's options, with the annotated body until that was refused."""
         with Guard(self._mw, "client.options"):
             changed: dict[str, Any] = {"post_parser": self._taking(options.post_parser)}
-            if self.call.body is not self.body and not self._refused:
+            if self.call.body is not self.body and not self._resent:
                 body = {k: v for k, v in self.call.body.items() if not (self._model_in_url and k == "model")}
                 changed |= {"json_data": body, "extra_json": None}
             return options.model_copy(update=changed)
@@ -74,13 +75,18 @@ class OpenAIExchange:
 
         return take
 
-    def refusal(self, error: BaseException) -> tuple[int, Any] | None:
-        """Return status and body of an error that was answered; None the second time: one resend, no more."""
+    def failed(self, error: BaseException) -> Reply:
+        """Return the reply that an exception of the SDK stands for.
+
+        The reply is accepted if the SDK parsed an answer that the caller's own parser then rejected: it is billed. The
+        status and body of an HTTP error are a refusal to examine, once: one resend, no more.
+        """
+        refusal = None
         status, body = getattr(error, "status_code", None), getattr(error, "body", None)
-        if self._refused or not isinstance(status, int):
-            return None
-        self._refused = True
-        return status, str(error) if body is None else body
+        if isinstance(status, int) and not self._resent:
+            self._resent = True
+            refusal = status, str(error) if body is None else body
+        return Reply(self.parsed is not None, refusal=refusal, error=error)
 
     def unread(self, result: Any) -> Any | None:
         """Return the HTTP response of an answer whose bytes are still to come, else None."""
@@ -89,37 +95,42 @@ class OpenAIExchange:
             return response if response is not None and not response.is_stream_consumed else None
         return None
 
-    def usage(self, result: Any = None) -> Any:
-        """Return what `settle` takes of an answer that is here: from its bytes, or as the SDK parsed it."""
+    def usage_of(self, result: Any) -> Any:
+        """Return the usage of an answer that has come whole: from its bytes, or as the SDK parsed it."""
         self._finished = True
         with Guard(self._mw, "client.usage"):
             response = _http(result)
             answer = self.parsed if response is None and self.parsed is not None else result
             if response is not None:
-                self.reader.feed(response.content)
+                self._reader.feed(response.content)
             elif isinstance(answer, str | bytes):
-                self.reader.feed(answer.encode() if isinstance(answer, str) else answer)
+                self._reader.feed(answer.encode() if isinstance(answer, str) else answer)
             else:
                 return answer
-        return self.seen()
+        return self.usage()
 
     def feed(self, chunk: bytes) -> None:
-        """Look at a chunk that passes."""
+        """Read the usage in a chunk on its way to the application."""
         with Guard(self._mw, "client.usage"):
-            self.reader.feed(chunk)
+            self._reader.feed(chunk)
 
-    def seen(self) -> dict[str, Any] | None:
-        """Return the usage in the bytes seen so far."""
+    def usage(self) -> dict[str, Any] | None:
+        """Return the usage in the bytes so far, None if there was none."""
         with Guard(self._mw, "client.usage"):
-            self.reader.finish()
-        if self.reader.answer is None and self.reader.too_large:
+            self._reader.finish()
+        if self._reader.answer is None and self._reader.too_large:
             self._mw.count("client.too_large")
-        return self.reader.answer
+        return self._reader.answer
+
+    @property
+    def announced_end(self) -> bool:
+        """Return True if the stream announced its own end: bytes after it are no part of the answer."""
+        return self._reader.done
 
     def ends(self, response: Any, *hooks: str) -> bool:
-        """Say once that the answer is over, and take our hooks off the response.
+        """Return True once, when the answer is over, and take the hooks off the response.
 
-        Fetching the last bytes closes a response before a decoder has given out its rest: not the end yet.
+        Fetching the last bytes closes a response before its decoder has given out the rest: the end comes after that.
         """
         if self._finished or self.pulling:
             return False

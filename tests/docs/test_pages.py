@@ -177,7 +177,7 @@ def test_every_usage_rule_is_described() -> None:
 
 def test_every_counter_is_described() -> None:
     """The page names each counter in the code, by its first part where the rest varies."""
-    listed = {name.partition("<")[0].rstrip(".") for name in names("reports.md", "counter")}
+    listed = {name.partition("<")[0].rstrip(".") for name in names("counters.md", "counter")}
     counted = {
         found.rstrip(".")
         for path in (ROOT / "cachemw").rglob("*.py")
@@ -190,7 +190,7 @@ def test_every_counter_is_described() -> None:
         for path in (ROOT / "cachemw" / "core").rglob("*.py")
         for found in re.findall(r'BodyError\("(\w+)"\)', path.read_text(encoding="utf-8"))
     }
-    assert {word for word in bodies if f"`{word}`" not in text("reports.md")} == set()
+    assert {word for word in bodies if f"`{word}`" not in text("counters.md")} == set()
 
 
 def test_kinds_are_those_of_the_providers() -> None:

@@ -522,4 +522,6 @@ def test_a_bug_or_an_interrupt_at_any_call(asynchronous: bool, error: BaseExcept
         return set(names)
 
     assert {"MemoryStore.claim", "Coalescer._entries_to_claim"} <= asyncio.run(every(waits=False))
-    assert {"MemoryStore.peek", "Coalescer._abandon", "with_current_entries"} <= asyncio.run(every(waits=True))
+    assert {"MemoryStore.peek", "Coalescer._abandon", "with_current_entries"} <= asyncio.run(
+        every(waits=True)
+    )

@@ -97,7 +97,9 @@ def test_prepared_second_preimage_changes_no_other_tenants_request() -> None:
 def test_hashes_of_two_middlewares_on_memory_stores_differ() -> None:
     """A process that shares no store keys its hashes with a random key of its own."""
     digests = [
-        cachemw.Middleware(provider="databricks").prepare(request(VICTIM))._lifecycle.parsed.prompt.prefix_hashes
+        cachemw.Middleware(provider="databricks")
+        .prepare(request(VICTIM))
+        ._lifecycle.parsed.prompt.prefix_hashes
         for _ in range(2)
     ]
     assert not set(digests[0]) & set(digests[1])

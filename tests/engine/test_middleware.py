@@ -21,8 +21,7 @@ import cachemw
 from cachemw.core.planner.plan import Reason
 from cachemw.core.request.markers import canonical
 from cachemw.core.rules.providers import MODELS
-from cachemw.engine import base, shared
-from cachemw.engine import aio, background_writer, sync
+from cachemw.engine import aio, background_writer, base, shared, sync
 from cachemw.errors import StoreError
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage

@@ -198,7 +198,9 @@ def test_a_bug_at_any_call(asynchronous: bool) -> None:
 
     async def every() -> None:
         names = await run(NOWHERE)
-        assert {"Splitter.split", "Splitter.read", "sort_tools", "RequestPlanner._apply_opt_ins"} <= set(names)
+        assert {"Splitter.split", "Splitter.read", "sort_tools", "RequestPlanner._apply_opt_ins"} <= set(
+            names
+        )
         for at in sampled(names, 1):
             assert (await run(at))[-1] == names[at]
 
@@ -276,7 +278,9 @@ def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
                 assert same_request(body, call.body, **BOTH)
             assert markers(call.body) <= max(4, markers(body))
             seen["ours" if call.plan.added else "plain"] += 1
-            seen["cut"] += bool(call.plan.breakpoints) and call._lifecycle.parsed.prompt.outgoing_body is not body
+            seen["cut"] += (
+                bool(call.plan.breakpoints) and call._lifecycle.parsed.prompt.outgoing_body is not body
+            )
             model = find_model(body["model"])
             assert model is not None
             cache = billed.setdefault(

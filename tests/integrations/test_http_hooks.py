@@ -73,7 +73,7 @@ def test_an_answer_in_pieces(
     assert _names(recorder) == ["prepare", "begun"]
     for piece in [event(chunk) for chunk in chunks()] + ([event(b"[DONE]")] if ended else []):
         assert hooks.on_chunk(chat, piece) is piece
-    hooks.on_end(chat, whole=whole)
+    hooks.on_end(chat, complete=whole)
     hooks.on_end(chat)
     (settled, again) = [found for found in recorder.events if found[0] == "settle"]
     assert (settled[1].usage.cache_read, settled[2]) == (4000, partial)

@@ -117,7 +117,7 @@ def test_anthropics_endpoint_in_openai_format_is_not_marked(provider: str) -> No
         client.chat.completions.create(**{**conversation(), "model": "claude-sonnet-4-6"})
     assert bodies == [{**conversation(), "model": "claude-sonnet-4-6"}]
     assert recorder.counts["skip.markers_ignored"] == 1
-    assert _settled(recorder)[0].read == 4000
+    assert _settled(recorder)[0].cache_read == 4000
 
 
 def test_second_wrap_is_refused(endpoint: Endpoint) -> None:
@@ -267,7 +267,7 @@ def test_refused_markers_are_sent_again_without(endpoint: Endpoint, stream: bool
     assert not marks(second)
     assert canonical(first) == canonical(second)
     assert _names(recorder) == ["prepare", "refused", "begun", "settle", "close"]
-    assert _settled(recorder)[0].read == 4000
+    assert _settled(recorder)[0].cache_read == 4000
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -279,7 +279,7 @@ async def test_async_refused_markers_are_sent_again_without(endpoint: Endpoint, 
         assert len([chunk async for chunk in answer] if stream else answer.choices) == (5 if stream else 1)
     assert [bool(marks(arrival.body)) for arrival in endpoint.arrived] == [True, False]
     assert _names(recorder) == ["prepare", "refused", "begun", "settle", "close"]
-    assert _settled(recorder)[0].read == 4000
+    assert _settled(recorder)[0].cache_read == 4000
 
 
 def test_resent_once_only(endpoint: Endpoint) -> None:
@@ -345,7 +345,7 @@ async def test_a_cancelled_call_is_released() -> None:
     [
         ("_merged", "client.body"),
         ("provider_at", "client.body"),
-        ("Exchange._taking", "client.options"),
+        ("OpenAIExchange._taking", "client.options"),
         ("UsageReader.feed", "client.usage"),
     ],
 )
@@ -383,7 +383,7 @@ def test_an_answer_that_its_parser_refuses_is_settled(endpoint: Endpoint) -> Non
     ):
         client.chat.completions.parse(**conversation())
     assert _names(recorder) == ["prepare", "begun", "settle", "close"]
-    assert _settled(recorder)[0].read == 4000
+    assert _settled(recorder)[0].cache_read == 4000
 
 
 async def test_async_answer_that_its_parser_refuses_is_settled(endpoint: Endpoint) -> None:
@@ -393,7 +393,7 @@ async def test_async_answer_that_its_parser_refuses_is_settled(endpoint: Endpoin
         with pytest.raises(openai.LengthFinishReasonError):
             await client.chat.completions.parse(**conversation())
     assert _names(recorder) == ["prepare", "begun", "settle", "close"]
-    assert _settled(recorder)[0].read == 4000
+    assert _settled(recorder)[0].cache_read == 4000
 
 
 @pytest.mark.parametrize("cast_to", [str, httpx.Response, object])

@@ -25,7 +25,8 @@ from benchmarks.ports import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
 from cachemw.apps import simulated_gateway
 from cachemw.core.request.markers import canonical
-from cachemw.integrations import transport
+from cachemw.integrations import _async_transport, _sync_transport
+from cachemw.integrations.http import libraries
 from tests.clients.endpoint import Endpoint, chunks, completion, error, event, events
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks
 
@@ -248,7 +249,7 @@ async def test_a_failure_of_ours_sends_the_request_as_it_came(
     def bug(*args: Any) -> Any:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr(transport, "take_labels", bug)
+    monkeypatch.setattr(libraries, "take_labels", bug)
     client = door.client()
     assert (await door.post(client, endpoint.url + PATH, json=conversation())).json() == completion()
     assert endpoint.arrived[0].body == conversation()
@@ -421,7 +422,8 @@ async def test_a_refusal_of_the_original_too(door: Door, endpoint: Endpoint) -> 
 
 async def test_a_400_too_long_to_be_a_refusal(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not read to its end, and passes whole."""
-    monkeypatch.setattr(transport, "MOST", 20)
+    for twin in (_async_transport, _sync_transport):
+        monkeypatch.setattr(twin, "MAX_ERROR", 20)
     pieces = [REFUSAL.encode(), b"more", b"and more"]
     client, arrived = door.answering(lambda request: door.library.Response(400, stream=door.bytes_of(pieces)))
     assert (
@@ -470,7 +472,7 @@ async def test_a_cancelled_call(library: Any, monkeypatch: pytest.MonkeyPatch, m
         return library.Response(200, stream=stream)
 
     client = door.client(library.MockTransport(handler))
-    if moment == "begun":
+    if moment == "started":
         monkeypatch.setattr(recorder(client), "begun", forever)
     task = asyncio.create_task(client.post("https://llm.example.com" + PATH, json=conversation()))
     await waiting.wait()
@@ -481,7 +483,7 @@ async def test_a_cancelled_call(library: Any, monkeypatch: pytest.MonkeyPatch, m
         "prepare",
         "fail" if moment == "before" else "settle",
     ]
-    assert stream.closed == (moment == "begun")
+    assert stream.closed == (moment == "started")
     await door.close(client)
 
 
@@ -545,7 +547,7 @@ async def test_http2(door: Door, over_http2: str) -> None:
     got = await door.stream(client, over_http2 + PATH, json={**asked, "stream": True}, headers=headers)
     assert got[-1].endswith(b"data: [DONE]\n\n")
     usages = [found[1].usage for found in recorder(client).events if found[0] == "settle"]
-    assert usages[0].written == usages[1].read > 10_000
+    assert usages[0].cache_write == usages[1].cache_read > 10_000
     await door.close(client)
 
 
@@ -596,7 +598,7 @@ def test_a_request_of_a_class_of_ones_own(library: Any) -> None:
     class Request(library.Request):  # type: ignore[misc]
         pass
 
-    assert transport._library(Request("GET", "http://x")) is library
+    assert libraries.library_of(Request("GET", "http://x")) is library
 
 
 def test_settings_and_mistakes() -> None:

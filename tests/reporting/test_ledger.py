@@ -65,7 +65,13 @@ def test_rows_and_totals() -> None:
         found |= amounts(
             labels,
             model,
-            {"calls": calls, "saved_by_client": Decimal(calls), "settled": calls - 1, "cache_write_1h": 3, "output": 2},
+            {
+                "calls": calls,
+                "saved_by_client": Decimal(calls),
+                "settled": calls - 1,
+                "cache_write_1h": 3,
+                "output": 2,
+            },
         )
     made = report(dict(reversed(found.items())))
     assert made == report(found)

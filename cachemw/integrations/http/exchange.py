@@ -1,22 +1,21 @@
 """One chat request over HTTP and its answer, without the I/O.
 
-Lives here: which requests are ours, their bytes as a body and back, and what of an answer `settle` takes.
-Must not know: who sends and who reads (`transport`, `asgi`, `hooks`, the proxy), sync or async, and it must not
-decide anything about breakpoints. Nothing here raises or waits, and no byte of an answer is held back:
-whatever fails is counted and the exchange goes on as it would have without us.
+Contains: the choice of requests, their bytes as a body and back, and the usage in their answers. Must not depend on: the
+integration that sends and reads, sync or async, the placement of breakpoints. Nothing here raises or waits, and no byte
+of an answer is held back: a failure is counted, and the exchange goes on as it would without cachemw.
 
-A shell does, in this order::
+An integration uses it in this order, with an exchange flow (`_sync_flow`, `_async_flow`) for its reports::
 
-    exchange = HttpExchange.of(mw, method=..., url=..., headers=..., body=...)   # None: pass as it came
-    exchange.call = mw.prepare(exchange.body, **exchange.asked)
-    send exchange.outgoing()                          # no answer: mw.fail(exchange.call)
-    match exchange.answered(status, headers):
-        "begun":     mw.begun; show `see` each chunk; at the end mw.settle(call, exchange.usage(), partial=...)
-        "refusable": read the error; where mw.refused(call, *exchange.refusal(...)) gives a body, send again
-        "failed":    mw.fail(call)
+    chat = HttpExchange.of(mw, method=..., url=..., headers=..., body=...)   # None: pass the request as it came
+    chat.call = flow.prepare(chat.body, **chat.prepare_arguments)
+    send chat.outgoing()
+    match chat.classify_response(status, headers):
+        "started":   flow.start(); chat.feed(chunk) for each chunk; flow.finish(chat.usage(), complete=...)
+        "refusable": read the error; if flow.is_refused(chat.refusal(...)), send chat.outgoing() again
+        "failed":    flow.fail()
 
-`of` and `outgoing` take up to 50 ms each for a body of 32 MiB. A shell on an event loop runs `reading` and `sending`,
-the same work in slices, with `slices.run_in_loop`.
+`of` and `outgoing` take up to 50 ms each for a body of 32 MiB. An integration on an event loop runs `reading` and
+`sending`, the same work in slices, with `slices.run_in_loop`.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _PROMPT = frozenset({"messages", "tools", "system"})
 
 _Text = TypeVar("_Text", str, bytes)
 Headers: TypeAlias = Mapping[str, str] | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]]
-Verdict: TypeAlias = Literal["begun", "refusable", "failed"]
+Verdict: TypeAlias = Literal["started", "refusable", "failed"]
 
 
 class HttpExchange:
@@ -63,6 +62,7 @@ class HttpExchange:
     """
 
     call: Call
+    flow: Any
 
     def __init__(
         self,
@@ -162,9 +162,9 @@ class HttpExchange:
         return self.original
 
     def classify_response(self, status: int, headers: Headers) -> Verdict:
-        """Take status and headers of the answer and say what to do.
+        """Return the kind of an answer by its status, and note how its body is encoded.
 
-        "begun": it is read with `see`. "refusable": a 400 to what we changed; read it and ask `refusal`.
+        "started": show its body to `feed`. "refusable": a 400 to a changed request; read it and call `refusal`.
         "failed": there will be no usage.
         """
         with Guard(self._mw, "http.answer"):
@@ -174,7 +174,7 @@ class HttpExchange:
             except LookupError:
                 self._mw.count("http.encoding")
         if 200 <= status < 300:
-            self.verdict = "begun"
+            self.verdict = "started"
         else:
             self.verdict = "refusable" if status == 400 and self.changed else "failed"
         return self.verdict
@@ -220,8 +220,8 @@ class HttpExchange:
             self._mw.count("http.too_large")
 
     @property
-    def finish(self) -> bool:
-        """Say whether the stream announced its own end: what is not read of it was no part of the answer."""
+    def announced_end(self) -> bool:
+        """Return True if the stream announced its own end: bytes after it are no part of the answer."""
         return self._reader.done
 
 

@@ -212,7 +212,7 @@ def test_an_answer_in_one_piece() -> None:
     whole = json.dumps(completion()).encode()
     for encoding, sent in [("", whole), ("gzip", gzip.compress(whole))]:
         exchange = _prepared(Recorder())
-        assert exchange.classify_response(200, {"Content-Encoding": encoding}) == "begun"
+        assert exchange.classify_response(200, {"Content-Encoding": encoding}) == "started"
         exchange.feed(sent)
         assert exchange.usage() == {"model": "served-claude", "usage": USAGE}
 
@@ -220,13 +220,13 @@ def test_an_answer_in_one_piece() -> None:
 def test_a_stream_tells_its_end() -> None:
     """Usage is there after any chunk that held it, and `done` once the stream has said so."""
     exchange = _prepared(Recorder())
-    assert exchange.classify_response(200, []) == "begun"
+    assert exchange.classify_response(200, []) == "started"
     for chunk in chunks():
         exchange.feed(event(chunk))
-    assert not exchange.finish
+    assert not exchange.announced_end
     assert exchange.usage() == {"model": "served-claude", "usage": USAGE}
     exchange.feed(event(b"[DONE]"))
-    assert exchange.finish
+    assert exchange.announced_end
 
 
 def test_events_of_messages() -> None:
@@ -246,7 +246,7 @@ def test_events_of_messages() -> None:
         exchange.feed(event(data))
     usage = {"input_tokens": 5, "cache_read_input_tokens": 90, "output_tokens": 12}
     assert exchange.usage() == {"model": "claude", "usage": usage}
-    assert exchange.finish
+    assert exchange.announced_end
 
 
 @pytest.mark.parametrize(
@@ -283,9 +283,9 @@ def test_what_cannot_be_decoded_is_counted_and_passes() -> None:
     exchange = _prepared(mw)
     assert exchange.classify_response(400, {"content-encoding": "compress"}) == "refusable"
     assert exchange.refusal(400, b"") is None
-    assert exchange.classify_response(200, {"content-encoding": "compress"}) == "begun"
+    assert exchange.classify_response(200, {"content-encoding": "compress"}) == "started"
     exchange.feed(b"x")
-    assert exchange.classify_response(200, {"content-encoding": "gzip"}) == "begun"
+    assert exchange.classify_response(200, {"content-encoding": "gzip"}) == "started"
     exchange.feed(b"no gzip")
     exchange.feed(b"at all")
     assert exchange.usage() is None
@@ -317,7 +317,7 @@ def test_a_bug_of_ours_is_counted_and_never_seen(
     if exchange is not None:
         exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
         assert (exchange.outgoing() == exchange.original) == (broken == "orjson")
-        assert exchange.classify_response(200, []) == "begun"
+        assert exchange.classify_response(200, []) == "started"
         exchange.feed(b'{"usage": {"prompt_tokens": 1}}')
         assert (exchange.usage() is None) == (name != "http.body")
     assert ("count", name) in mw.events
@@ -342,7 +342,7 @@ def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
     """Reading the usage stops, one counter says so, and later bytes of the answer are not looked at."""
     mw = Recorder()
     exchange = _prepared(mw)
-    assert exchange.classify_response(200, {"content-encoding": encoding}) == "begun"
+    assert exchange.classify_response(200, {"content-encoding": encoding}) == "started"
     for start in range(0, len(answer), 1 << 20):
         exchange.feed(answer[start : start + (1 << 20)])
     assert exchange.usage() is None
