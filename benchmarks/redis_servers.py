@@ -291,7 +291,7 @@ def cluster(
         whole = nodes * replicas
         until(
             lambda: all(is_whole(client, nodes, whole) for client in clients),
-            "the cluster does not get whole",
+            "the cluster does not become complete",
         )
         yield made
 
