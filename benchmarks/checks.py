@@ -193,11 +193,15 @@ _UNKNOWABLE = {"dated with tools": 0.955, "slow chat": 0.96, "truncated history"
 _FEW_SHOT = frozenset({"few-shot short"})
 _CACHEMW = frozenset(CACHEMW_POLICIES)
 
-# Floors depend on the texts: README.md, "Promises", has the measured shares and the reasons.
-_SHARES: Mapping[Source, tuple[Promise, ...]] = {
+# In slow chat a rule that always writes is right a little more often than the probabilities learned from a few
+# hundred requests: 0.6 % on two of three seeds.
+_ALWAYS_RIGHT = {"slow chat": 0.01}
+# Limits depend on the texts: README.md, "Promises", has the measured figures and the reasons.
+_BY_SOURCE: Mapping[Source, tuple[Promise, ...]] = {
     "recorded": (
         Share("cachemw", mean=0.992, least=0.98, floors=_UNKNOWABLE),
         Share("cachemw 1h", mean=0.991, floors={"slow chat": 0.985}, excluded=_FEW_SHOT),
+        NoneCheaper("cachemw", _CACHEMW | {NO_CACHING}, limits=_ALWAYS_RIGHT),
     ),
     "generated": (
         Share(
@@ -208,14 +212,12 @@ _SHARES: Mapping[Source, tuple[Promise, ...]] = {
             excluded=_FEW_SHOT,
         ),
         Share("cachemw 1h", mean=0.988, floors={"slow chat": 0.975}, excluded=_FEW_SHOT),
+        NoneCheaper("cachemw", _CACHEMW | {NO_CACHING}, limits={**_ALWAYS_RIGHT, "thinking stripped": 0.015}),
     ),
 }
 _COMMON: tuple[Promise, ...] = (
     NoLoss("cachemw", limits=_LOOKALIKE),
     NoLoss("cachemw 1h", limits=_LOOKALIKE),
-    # In slow chat a rule that always writes is right a little more often than the probabilities learned from a few
-    # hundred requests: 0.6 % on two of three seeds.
-    NoneCheaper("cachemw", _CACHEMW | {NO_CACHING}, limits={"slow chat": 0.01}),
     # A 1h write pays in the hour after it; a shorter stream ends before that.
     NoneCheaper("cachemw 1h", _CACHEMW | {NO_CACHING}, lasting=120),
     OptIns(
@@ -238,7 +240,7 @@ BURSTS = (
 
 def promises(source: Source) -> tuple[Promise, ...]:
     """Return the promises for streams with texts of this source."""
-    return (*_SHARES[source], *_COMMON)
+    return (*_BY_SOURCE[source], *_COMMON)
 
 
 def _line(row: Row) -> str:

@@ -122,7 +122,7 @@ class Soak:
             flatness.count_flat("files of the proxy", self.sampled.descriptors),
             flatness.share_flat("memory of Redis", self.sampled.store),
             flatness.share_flat("keys of Redis", self.sampled.keys),
-            Verdict("keys without an end", not self.sampled.endless, str(self.sampled.endless)),
+            Verdict("keys without a TTL", not self.sampled.endless, str(self.sampled.endless)),
             flatness.latency_flat("p99", p99),
             Verdict("wrong answers", not wrong, f"{len(wrong)} of {len(self.samples)} {wrong[:2] or ''}"),
             Verdict("end on SIGTERM", self.exit_code == 0, f"exit code {self.exit_code}"),

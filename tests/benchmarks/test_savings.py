@@ -128,6 +128,7 @@ def test_placing_with_a_function_that_changes_bodies_counts_them() -> None:
 
 
 CACHEMW = frozenset({"cachemw"})
+SOURCES: tuple[recorded.Source, ...] = ("recorded", "generated")
 PROMISES: tuple[tuple[checks.Promise, Row, list[str]], ...] = (
     (checks.Share("cachemw", mean=0.9, least=0.9), ROW, []),
     (checks.Share("cachemw", least=0.995), ROW, ["some, seed 1, cachemw: 98.77%"]),
@@ -172,7 +173,7 @@ def test_promises_of_recorded_texts_are_at_least_as_strict() -> None:
     """Generated texts have floors of their own. No floor for recorded texts is below them."""
     recorded_shares, generated_shares = (
         {promise.policy: promise for promise in checks.promises(source) if isinstance(promise, checks.Share)}
-        for source in ("recorded", "generated")
+        for source in SOURCES
     )
     assert recorded_shares.keys() == generated_shares.keys() == {"cachemw", "cachemw 1h"}
     for policy, promise in recorded_shares.items():
@@ -185,6 +186,11 @@ def test_promises_of_recorded_texts_are_at_least_as_strict() -> None:
             floors = [each.floors.get(workload, each.least or 0.0) for each in (promise, looser)]
             assert floors[0] >= floors[1]
     assert recorded_shares["cachemw"].mean == 0.992
+    limits = [
+        next(promise.limits for promise in checks.promises(source) if isinstance(promise, checks.NoneCheaper))
+        for source in SOURCES
+    ]
+    assert limits[0].items() <= limits[1].items()
 
 
 def test_burst_with_a_breach_names_it() -> None:

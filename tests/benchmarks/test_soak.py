@@ -126,7 +126,7 @@ def test_soak_with_flat_series_and_right_answers_is_flat() -> None:
 @pytest.mark.parametrize(
     ("changed", "figure"),
     [
-        ({"endless": 1}, "keys without an end"),
+        ({"endless": 1}, "keys without a TTL"),
         ({"exit_code": None}, "end on SIGTERM"),
         ({"memory": series(10, lambda at: LEVEL + 1024 * RATE * at)}, "memory of the proxy"),
         ({"descriptors": series(10, lambda at: 100 + at)}, "files of the proxy"),
