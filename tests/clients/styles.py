@@ -70,7 +70,7 @@ def _post(client: Any, arguments: dict[str, Any]) -> str:
 
 
 def _with_options(client: Any, arguments: dict[str, Any]) -> str:
-    return _text(client.with_options(timeout=5).chat.completions.create(**arguments))
+    return _text(client.with_options(timeout=60).chat.completions.create(**arguments))
 
 
 async def _acreate(client: Any, arguments: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ async def _apost(client: Any, arguments: dict[str, Any]) -> str:
 
 
 async def _awith_options(client: Any, arguments: dict[str, Any]) -> str:
-    return _text(await client.with_options(timeout=5).chat.completions.create(**arguments))
+    return _text(await client.with_options(timeout=60).chat.completions.create(**arguments))
 
 
 STYLES: dict[str, tuple[Style, AsyncStyle]] = {
