@@ -51,7 +51,7 @@ class _AsyncShell:
     async def claim(
         self, lifecycle: CallLifecycle, arrival: Arrival, entries: tuple[CacheEntry, ...]
     ) -> bool:
-        """See `Shell.claim`. A cancelled request still learns the store's answer, to release what it got."""
+        """See `Shell.claim`. A cancelled request still learns the store's answer, to release a granted claim."""
         claim = asyncio.ensure_future(self._claim(lifecycle, arrival, entries))
         try:
             return await asyncio.shield(claim)
@@ -129,7 +129,7 @@ class _AsyncShell:
         return not await drive(self._flow.flush_store(), self) and not tasks
 
     async def close(self) -> None:
-        """Write what is queued, within five seconds, and close the store."""
+        """Finish the queued writes, within five seconds, and close the store."""
         if self._closed:
             return
         self._enter_loop()
@@ -149,7 +149,7 @@ class _AsyncShell:
 
 
 async def drive(flow: Flow[T], shell: _AsyncShell) -> T:
-    """Run an operation: carry out each step, and throw into the flow what the step raises."""
+    """Run an operation: carry out each step, and throw the exception of a step into the flow."""
     result: Any = None
     error: BaseException | None = None
     try:

@@ -1,6 +1,6 @@
 """Hand store writes to one background thread, so that no caller waits for them.
 
-Lives here: a bounded queue, its thread, and its pulse. Must not know: what the writes are.
+Contains: a bounded queue, its thread, and the repeated flush. Must not depend on: the writes themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cachemw.threads import start
 
 _LIMIT, _NO_LIMIT = 10_000, math.inf
 FLUSH_INTERVAL = 0.1
-"""Seconds between what is done now and then."""
+"""Seconds between two flushes."""
 Job = Callable[[], None]
 
 
@@ -36,8 +36,8 @@ class _Line:
 class BackgroundWriter:
     """Run jobs in order on one thread, started with the first job and again after a fork.
 
-    `pulse` is run on it a tenth of a second after a `wake`, and again as long as it says True. `lost` is told
-    of each job that found the queue full. Neither a job nor `pulse` may raise.
+    The thread runs `pulse` a tenth of a second after `schedule_flush`, and again as long as it returns True. `lost` is
+    called for each job that finds the queue full. Neither a job nor `pulse` may raise.
     """
 
     def __init__(self, lost: Callable[[], None], pulse: Callable[[], bool]) -> None:
@@ -46,7 +46,7 @@ class BackgroundWriter:
         after_fork_in_child(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Have no thread and no job: those are the parent's."""
+        """Start without thread and jobs, which belong to the parent."""
         self._lock = threading.RLock()
         self._line = _Line()
 
@@ -56,13 +56,13 @@ class BackgroundWriter:
             self._lost()
 
     def schedule_flush(self) -> None:
-        """See that the pulse runs soon; never waits."""
+        """Make the flush run soon; never waits."""
         line = self._line
         if not (line.started and line.awake):
             self.submit(_nothing)
 
     def flush(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until what is queued by now is done; say whether it is."""
+        """Wait up to `timeout` seconds until all jobs queued by now are done; return True if they are."""
         if not self._line.started and self._line.jobs.empty():
             return True
         reached: SimpleQueue[None] = SimpleQueue()
@@ -74,23 +74,23 @@ class BackgroundWriter:
         return True
 
     def close(self, timeout: float) -> None:
-        """Finish what is queued, within `timeout` seconds, and end the thread."""
+        """Finish the queued jobs, within `timeout` seconds, and end the thread."""
         fresh = _Line()
         with self._lock:
             line = self._line
             if not line.started and line.jobs.empty():
                 return
             self._start(line)
-            # What is queued from here on is for another thread. No exception comes between these two lines.
+            # Jobs queued from here on go to another thread. No exception can come between these two lines.
             self._line = fresh
             line.jobs.put(None)
-        # The last job may have held the last reference to whoever closes at his end; it can't wait for itself.
+        # The last job may hold the last reference to the middleware, whose end closes the writer on this very thread.
         if line.thread != threading.get_ident():
             with suppress(Empty):
                 line.ended.get(timeout=timeout)
 
     def _put(self, job: Job, limit: float) -> bool:
-        """Queue a job if fewer than `limit` wait; say whether it is queued."""
+        """Queue a job if fewer than `limit` wait; return True if it is queued."""
         with self._lock:
             line = self._line
             self._start(line)
@@ -101,7 +101,7 @@ class BackgroundWriter:
 
     def _start(self, line: _Line) -> None:
         if not line.started:
-            # Where an exception comes before the next line, another thread is started, and finds no vacancy.
+            # If an exception comes before the next line, another thread is started, which finds no vacancy.
             start(partial(self._run, line))
             line.started = True
 
@@ -129,16 +129,16 @@ class BackgroundWriter:
                 if job is None:
                     return
                 job()
-                # Waiting for the next one must not keep alive what this one was about.
+                # The reference would keep the job's objects alive during the next wait.
                 del job
             if due == math.inf:
                 line.awake, due = True, time.monotonic() + FLUSH_INTERVAL
             elif time.monotonic() >= due:
-                # Whoever wakes it from here on may have come too late for this pulse, and asks for another.
+                # A `schedule_flush` from here on may be too late for this flush, and asks for another.
                 line.awake = False
                 due = time.monotonic() + FLUSH_INTERVAL if self._pulse() else math.inf
                 line.awake = due < math.inf
 
 
 def _nothing() -> None:
-    """Do nothing: the job of a `wake`."""
+    """Do nothing: a job that only wakes the thread."""

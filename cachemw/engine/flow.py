@@ -4,7 +4,7 @@ Contains: generators, each of which is one operation of the middleware. A genera
 results (`steps`). `sync` and `aio` have one shell and one driver each.
 Must not depend on: threads, event loops, a store's implementation.
 
-Nothing here raises on the request path. An `Exception` is counted by place and class, and the original request goes
+No operation raises on the request path. An `Exception` is counted by place and class, and the original request goes
 out. A `BaseException`, such as a cancelled task, releases the claimed entries and passes on at once.
 """
 
@@ -99,7 +99,7 @@ class CallFlow:
             return pass_through_call(body)
 
     def _release(self, lifecycle: CallLifecycle | None) -> Flow[None]:
-        """Tell other requests that this one will not write the entries that it claimed."""
+        """Release the entries that this request claimed and will not write."""
         try:
             if lifecycle is not None:
                 yield from self._write_later(self.settlement.release_in_flight(lifecycle))
@@ -187,7 +187,7 @@ class CallFlow:
             self.failed("share", error)
 
     def flush_store(self) -> Flow[bool]:
-        """Send what the store holds back; return True if something is left."""
+        """Send the updates that the store holds back; return True if some are left."""
         try:
             left: bool = yield store_call("flush")
             return left
@@ -201,7 +201,7 @@ class CallFlow:
             yield from self._in_background(shell_call("write_later", write, self.write(write)))
 
     def _in_background(self, step: Step) -> Flow[None]:
-        """Start background work. Where that fails, the request goes on without it."""
+        """Start background work, and let the request go on if that fails."""
         try:
             yield step
         except Exception as error:

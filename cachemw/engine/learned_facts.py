@@ -1,7 +1,7 @@
-"""Facts that one process has learned of models: rules, tokens, refused kinds, minimums.
+"""Facts that one process has learned about models: token scales, refused kinds, minimums.
 
-Lives here: rows with settings and experience laid over them, and how experience is shared: as sums of named
-facts, which a store can add up. Must not know: requests, prefixes, money.
+Contains: the rules of a model with settings and learned facts applied, and the exchange of facts as sums that a store
+can add up. Must not depend on: requests, prefixes, money.
 
 Each namespace learns its facts from its own answers. No tenant's answers change how another's requests are marked.
 """
@@ -27,18 +27,18 @@ TABLE = "facts"
 KEEP = 7 * 24 * 3600.0
 _LIMIT = 16_384
 _RULES, _LONGEST = 1_024, 256
-# A prefix that surely reaches the minimum must go unserved this often before another one is believed.
+# So many prefixes above the minimum must be neither read nor written before a higher minimum is learned.
 _STRIKES = 3
 _HIGHEST_MINIMUM = 8_192
 _DIGITS = re.compile("[0-9]{1,9}")
 _KINDS = frozenset(Kind)
 
 ModelKey = tuple[str, str]  # provider, model
-_Fact = tuple[str, str, str]  # what kind of fact, of which provider and model
+_Fact = tuple[str, str, str]  # the kind of fact, the provider and the model
 
 
 class LearnedFacts:
-    """The facts of all namespaces. Any thread may ask.
+    """The facts of all namespaces. Any number of threads may use one.
 
     `secret` keys the names under which namespaces stand in a shared store.
     """
@@ -54,7 +54,7 @@ class LearnedFacts:
 
     def _reset_after_fork(self) -> None:
         self.lock = RLock()
-        self._news: dict[str, int] = {}  # the parent tells its own
+        self._news: dict[str, int] = {}  # the parent publishes its own
 
     def _of(self, namespace: str) -> NamespaceFacts:
         """Return the facts of a namespace."""
@@ -76,32 +76,32 @@ class LearnedFacts:
 
     @property
     def minimum_is_set(self) -> bool:
-        """Say whether the settings name the minimum, so that none is learned."""
+        """Return True if the settings name the minimum, so that none is learned."""
         return self._settings.min_tokens is not None
 
     def get(self, tag: str, fact: str, model: ModelKey) -> Any:
-        """Return what is known of a model under a namespace's tag, None where nothing is."""
+        """Return a fact about a model under a namespace's tag, or None."""
         return self._facts.read(tag).get((fact, *model))
 
     def set(self, tag: str, fact: str, model: ModelKey, value: Any, *, news: str | None = None) -> None:
-        """Learn a fact; publish it to the other workers under `news` if that is given."""
+        """Learn a fact, and publish it to the other workers as `news` if that is given."""
         with self.lock:
             self._facts.put(tag, [((fact, *model), value)])
             if news is not None:
                 self._news["|".join((fact, *model, news, tag))] = 1
 
     def drain_updates(self) -> dict[str, int]:
-        """Return what was learned since the last time, as sums to add to the shared table."""
+        """Return the facts learned since the last call, as sums to add to the shared table."""
         with self.lock:
             news, self._news = self._news, {}
         return news
 
     def merge_updates(self, facts: Mapping[str, int]) -> None:
-        """Take over what all workers have learned: the sums of the shared table."""
+        """Learn the facts of all workers: the sums of the shared table."""
         with self.lock:
-            self._absorb(facts)
+            self._merge(facts)
 
-    def _absorb(self, facts: Mapping[str, int]) -> None:
+    def _merge(self, facts: Mapping[str, int]) -> None:
         for name, count in facts.items():
             parts = name.split("|", 5)
             if count <= 0 or len(parts) != 5:
@@ -120,19 +120,19 @@ class LearnedFacts:
 
 
 class NamespaceFacts:
-    """What one namespace has learned, under its tag."""
+    """The facts of one namespace, under its tag."""
 
-    def __init__(self, knowledge: LearnedFacts, tag: str) -> None:
-        self._knowledge, self._tag = knowledge, tag
+    def __init__(self, facts: LearnedFacts, tag: str) -> None:
+        self._facts, self._tag = facts, tag
 
     def rules(self, provider: str, model: str) -> Rules | None:
-        """Return the rules of a model at a provider; None where nothing says what the model is."""
-        look = self._knowledge.row if len(model) <= _LONGEST else self._knowledge.resolve
+        """Return the rules of a model at a provider, or None for an unknown model."""
+        look = self._facts.row if len(model) <= _LONGEST else self._facts.resolve
         found = look(provider, model, self._get("model", ("", model)))
         if found is None:
             return None
         name = _name(found)
-        minimum = None if self._knowledge.minimum_is_set else self._get("minimum", name)
+        minimum = None if self._facts.minimum_is_set else self._get("minimum", name)
         if minimum is not None:
             found = replace(found, minimum=minimum)
         if self._get("no_hour", name):
@@ -140,25 +140,25 @@ class NamespaceFacts:
         return found
 
     def calibration(self, rules: Rules) -> Calibration:
-        """Return how sizes become this model's tokens, as far as usage has shown."""
+        """Return the token scale of a model, as far as usage has shown it."""
         return self._get("tokens", _name(rules)) or Calibration.start(rules.model.tokenizer)
 
     def kinds(self, rules: Rules) -> dict[Kind, MarkPolicy]:
-        """Return which kinds may carry a marker now; what was refused may not."""
+        """Return which kinds of block may carry a marker; refused kinds may not."""
         refused = self._get("refused", _name(rules)) or ()
         return {kind: "off" if kind in refused else rules.kinds.get(kind, "off") for kind in Kind}
 
     def takes_key(self, rules: Rules) -> bool:
-        """Say whether a provider has not refused a `prompt_cache_key` yet."""
+        """Return True unless the provider has refused a `prompt_cache_key`."""
         return not self._get("no_key", _name(rules))
 
     def count_tokens(self, rules: Rules, size: float, tokens: int) -> None:
         """Learn that a request of this size was counted as this many tokens."""
-        with self._knowledge.lock:
+        with self._facts.lock:
             self._set("tokens", _name(rules), self.calibration(rules).learn(size, tokens))
 
     def learn_model(self, name: str, response: Any) -> None:
-        """Note which model an unknown name turned out to be, for the next request."""
+        """Learn which model an unknown name stands for, from the model in a response."""
         answered = (
             response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
         )
@@ -167,30 +167,30 @@ class NamespaceFacts:
             self._set("model", ("", name), model.name)
 
     def refuse(self, rules: Rules, kinds: Collection[Kind]) -> None:
-        """Note that a provider refused markers on these kinds of block."""
-        with self._knowledge.lock:
+        """Learn that a provider refuses markers on these kinds of block."""
+        with self._facts.lock:
             for kind in kinds:
                 known = self._get("refused", _name(rules)) or frozenset()
                 self._set("refused", _name(rules), known | {kind}, news=kind)
 
     def refuse_hour(self, rules: Rules) -> None:
-        """Note that a provider takes no TTL of an hour."""
+        """Learn that a provider takes no 1h TTL."""
         self._set("no_hour", _name(rules), True, news="1h")
 
     def refuse_key(self, rules: Rules) -> None:
-        """Note that a provider takes no `prompt_cache_key`."""
+        """Learn that a provider takes no `prompt_cache_key`."""
         self._set("no_key", _name(rules), True, news="key")
 
     def unserved(self, rules: Rules, tokens: float) -> None:
-        """Note that a marked prefix of about this many tokens was neither read nor written.
+        """Count a marked prefix of about this many tokens that was neither read nor written.
 
-        Its tokens have just been counted anew, so it may be shorter than the minimum after all. Only one
-        that surely is not, three times, says that the minimum is another.
+        The estimate may be wrong, and the prefix shorter than the minimum. Only the third prefix that is above the
+        minimum in spite of the estimate's error raises the minimum.
         """
         name = _name(rules)
         if tokens * (1 - self.calibration(rules).spread) < rules.minimum:
             return
-        with self._knowledge.lock:
+        with self._facts.lock:
             strikes = (self._get("strikes", name) or 0) + 1
             if strikes >= _STRIKES:
                 strikes, minimum = 0, min(int(tokens) + 1, _HIGHEST_MINIMUM)
@@ -198,10 +198,10 @@ class NamespaceFacts:
             self._set("strikes", name, strikes)
 
     def _get(self, fact: str, model: ModelKey) -> Any:
-        return self._knowledge.get(self._tag, fact, model)
+        return self._facts.get(self._tag, fact, model)
 
     def _set(self, fact: str, model: ModelKey, value: Any, *, news: str | None = None) -> None:
-        self._knowledge.set(self._tag, fact, model, value, news=news)
+        self._facts.set(self._tag, fact, model, value, news=news)
 
 
 def _name(rules: Rules) -> ModelKey:

@@ -49,7 +49,7 @@ def predict_entries(
 def reconcile_with_usage(
     prompt: ParsedPrompt, planned: PlannedCall, usage: Usage, spread: float
 ) -> tuple[CacheEntry, ...] | None:
-    """Return the expected entries that the usage proves absent, each marked as gone; None if it confirms the plan.
+    """Return the expected entries that the usage proves absent, each marked as gone, or None if it confirms the plan.
 
     `spread` is the relative error of token estimates. The tokens at a prompt's end may be larger than those at its
     start, so less may be read than was estimated although the entry exists. A cache read that is nearer to the

@@ -1,7 +1,7 @@
 """The decisions before a request leaves: read it, apply the opt-ins, forecast, plan, and insert breakpoints.
 
 Contains: the steps from a body to a `Call`, each given the store's answer. Must not depend on: stores, event loops,
-the order of the steps (`flow`). Nothing is learned here: a request teaches only once its response has started.
+the order of the steps (`flow`). Learning comes later: a request teaches only once its response has started.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Settlement:
     # -- entries in flight --------------------------------------------------------------------
 
     def mark_in_flight(self, call: Call) -> StoreWrite | None:
-        """Return the write that tells other requests which entries this one is about to write."""
+        """Return the write that marks the entries of this request as in flight, for other requests."""
         lifecycle = call._lifecycle
         if lifecycle is None or lifecycle.parsed.prompt is None or lifecycle.claimed_entries:
             return None
@@ -287,7 +287,7 @@ def _sums(
 ) -> dict[str, int | Decimal]:
     """Return the ledger's sums of one answer: tokens, and money where the model has prices.
 
-    The saving belongs to whoever set the deepest breakpoint: cachemw or the client.
+    The saving belongs to the side that set the deepest breakpoint: cachemw or the client.
     """
     sums: dict[str, int | Decimal] = {
         "cache_read": usage.cache_read,

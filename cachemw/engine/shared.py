@@ -22,10 +22,12 @@ from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.events import Counted, Counters, Event, Hook
 from cachemw.fork_safety import after_fork_in_child
 from cachemw.reporting import ledger
-from cachemw.reporting.labelling import LabelLimits
+from cachemw.reporting.labelling import OTHER, LabelLimits
 from cachemw.settings import Settings
 
 _MODELS, _LONGEST_MODEL = 256, 256
+# Namespaces, and with them label sets, may come and go for as long as a process lives.
+_MOST_SUMS = 100_000
 LedgerDelta = dict[str, int]
 
 
@@ -81,10 +83,15 @@ class Shared:
     def add_to_ledger(
         self, labels: Mapping[str, str], model: str, sums: Mapping[str, int | Decimal]
     ) -> LedgerDelta:
-        """Add to the process's own sums, and return the amounts to add to the store's."""
+        """Add to the process's own sums, and return the amounts to add to the store's.
+
+        Once the process has very many sums, new label sets and models count under the label and model "other".
+        """
         added = ledger.amounts(labels, model, sums)
         with self.lock:
-            for name, amount in added.items():
+            full = len(self.sums) >= _MOST_SUMS and not self.sums.keys() >= added.keys()
+            own = ledger.amounts(dict.fromkeys(labels, OTHER), OTHER, sums) if full else added
+            for name, amount in own.items():
                 self.sums[name] = self.sums.get(name, 0) + amount
         return added
 

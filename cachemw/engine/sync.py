@@ -76,11 +76,11 @@ class _SyncShell:
         return not self.flush_store() and done
 
     def flush_store(self) -> bool:
-        """Send what the store holds back; return True if something is left."""
+        """Send the updates that the store holds back; return True if some are left."""
         return drive(self._flow.flush_store(), self)
 
     def close(self) -> None:
-        """Write what is queued, within five seconds, and close the store."""
+        """Finish the queued writes, within five seconds, and close the store."""
         for close in (partial(self.writer.close, 5.0), self.flush_store, self.store.close):
             try:
                 close()
@@ -89,7 +89,7 @@ class _SyncShell:
 
 
 def drive(flow: Flow[T], shell: _SyncShell) -> T:
-    """Run an operation: carry out each step, and throw into the flow what the step raises."""
+    """Run an operation: carry out each step, and throw the exception of a step into the flow."""
     result: Any = None
     error: BaseException | None = None
     try:
@@ -113,7 +113,7 @@ def drive(flow: Flow[T], shell: _SyncShell) -> T:
 def claiming(lifecycle: CallLifecycle, entries: tuple[CacheEntry, ...]) -> Iterator[None]:
     """Note entries as claimed while the store is asked, so that an interrupt inside releases them.
 
-    After an interrupt nothing says whether the store granted the claim. Releasing a claim that it refused may let two
+    After an interrupt it is unknown whether the store granted the claim. Releasing a claim that it refused may let two
     requests write one prefix; keeping one that it granted would let all others wait in vain.
     """
     lifecycle.claimed_entries = entries
@@ -203,7 +203,7 @@ class Middleware(EngineBase):
         """Return the savings of all workers with this namespace in their settings, or those of this process.
 
         Calls prepared for other namespaces are included: tenants share no hashes, but one operator has one ledger. Use
-        labels to tell them apart. Scope "all" first writes what is queued. If the store cannot be read, the failure is
+        labels to separate them. Scope "all" first finishes the queued writes. If the store cannot be read, the failure is
         counted as "error.report..." and the process's own sums are returned.
         """
         return drive(self._flow.report(scope), self._shell)
@@ -213,7 +213,7 @@ class Middleware(EngineBase):
         return self._shell.flush(timeout)
 
     def close(self) -> None:
-        """Write what is queued, within five seconds, and close the store; a second call does nothing."""
+        """Finish the queued writes, within five seconds, and close the store; a second call does nothing."""
         if self._finish.peek() is not None:
             self._shell.close()
             # Only now: if a signal handler raised meanwhile, a second `close` does the rest.

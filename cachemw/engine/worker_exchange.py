@@ -1,6 +1,6 @@
-"""The tables in which workers that share a store exchange what they learned.
+"""The tables in which workers that share a store exchange learned facts and cohort counts.
 
-Contains: which amounts are due, which tables to read, and what is done with their sums. Must not depend on: stores.
+Contains: the amounts to publish, the tables to read, and the merge of their sums. Must not depend on: stores.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WorkerExchange:
         return True
 
     def drain_updates(self) -> list[tuple[str, LedgerDelta, float]]:
-        """Return the unpublished amounts: each a table, what to add to it, and the seconds that it is kept."""
+        """Return the unpublished amounts: each a table, the amounts to add, and the seconds that the table is kept."""
         shared = self._shared
         with shared.reuse_lock:
             table, counts = shared.reuse.cohorts.drain_updates(shared.clock())
@@ -47,7 +47,7 @@ class WorkerExchange:
             return [learned_facts.TABLE, *shared.reuse.cohorts.tables(shared.clock())]
 
     def merge_updates(self, table: str, sums: Mapping[str, int]) -> None:
-        """Learn what other workers have published in a table."""
+        """Learn from the sums that other workers have published in a table."""
         shared = self._shared
         if table == learned_facts.TABLE:
             shared.facts.merge_updates(sums)

@@ -1,9 +1,9 @@
-"""A middleware for ASGI gateways: starlette, FastAPI, any other, and our own proxy.
+"""A middleware for ASGI gateways: starlette, FastAPI, any other, and the proxy of cachemw.
 
-Lives here: only translation between ASGI messages and the middleware. Must not know: where the app sends a
-request, and how. A request's body is read whole before the app sees it; an answer passes chunk by chunk, each
-shown to `HttpExchange` once it has gone out. Only a 400 to a changed request is held back until it has been read:
-where it names a marker of ours the app is called once more, with the body as it came.
+Contains: translation between ASGI messages and an exchange. Must not depend on: the place where the app sends a request.
+The whole body of a request is read before the app sees it. An answer passes chunk by chunk, and `HttpExchange` reads
+each chunk once it has gone out. Only a 400 to a changed request is held back until it is complete: if it names an added
+marker, the app is called once more with the original body.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _LABEL = LABEL.encode()
 
 
 class CacheMiddleware:
-    """Let breakpoints be placed in the chat requests that an ASGI app receives.
+    """Place breakpoints in the chat requests that an ASGI app receives.
 
-    Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with an
-    optional `clock` in seconds. `upstream` is the base URL where the app sends requests: it tells the provider
-    and tells accounts apart. `namespace` names the tenant of a request from its scope (None: the one of the
-    settings); by default that is the namespace that the settings set, else one for each credential. Longer
-    requests than `max_body` bytes pass unread. The middleware closes when the app has shut down.
+    Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with an optional
+    `clock` in seconds. `upstream` is the base URL where the app sends requests: it identifies the provider and
+    separates accounts. `namespace` returns the tenant of a request from its scope (None: the namespace of the settings);
+    the default is the namespace that the settings set, else one for each credential. Requests longer than `max_body`
+    bytes pass unread. The middleware closes when the app has shut down.
 
-    Answers that succeed get the headers `x-cachemw-decision` and `x-cachemw-predicted-read` (tokens).
+    Successful answers get the headers `x-cachemw-decision` and `x-cachemw-predicted-read` (tokens).
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CacheMiddleware:
     async def _prepared(
         self, scope: Scope, url: str, headers: list[tuple[bytes, bytes]], body: bytes
     ) -> HttpExchange | None:
-        """Return the exchange with its call; None where the request can't be read, or whose it is."""
+        """Return the exchange with its call, or None if the request or its tenant cannot be read."""
         mw = self._cachemw
         chat = await run_in_loop(
             HttpExchange.reading(mw, method=scope["method"], url=url, headers=headers, body=body)
@@ -135,7 +135,7 @@ class CacheMiddleware:
 
 
 class _Answer:
-    """One answer of the app on its way out. `refused`: it was swallowed, and the app is to be asked again."""
+    """One answer of the app on its way out. `refused` is True if it was dropped, and the app is to be called again."""
 
     def __init__(self, chat: HttpExchange, send: Send, tasks: set[asyncio.Task[None]]) -> None:
         self.refused = False
@@ -161,7 +161,7 @@ class _Answer:
                     await self.finish(True)
 
     async def release(self) -> None:
-        """Pass on what is kept."""
+        """Pass on the messages that were held back."""
         held, self._held = self._held, []
         for message in held:
             await self._send(message)
@@ -182,7 +182,7 @@ class _Answer:
             await chat.flow.finish(chat.usage(), complete=complete or chat.announced_end)
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start what must outlive the request; a loop holds its tasks but weakly."""
+        """Start work that must outlive the request, and keep a reference: a loop holds its tasks weakly."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -221,7 +221,7 @@ class _Answer:
 
 
 def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | None]:
-    """Return the namespace of a request by its scope: the one that the settings set, else its credentials'."""
+    """Return a function from a scope to its namespace: that of the settings if set, else that of the credentials."""
     if "namespace" in settings.model_fields_set:
         return lambda _scope: None
     named = tenants(urlsplit(upstream).netloc.rpartition("@")[2].lower(), hash_key(settings))
@@ -229,7 +229,7 @@ def own_namespace(settings: Settings, upstream: str) -> Callable[[Scope], str | 
 
 
 async def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> tuple[Scope, list[Message]]:
-    """Return a scope of the app's own, and the messages that bring it the body."""
+    """Return a scope of its own for the app, and the messages with the body."""
     if not chat.changed:
         return dict(scope), received
     body = await run_in_loop(chat.sending())
@@ -239,7 +239,7 @@ async def _asked(chat: HttpExchange, scope: Scope, received: list[Message]) -> t
 
 
 def _decision_headers(chat: HttpExchange) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the headers that say what was decided."""
+    """Yield the headers that describe the decision."""
     plan = chat.call.plan
     if chat.call.body is not chat.body and not chat.changed:
         yield b"x-cachemw-decision", b"refused"
@@ -255,7 +255,7 @@ def _announced(headers: list[tuple[bytes, bytes]]) -> int:
 
 
 async def _read(receive: Receive, most: int) -> tuple[list[Message], bytes | None]:
-    """Return a request's messages, and their body; None of the latter where it breaks off or is too long."""
+    """Return a request's messages and its body, the body None if it breaks off or is too long."""
     received: list[Message] = []
     size = 0
     while True:

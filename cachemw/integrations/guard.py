@@ -1,6 +1,6 @@
-"""Count and swallow failures of ours in an integration: the one place that does.
+"""Count and suppress failures of cachemw in an integration.
 
-Lives here: `Guard`. Must not know: what is guarded, clients, HTTP.
+Contains: `Guard`, the only place that does so. Must not depend on: the guarded code, clients, HTTP.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Engine: TypeAlias = Middleware | AsyncMiddleware
 
 
 class Guard:
-    """Count an `Exception` under the name of what failed and go on; a `BaseException` passes."""
+    """Count an `Exception` under the name of the failed part and go on; let a `BaseException` pass."""
 
     def __init__(self, mw: Engine, what: str) -> None:
         self._mw = mw

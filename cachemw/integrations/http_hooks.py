@@ -1,8 +1,7 @@
 """Hooks for a host that shows requests and answers as they pass: `HttpHooks`.
 
-Lives here: the order in which an exchange is told to the middleware, for hosts that call back: an intercepting
-proxy, a gateway's plugin, a filter. Must not send, read or wait for anything of the host's, and must not know any
-host. Nothing here raises but the constructor.
+Contains: callbacks for an intercepting proxy, a gateway's plugin or a filter. Must not depend on: any host; it must not
+send, read or wait. Only the constructor raises.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from cachemw.settings import Settings
 class HttpHooks:
     """Place breakpoints in the chat requests that a host shows, and settle them by the answers it shows.
 
-    Per request: `on_request`, `on_response`, and where the answer is not given whole `on_chunk` for each piece and
-    `on_end`. Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with
+    Call `on_request` and `on_response` for each request, and for an answer that comes in pieces `on_chunk` for each piece
+    and `on_end`. Give either a `middleware`, or `settings`, or the fields of `Settings` as keywords, the last two with
     an optional `clock` in seconds; `cachemw.of` returns the middleware. Any number of threads may use one. Raises
     `ConfigError` at construction.
     """
@@ -48,10 +47,10 @@ class HttpHooks:
         provider: str | None = None,
         namespace: str | None = None,
     ) -> HttpExchange | None:
-        """Return the exchange whose `outgoing()` bytes are to be sent; None where the request is to pass as it is.
+        """Return the exchange whose `outgoing()` bytes are to be sent, or None if the request is to pass unchanged.
 
-        `headers` are a mapping or pairs, text or bytes. Correct the length that the request's headers tell, and
-        keep the exchange for the other hooks. `provider` says whose `url` it is where that is but a path.
+        `headers` are a mapping or pairs, text or bytes. Correct the content length in the request's headers, and keep
+        the exchange for the other hooks. `provider` names the provider if `url` is only a path.
         """
         mw = self._cachemw
         chat = HttpExchange.of(mw, method=method, url=url, headers=headers, body=body, provider=provider)
@@ -63,10 +62,10 @@ class HttpHooks:
     def on_response(
         self, chat: HttpExchange, status: int, headers: Headers, body: bytes | None = None
     ) -> bytes | None:
-        """Take an answer, whole or as it begins; return the original request where that is to be sent once more.
+        """Take an answer, complete or as it begins; return the original request if it is to be sent once more.
 
-        With `body`, which is as on the wire, the exchange is over, unless bytes are returned: the provider refused
-        a marker of ours. Send them, and show the answer here again, or call `on_end`.
+        With `body`, which is as on the wire, the exchange is over, unless bytes are returned: then the provider refused
+        an added marker. Send these bytes and show the answer here again, or call `on_end`.
         """
         verdict = chat.classify_response(status, headers)
         if verdict == "started":
@@ -82,14 +81,17 @@ class HttpHooks:
         return None
 
     def on_chunk(self, chat: HttpExchange, chunk: bytes) -> bytes:
-        """Look at a piece of the answer's body, as on the wire; return the same piece."""
+        """Read the usage in a piece of the answer's body, as on the wire; return the same piece."""
         chat.feed(chunk)
         return chunk
 
     def on_end(self, chat: HttpExchange, *, complete: bool = True) -> None:
-        """Note that the exchange is over; not `whole` if an answer broke or nobody wanted the rest. Again is fine."""
+        """Report the end of the exchange; a second call changes nothing.
+
+        `complete` is False if the answer broke off, or if the client did not read the rest.
+        """
         chat.flow.finish(chat.usage(), complete=complete or chat.announced_end)
 
     def close(self) -> None:
-        """Close the middleware, which writes what is queued for the store."""
+        """Close the middleware, which finishes its queued store writes."""
         self._cachemw.close()

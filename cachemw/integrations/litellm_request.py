@@ -1,7 +1,7 @@
-"""What LiteLLM's keywords of one call say: the prompt, the provider's rules, whose call it is.
+"""LiteLLM's keywords of one call: the prompt, the provider's rules, and the tenant.
 
-Lives here: keywords to a body and back, and the markers that LiteLLM itself will inject. Must not know:
-LiteLLM's classes, when its hooks run, what becomes of a body.
+Contains: keywords to a body and back, and the markers that LiteLLM itself will inject. Must not depend on: LiteLLM's
+classes, the time at which its hooks run, the placement of breakpoints.
 
 Facts about LiteLLM are those of litellm 1.108.7, run on 2026-11-24, unless another date is given.
 """
@@ -19,13 +19,13 @@ from cachemw.core.rules.providers import Ttl
 from cachemw.integrations.http.chat_routes import provider_at
 
 _CONTENT = ("messages", "tools", "system", "cache_control")
-# What else of a call is part of the prompt, or keys it at the provider.
+# Other keywords that are part of the prompt, or of its key at the provider.
 _KEYING = (
     "functions", "function_call", "tool_choice", "parallel_tool_calls", "thinking", "reasoning",
     "reasoning_effort", "output_config", "response_format", "output_format", "speed", "web_search_options",
     "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
 )  # fmt: skip
-# The proxy knows who came without a virtual key (JWT, OAuth2) by one of the last three.
+# The proxy knows clients without a virtual key (JWT, OAuth2) by one of the last three.
 _TENANTS = {
     "team": "user_api_key_team_id",
     "key": "user_api_key_hash",
@@ -36,7 +36,7 @@ _TENANTS = {
 _POINTS = "cache_control_injection_points"
 _MOST = 4
 
-# The routes whose rules are known whatever the host: LiteLLM changes what passes on each its own way.
+# The routes whose rules do not depend on the host, because LiteLLM changes the request on each in its own way.
 _ROUTES = {
     "anthropic": "anthropic",
     "databricks": "litellm-databricks",
@@ -47,7 +47,7 @@ _ROUTES = {
 
 
 class Request(NamedTuple):
-    """One call as LiteLLM is about to send it: what `prepare` takes."""
+    """One call as LiteLLM is about to send it: the arguments of `prepare`."""
 
     body: dict[str, Any]
     wire: WireFormat
@@ -57,32 +57,32 @@ class Request(NamedTuple):
 def read(
     kwargs: Mapping[str, Any], call_type: str, route: str, model: str, base: str | None, named: str | None
 ) -> Request | None:
-    """Return the request in a deployment's keywords, None where no prompt of it can be rewritten here.
+    """Return the request in a deployment's keywords, or None if its prompt cannot be rewritten here.
 
-    `route` is LiteLLM's provider, `model` the model without it, `base` the deployment's URL. `named` is the
-    provider that the user says an unknown host to be. The markers of injection points are in the body.
+    `route` is LiteLLM's provider, `model` the model without it, `base` the deployment's URL. `named` is the provider
+    that the user gives for an unknown host. The body contains the markers of injection points.
     """
     body = _body(kwargs, model)
     if body is None or call_type not in ("acompletion", "anthropic_messages"):
         return None
     wire: WireFormat = "messages" if call_type == "anthropic_messages" else "chat"
     if wire == "messages" and route != "anthropic":
-        return None  # LiteLLM makes a chat call of it, which comes by on its own
+        return None  # LiteLLM turns it into a chat call, which passes the hook itself
     drops_tool_markers = route == "databricks"
     if drops_tool_markers and body.get("tools"):
         body["tools"] = strip({"tools": body["tools"]})["tools"]
     points = injection_points(kwargs)
     if points:
-        # Of the routes here only this one makes a marker of a point for tools.
+        # Only this route turns an injection point for tools into a marker.
         body = dict(insert(body, _injected(body, points, wire, tools=route == "anthropic")))
     return Request(body, wire, _provider(route, base, named))
 
 
 def rewritten(kwargs: Mapping[str, Any], request: Request, sent: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the keywords with the body that is to be sent; None where nothing was added to it.
+    """Return the keywords with the body to send, or None if nothing was added to it.
 
-    Injection points that stand in the body already are taken out of the keywords: placed twice, they
-    could make more than four.
+    The injection points whose markers are in the body are removed from the keywords: placed twice, they could make
+    more than four.
     """
     if sent is request.body:
         return None
@@ -99,7 +99,7 @@ def rewritten(kwargs: Mapping[str, Any], request: Request, sent: Mapping[str, An
 def namespace(kwargs: Mapping[str, Any]) -> str | None:
     """Return a namespace for the team, else the virtual key, else the user, that LiteLLM's proxy has authenticated.
 
-    None outside of the proxy, and where it asks nobody who they are.
+    Return None outside of the proxy, and for a proxy without authentication.
     """
     for data in _metadata(kwargs):
         for kind, key in _TENANTS.items():
@@ -110,7 +110,7 @@ def namespace(kwargs: Mapping[str, Any]) -> str | None:
 
 
 def labels(kwargs: Mapping[str, Any]) -> Mapping[str, str] | None:
-    """Return the labels in the call's metadata, None where there are none."""
+    """Return the labels in the call's metadata, or None if there are none."""
     for data in _metadata(kwargs):
         if isinstance(found := data.get("cachemw_labels"), Mapping):
             return found
@@ -144,7 +144,7 @@ def _body(kwargs: Mapping[str, Any], model: str) -> dict[str, Any] | None:
     if not isinstance(extra, Mapping):
         extra = {}
     messages = kwargs.get("messages")
-    # What is in `extra_body` replaces the rest on its way out, so a marker beside it would be lost.
+    # `extra_body` replaces the same keywords on its way out, so a marker beside it would be lost.
     if not isinstance(messages, (list, tuple)) or any(key in extra for key in _CONTENT):
         return None
     body = {key: value for key in _CONTENT if (value := kwargs.get(key)) is not None}
@@ -169,10 +169,9 @@ def _plain(message: Any) -> Any:
 def _injected(
     body: Mapping[str, Any], points: Sequence[Mapping[str, Any]], wire: WireFormat, *, tools: bool
 ) -> Iterator[tuple[Path, Ttl]]:
-    """Yield the places that LiteLLM would mark, in its order: never over four, never where a marker stands.
+    """Yield the places that LiteLLM would mark, in its order: four at most, and none that has a marker.
 
-    On text that is a string LiteLLM marks the message beside it, which not every provider reads: here it is
-    the text that is marked.
+    LiteLLM marks the message beside a string content, which not every provider reads. Here the text itself is marked.
     """
     room = _MOST - sum(map(_markers, _holders(body)))
     defined = body.get("tools") or ()
@@ -195,7 +194,7 @@ def _injected(
 def _targets(
     body: Mapping[str, Any], point: Mapping[str, Any], wire: WireFormat
 ) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Yield where a point for messages leads: by index, which may count from the end, else by role."""
+    """Yield the messages of an injection point: by index, which may count from the end, else by role."""
     if point.get("location") != "message":
         return
     messages, role = body["messages"], point.get("role")
@@ -215,7 +214,7 @@ def _targets(
 
 
 def _spot(base: Path, holder: Mapping[str, Any]) -> Path | None:
-    """Return where a marker goes in a message or a system section; None where one is, or where none can be."""
+    """Return the place of a marker in a message or system section, or None if it has one or takes none."""
     key = "system" if "system" in holder else "content"
     content = holder.get(key)
     if sum(map(_markers, _holders(holder))) or _markers(holder):
@@ -230,7 +229,7 @@ def _spot(base: Path, holder: Mapping[str, Any]) -> Path | None:
 
 
 def _holders(body: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield all that may carry a marker in a body's sections, or in one message."""
+    """Yield every object that may carry a marker in a body's sections, or in one message."""
     for key in ("tools", "system", "messages", "content", "tool_calls"):
         section = body.get(key)
         for item in section if isinstance(section, (list, tuple)) else ():
@@ -240,7 +239,7 @@ def _holders(body: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _markers(item: Any) -> int:
-    """Count the markers on one object, and on the function that it may hold; none inside."""
+    """Return the number of markers on one object and on its function, not deeper."""
     if not isinstance(item, Mapping):
         return 0
     function = item.get("function")

@@ -1,6 +1,6 @@
-"""The middleware that a door is given, or builds from settings.
+"""The middleware that an integration is given, or builds from settings.
 
-Lives here: what may be given together. Must not know: what the door does with it.
+Contains: the check of arguments that exclude each other. Must not depend on: any integration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _Kind = TypeVar("_Kind", bound=Middleware | AsyncMiddleware)
 
 
 def resolve_middleware(
-    door: str,
+    integration: str,
     kind: type[_Kind],
     middleware: object,
     settings: Settings | None,
@@ -24,28 +24,30 @@ def resolve_middleware(
     fields: Mapping[str, Any],
     user: str | None = None,
 ) -> _Kind:
-    """Return the middleware given, or one built of settings or their fields and an optional clock in seconds.
+    """Return the given middleware, or a new one of settings or their fields and an optional clock in seconds.
 
-    `ConfigError`, which names the door, where they do not go together, or the middleware is not of the kind
-    that the `user`, by default the door, needs.
+    Raises `ConfigError`, which names the integration, if the arguments exclude each other, or if the middleware is not
+    of the kind that the `user`, by default the integration, needs.
     """
     if middleware is None:
         if settings is not None and fields:
             raise ConfigError(
-                f"{door}: settings and {', '.join(sorted(fields))} both given; give one of them"
+                f"{integration}: settings and {', '.join(sorted(fields))} both given; give one of them"
             )
         settings = Settings(**fields) if settings is None else settings
         return kind(settings, clock=clock)
     if settings is not None or fields or clock is not None:
-        raise ConfigError(f"{door}: a middleware brings its own settings and clock; give only the middleware")
+        raise ConfigError(
+            f"{integration}: a middleware brings its own settings and clock; give only the middleware"
+        )
     if not isinstance(middleware, kind):
         raise ConfigError(
-            f"{door}: middleware is {name_of(middleware)}; {user or door} needs {kind.__name__}"
+            f"{integration}: middleware is {name_of(middleware)}; {user or integration} needs {kind.__name__}"
         )
     return middleware
 
 
 def name_of(thing: object) -> str:
-    """Return what the class of a thing is called, for a message."""
+    """Return the name of an object's class, for a message."""
     kind = type(thing)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

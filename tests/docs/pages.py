@@ -20,7 +20,7 @@ from sybil.parsers.markdown import CodeBlockParser, SkipParser
 from cachemw import Settings
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("python", "bash", "text", "toml", "yaml")
 
 

@@ -16,7 +16,6 @@ import hashlib
 import inspect
 import io
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +39,7 @@ from cachemw.simulation.replay import Body, Sent, replay
 FOLDER = Path(__file__).parent
 PACKAGE = Path(cachemw.__file__).parent
 SEEDS = (1, 2, 3)
+_COUNTING = {"count", "_count", "add", "Guard"}  # functions and methods that take the name of a counter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,10 +114,15 @@ def surface() -> dict[str, Any]:
     return {
         "signatures": dict(signatures()),
         "counters": counters(),
-        "lua": {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in PACKAGE.rglob("*.lua")},
+        "lua": lua(),
         "demo": demo_output(),
         "doctor": doctor_output(),
     }
+
+
+def lua() -> dict[str, str]:
+    """Return the SHA1 of each Lua file."""
+    return {path.name: hashlib.sha1(path.read_bytes()).hexdigest() for path in sorted(PACKAGE.rglob("*.lua"))}
 
 
 def signatures() -> Iterator[tuple[str, str]]:
@@ -138,19 +143,27 @@ def signatures() -> Iterator[tuple[str, str]]:
 
 
 def counters() -> list[str]:
-    """Return the names that the package counts by, as the source has them; {} stands for what varies."""
+    """Return the names that the package counts by, as the source has them; {} stands for a variable part."""
     names = set()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names.add(node.value)
-            elif isinstance(node, ast.JoinedStr):
-                names.add(
-                    "".join(
-                        str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
-                    )
-                )
-    return sorted(name for name in names if re.fullmatch(r"[a-z_]+(?:\.(?:[a-z_]+|\{\}))+", name))
+            if isinstance(node, ast.Call):
+                called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                texts = [text for argument in node.args if (text := _text(argument)) is not None]
+                if called in _COUNTING:
+                    names.update(text for text in texts if "." in text or called == "count")
+                elif called == "failed":
+                    names.update(f"error.{text}.{{}}" for text in texts)
+    return sorted(names)
+
+
+def _text(node: ast.expr) -> str | None:
+    """Return a string literal of the source, an f-string with {} for its variable parts, or None."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else None
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return None
 
 
 def demo_output() -> list[str]:

@@ -82,7 +82,7 @@ def test_an_answer_in_pieces(
 
 def test_no_answer(hooks: HttpHooks, recorder: Recorder) -> None:
     """What ends before an answer began has failed; so has what was answered with an error."""
-    hooks.on_end(_sent(hooks), whole=False)
+    hooks.on_end(_sent(hooks), complete=False)
     assert hooks.on_response(_sent(hooks), 503, [], b"later") is None
     chat = _sent(hooks)
     assert hooks.on_response(chat, 400, []) is None

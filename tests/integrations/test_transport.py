@@ -456,7 +456,7 @@ async def test_nobody_there(door: Door) -> None:
     await door.close(client)
 
 
-@pytest.mark.parametrize("moment", ["before", "begun"])
+@pytest.mark.parametrize("moment", ["before", "started"])
 async def test_a_cancelled_call(library: Any, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     """A task that is cancelled leaves no call open: failed before an answer, settled and closed after."""
     door, waiting = Door(library, True), asyncio.Event()

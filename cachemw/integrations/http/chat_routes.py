@@ -1,6 +1,6 @@
-"""Which HTTP requests are chat requests, in which wire shape, and to whom.
+"""The routes of chat requests: their wire format, and the provider behind a URL.
 
-Lives here: paths and what they tell. Must not know: bodies, clients, how anything is sent.
+Contains: paths and hosts. Must not depend on: bodies, clients, how anything is sent.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from urllib.parse import unquote
 from cachemw.core.request.parser import WireFormat
 from cachemw.core.rules.providers import find_provider
 
-# Clients choose URLs: no more of one is searched for a provider, and kept in the memo.
+# Clients choose URLs: a longer one is cut before it is searched for a provider, and kept in the memo.
 _LONGEST = 1_024
 
 
 class Route(NamedTuple):
-    """The shape of what is sent there, and the model where the path names it (Databricks' invocations)."""
+    """The wire format of a route, and the model if the path names it (Databricks' invocations)."""
 
     wire: WireFormat
     model: str | None = None
 
 
 def find_route(method: str, url: str) -> Route | None:
-    """Return the route of a request to a URL or a path; None where it is no chat request."""
+    """Return the route of a request to a URL or a path, or None if it is no chat request."""
     if method.upper() != "POST":
         return None
     path = url.partition("?")[0].partition("#")[0]
@@ -38,7 +38,7 @@ def find_route(method: str, url: str) -> Route | None:
 
 
 def provider_at(url: str) -> str | None:
-    """Return the name of the provider that a URL belongs to, None where nothing tells."""
+    """Return the name of the provider that a URL belongs to, or None if the URL identifies none."""
     return _provider_at(url.partition("?")[0][:_LONGEST])
 
 

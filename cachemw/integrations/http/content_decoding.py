@@ -1,7 +1,7 @@
-"""Undo a content-encoding chunk by chunk, for whoever only looks at an answer that passes.
+"""Decode a content-encoding chunk by chunk, to read the usage of an answer on its way to the client.
 
-Lives here: which decoders there are. Must not know: what is in the bytes. gzip and deflate are always
-there; br and zstd where a library for them is installed, the ones that httpx and httpx2 use too.
+Contains: the decoders. Must not depend on: the content of the bytes. gzip and deflate are always available; br and zstd
+if a library for them is installed, the same libraries that httpx and httpx2 use.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, TypeAlias
 Feed: TypeAlias = Callable[[bytes], Iterator[bytes]]
 
 PIECE = 1 << 20
-"""Bytes that are decoded at once: a small answer can hold a huge one."""
+"""Bytes that are decoded at once: a small chunk can decode to a huge one."""
 CHUNK, RATIO = 1 << 20, 64
-"""Decoded bytes that any chunk may give, and those that each of its bytes may add: streams that repeat their usage
-in each event shrink to a 41st with gzip if they are compressed as a whole, and less if event by event."""
+"""Decoded bytes that any chunk may give, and those that each of its bytes may add. Streams that repeat their usage in
+each event shrink to a 41st with gzip if they are compressed as a whole, and less if compressed event by event."""
 MOST = 64 << 20
 """Decoded bytes of one answer."""
 MEMBERS = 4_096
@@ -35,7 +35,7 @@ class BudgetError(Exception):
 
 
 class _Budget:
-    """Count down what one answer may still cost, in all of its encodings together."""
+    """Count down the bytes and members that one answer may still have, in all of its encodings together."""
 
     def __init__(self) -> None:
         self._bytes, self._of_chunk, self._members = MOST, 0, MEMBERS
@@ -58,8 +58,8 @@ class _Budget:
 class Decoder:
     """Decode the bytes of one answer; `content_encoding` is the header's value, "" for none.
 
-    Raises `LookupError` for an encoding that can't be undone here, and in `feed` `BudgetError`, or whatever
-    the library raises on malformed input. After either nothing more can be decoded.
+    Raises `LookupError` for an encoding without a decoder. `feed` raises `BudgetError`, or the library's own exception
+    on malformed input; after either, the decoder is of no further use.
     """
 
     def __init__(self, content_encoding: str = "") -> None:
@@ -70,13 +70,13 @@ class Decoder:
         self._stages = [_OPEN[name](self._budget) for name in reversed(names) if name not in ("", "identity")]
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Yield what the next bytes of the answer decode to, in pieces."""
+        """Decode the next bytes of the answer, and yield the result in pieces."""
         self._budget.begin_chunk(len(chunk))
         return _through(self._stages, self._budget, chunk)
 
 
 def readable() -> list[str]:
-    """Return the content-encodings that can be undone here, for an `accept-encoding` of one's own."""
+    """Return the content-encodings that have a decoder, for an `accept-encoding` header."""
     found = []
     for name, opened in _OPEN.items():
         with suppress(LookupError):
@@ -125,7 +125,7 @@ def _members(budget: _Budget, opened: Callable[[], Any]) -> Feed:
     def feed(chunk: bytes) -> Iterator[bytes]:
         nonlocal decoder
         piece = b""
-        while chunk or len(piece) == PIECE:  # a full piece may not be all that was decoded
+        while chunk or len(piece) == PIECE:  # a full piece may not be the last one
             if decoder is None or decoder.eof:
                 if not chunk:
                     return
@@ -160,7 +160,7 @@ def _zstd(budget: _Budget) -> Feed:
 
 
 class _Unbounded:
-    """Give a decompressor of `zstandard`, which bounds no output, the interface of the others."""
+    """Give a decompressor of `zstandard`, which does not bound its output, the interface of zlib's."""
 
     def __init__(self, decoder: Any) -> None:
         self._decoder = decoder

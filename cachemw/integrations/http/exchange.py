@@ -39,11 +39,11 @@ from cachemw.reporting.labelling import current
 from cachemw.slices import Slices, run
 
 LABEL = "x-cachemw-label-"
-"""What the name of a header begins with that labels its request."""
-# With one of these the bytes are vouched for: a changed body would be refused.
+"""The start of the name of a header that labels its request."""
+# One of these headers signs the bytes: the provider would refuse a changed body.
 _SEALS = frozenset({"content-md5", "digest", "content-digest", "x-amz-content-sha256", "signature-input"})
 
-# Bytes of an error that are read: providers' own have some hundred.
+# Bytes of an error that are read: errors of providers have some hundred.
 _ERROR = 1 << 16
 
 _PROMPT = frozenset({"messages", "tools", "system"})
@@ -54,11 +54,11 @@ Verdict: TypeAlias = Literal["started", "refusable", "failed"]
 
 
 class HttpExchange:
-    """Hold one request as it came, and learn from its answer.
+    """One request as it came, and the usage in its answer.
 
-    `body` is the request as `prepare` takes it, `provider` the name that its address tells, `wire` its shape,
-    `labels` those of the context and of its headers, `verdict` what its last answer was. The shell sets `call` once
-    the middleware has prepared it.
+    `body` is the request as `prepare` takes it, `provider` the name that belongs to its address, `wire` its format,
+    `labels` those of the context and of its headers, `verdict` the kind of its last answer. The integration sets `flow`,
+    and `call` once the middleware has prepared it.
     """
 
     call: Call
@@ -103,11 +103,11 @@ class HttpExchange:
         body: bytes,
         provider: str | None = None,
     ) -> Slices[HttpExchange | None]:
-        """Read a request; None where it is no chat request or can't be read, and passes byte for byte.
+        """Read a request in slices; the result is None for a request that must pass byte for byte.
 
-        `url` may be a path only, `provider` says then whose it is. A body that would not come out as the same
-        JSON values (a key twice, a lone surrogate) can't be read, nor can one that is compressed or signed, or
-        that takes too long to read (see `json_budget`).
+        `url` may be a path only; `provider` then names its provider. Bodies of other requests pass, and so do bodies
+        that would not be serialised to the same JSON values (a duplicate key, a lone surrogate), compressed or signed
+        bodies, and bodies that take too long to parse (see `json_budget`).
         """
         with Guard(mw, "http.body"):
             route = find_route(method, url)
@@ -136,12 +136,12 @@ class HttpExchange:
 
     @property
     def prepare_arguments(self) -> dict[str, Any]:
-        """Return what `prepare` takes beside the body, but for the namespace."""
+        """Return the arguments of `prepare` other than the body and the namespace."""
         return {"labels": self.labels, "provider": self.provider, "wire": self.wire}
 
     @property
     def changed(self) -> bool:
-        """Say whether other bytes than the original ones are to be sent."""
+        """Return True if the bytes to send differ from the original ones."""
         return self.call.body is not self.body and not self._refused
 
     def outgoing(self) -> bytes:
@@ -149,7 +149,7 @@ class HttpExchange:
         return run(self.sending())
 
     def sending(self) -> Slices[bytes]:
-        """Return the bytes to send: the annotated body, or the very original where nothing was added."""
+        """Return the bytes to send: the annotated body, or the original bytes if nothing was added."""
         if self.changed:
             with Guard(self._mw, "http.body"):
                 body: Mapping[str, Any] = self.call.body
@@ -180,9 +180,9 @@ class HttpExchange:
         return self.verdict
 
     def refusal(self, status: int, body: bytes) -> tuple[int, Any] | None:
-        """Return what `mw.refused` takes of an error; None the second time: one resend, no more.
+        """Return the status and the text of an error, for `is_refused`; None the second time: one resend, no more.
 
-        Where it gives a body, send `outgoing()` again, which is the original from now on.
+        From now on `outgoing()` returns the original bytes.
         """
         if self._refused:
             return None
@@ -193,7 +193,7 @@ class HttpExchange:
         return None
 
     def feed(self, chunk: bytes) -> None:
-        """Look at bytes of the answer, as they are on the wire, that pass."""
+        """Read the usage in bytes of the answer, as they are on the wire."""
         if self._decoder is None:
             return
         with Guard(self._mw, "http.usage"):
@@ -203,10 +203,10 @@ class HttpExchange:
                 return
             except BudgetError:
                 self._give_up()
-        self._decoder = None  # what can't be decoded once can't be later
+        self._decoder = None  # a decoder that failed once fails again
 
     def usage(self) -> dict[str, Any] | None:
-        """Return model and usage in the bytes seen so far, None where there was none."""
+        """Return model and usage in the bytes so far, or None if there was no usage."""
         with Guard(self._mw, "http.usage"):
             self._reader.finish()
         if self._reader.answer is None and self._reader.too_large:
@@ -226,7 +226,7 @@ class HttpExchange:
 
 
 def _beginning(pieces: Iterable[bytes]) -> bytes:
-    """Return the first bytes of an error; it says there why it is one."""
+    """Return the first bytes of an error, which give its reason."""
     found = b""
     for piece in pieces:
         found += piece[:_ERROR]
@@ -236,9 +236,9 @@ def _beginning(pieces: Iterable[bytes]) -> bytes:
 
 
 def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:
-    """Return a chat request that comes out of the serialiser as it went in, None for any other JSON.
+    """Return a chat request, or None for any other JSON value.
 
-    Raises `BodyError` where that can't be had. The engine examines the prompt itself.
+    Raises `BodyError` if serialising the request would not give the same values. The engine examines the prompt itself.
     """
     yield from json_budget.check(body)
     try:
@@ -254,13 +254,13 @@ def _parsed(body: bytes) -> Slices[dict[str, Any] | None]:
 
 
 def _pause(body: bytes) -> Slices[None]:
-    """Yield once where the steps of this body may be long."""
+    """Yield once if the next step on this body may take long."""
     if len(body) > json_budget.SMALL:
         yield
 
 
 def texts(headers: Headers) -> Iterable[tuple[str, str]]:
-    """Yield headers as pairs of text, whatever shape they are in."""
+    """Yield headers of any shape as pairs of text."""
     pairs: Iterable[tuple[Any, Any]] = headers.items() if isinstance(headers, Mapping) else headers
     for name, value in pairs:
         if isinstance(name, bytes):
@@ -270,7 +270,7 @@ def texts(headers: Headers) -> Iterable[tuple[str, str]]:
 
 
 def take_labels(headers: Iterable[tuple[_Text, _Text]]) -> tuple[dict[str, str], list[tuple[_Text, _Text]]]:
-    """Split headers into labels (`x-cachemw-label-team: north`) and those to send on, their order kept."""
+    """Split headers into labels (`x-cachemw-label-team: north`) and those to send on, in their order."""
     labels: dict[str, str] = {}
     kept: list[tuple[_Text, _Text]] = []
     for pair in headers:

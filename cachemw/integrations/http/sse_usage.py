@@ -1,9 +1,8 @@
-"""Read the usage out of an answer while its bytes pass by.
+"""Read the usage of an answer while its bytes pass.
 
-Here lives `UsageReader`: decoded bytes in, usage out. It does no I/O, holds nothing back, and must not
-know clients, proxies or HTTP: whoever passes an answer on shows it each chunk and forwards that chunk as
-it came. It reads server-sent events and plain JSON alike, told apart by the first byte, since hosts do not
-always label them.
+Contains: `UsageReader`, decoded bytes in and usage out. Must not depend on: I/O, clients, proxies, HTTP. The integration
+shows it each chunk and forwards that chunk unchanged. It reads server-sent events and plain JSON alike; the first byte
+decides, since hosts do not always label them.
 """
 
 from __future__ import annotations
@@ -15,25 +14,24 @@ import orjson
 from cachemw.core.billing.usage import merge_chunk
 
 MAX_EVENT = 1 << 20
-"""Bytes of one event beyond which it is skipped: usage comes in small ones."""
+"""Bytes of one event beyond which it is skipped: usage comes in small events."""
 MAX_BODY = 8 << 20
 """Bytes of a JSON answer beyond which its usage is given up."""
-# Each event that is looked into costs the reader this many bytes of those that came, and of a first credit:
-# smaller ones, which hosts do not send, are skipped where there are many.
+# Parsing an event costs the reader this many bytes of a credit, to which each byte of the answer adds one. A stream of
+# many smaller events, which no host sends, uses up the credit, and further events are skipped.
 _EVENT, _CREDIT = 128, 128 * 1_000
-# An event without any of these says nothing of usage, nor that the stream ends.
+# An event without any of these tokens has no usage, and does not end the stream.
 _TOKENS = (b'"usage"', b'"message_stop"', b"[DONE]")
 
 
 class UsageReader:
     """Find the last usage in the bytes of one answer.
 
-    `feed` takes decoded bytes cut anywhere; `finish` takes up what no line end closed. Afterwards (and for a
-    broken stream at any time) `answer` is `{"model": ..., "usage": ...}`, or None where no usage was seen.
-    Gateways that repeat the usage in every chunk count their tokens once: later usage replaces earlier.
-    `done` says that the stream announced its own end, `too_large` that bytes were skipped which may have held
-    usage. Nothing raises on malformed input: it is passed over. The work is in proportion to the bytes, however
-    they are cut into chunks, lines and events.
+    `feed` takes decoded bytes cut anywhere; `finish` reads an event that no line end has closed. Afterwards (and for a
+    broken stream at any time) `answer` is `{"model": ..., "usage": ...}`, or None if there was no usage. Gateways that
+    repeat the usage in every chunk count their tokens once: later usage replaces earlier. `done` is True if the stream
+    announced its own end, `too_large` if skipped bytes may have held usage. Malformed input is skipped, never an error.
+    The work is proportional to the bytes, however they are cut into chunks, lines and events.
     """
 
     def __init__(self) -> None:
@@ -51,7 +49,7 @@ class UsageReader:
 
     @property
     def answer(self) -> dict[str, Any] | None:
-        """Return model and usage as a response would hold them, None where there was no usage."""
+        """Return model and usage in the shape of a response, or None if there was no usage."""
         return None if self._usage is None else {"model": self._model, "usage": self._usage}
 
     def feed(self, chunk: bytes) -> None:
@@ -68,7 +66,7 @@ class UsageReader:
             self._body.append(chunk)
 
     def finish(self) -> None:
-        """Take up what the last line end left open."""
+        """Read the event, or the JSON body, that no line end has closed."""
         if self._body is None:
             self._end_event(b"")
         elif self._body:
@@ -77,7 +75,7 @@ class UsageReader:
             self._take(whole)
 
     def _events(self, chunk: bytes) -> None:
-        """Find the ends of events, and take up those that hold a token."""
+        """Find the ends of events, and read those that hold a token."""
         if self._after_cr:
             chunk = chunk.removeprefix(b"\n")
         if not chunk:
@@ -98,7 +96,7 @@ class UsageReader:
         self._ended_line = text.endswith(b"\n") if text else first >= 0
 
     def _complete(self, text: bytes) -> None:
-        """Take up those of some whole events that hold a token."""
+        """Read those of some complete events that hold a token."""
         found: list[int] = []
         for token in _TOKENS:
             at = text.find(token)
@@ -130,7 +128,7 @@ class UsageReader:
         self._size = 0
 
     def _event(self, text: bytes) -> None:
-        """Take up the data of one event."""
+        """Read the data of one event."""
         if len(text) > MAX_EVENT:
             self.too_large = True
             return

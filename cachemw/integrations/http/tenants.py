@@ -1,7 +1,7 @@
-"""Whose request it is: the credentials that it brings, as the name of a namespace.
+"""The tenant of a request: its credentials as the name of a namespace.
 
-Lives here: what of a request is a credential, and what of one names its owner. Must not know: what a namespace
-holds. A credential is hashed at once and kept nowhere; what comes out can't be turned back.
+Contains: which headers are credentials, and which part of a credential names its owner. Must not depend on: the content
+of a namespace. A credential is hashed at once and kept nowhere; the hash cannot be inverted.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import orjson
 
 Headers = Iterable[tuple[bytes, bytes]]
 
-# Gateways name them as they like, so it is told by a word in the name. Keys of other kinds are new each time.
+# Each gateway names its credentials differently, so a word in the name decides. Keys of other kinds are always new.
 _CREDENTIAL = re.compile(
     rb"auth|cookie|token(?!s)|secret|api[-_]?key|jwt|credential|passw|principal"
     rb"|key(?<!idempotency.key)(?<!cache.key)$"
 )
-# Clients choose the names: a longer one is not kept in the memo.
+# Clients choose the names: the memo keeps no longer one.
 _KEPT = 64
-# Load balancers set these, some anew with each answer, and nobody is known by them. A value of any other form could
-# hide a cookie from us that its reader sees.
+# Load balancers set these cookies, some anew with each answer, and they identify no account. A value of any other form
+# could hide a cookie that the server reads.
 _BALANCING = re.compile(
     rb"(?:AWSALB(?:TG)?(?:CORS)?|AWSELB(?:CORS)?|ARRAffinity(?:SameSite)?|GCLB|__cf_?bm|__cflb|_cfuvid)"
     rb"=[\w.+/=-]*"
@@ -34,14 +34,14 @@ _JWT = re.compile(r"eyJ[\w-]*\.([\w-]+)\.[\w-]+", re.ASCII)
 
 
 def tenants(host: str, secret: bytes) -> Callable[[Headers, bytes], str]:
-    """Return a function from a request's headers (lower case) and query to the namespace of whoever sent it.
+    """Return a function from a request's headers (lower case) and query to the namespace of its sender.
 
-    `host` is the provider's: the same key means another account elsewhere. `secret` keys the hash. All credentials
-    of a request count together, each with the name it came under: which of them the provider goes by is not
-    known here. So do cookies, but those of load balancers, and the query as a whole. Of a JWT the issuer and the
-    subject count, so that the hourly tokens of one service principal are one: they are read without a check of the
-    signature, since that is the provider's to refuse, and name nothing but the namespace. Requests without any
-    of these share a namespace.
+    `host` is the provider's, since the same key means another account elsewhere; `secret` keys the hash. All
+    credentials of a request count together, each with its header's name, because only the provider knows which one
+    decides. Cookies count too, except those of load balancers, and so does the whole query. The issuer and the subject
+    of a JWT count, so that the hourly tokens of one service principal are one tenant. They are read without a check of
+    the signature: a forged token names a namespace, and the provider refuses its request. Requests without any
+    credential share a namespace.
     """
     key = blake2b(secret, digest_size=32).digest()
 
@@ -53,7 +53,7 @@ def tenants(host: str, secret: bytes) -> Callable[[Headers, bytes], str]:
 
 
 def _owners(headers: Headers) -> Iterator[list[str]]:
-    """Yield what each credential says of its owner."""
+    """Yield the part of each credential that identifies its owner."""
     given: list[tuple[bytes, bytes]] = []
     hops: set[bytes] = set()
     for name, value in headers:
@@ -62,7 +62,7 @@ def _owners(headers: Headers) -> Iterator[list[str]]:
         elif _credential(name) if len(name) <= _KEPT else _CREDENTIAL.search(name):
             given.append((name, value))
     for name, value in given:
-        # What `Connection` names may end at the next hop: it must not pass for what the provider sees.
+        # A header named in `Connection` may end at the next hop, so it must differ from one that the provider sees.
         label = f"{'hop:' if name in hops else ''}{name.decode('latin-1')}"
         if name == b"cookie":
             for cookie in filter(None, map(bytes.strip, value.split(b";"))):
@@ -78,7 +78,7 @@ def _credential(name: bytes) -> bool:
 
 
 def _owner(value: bytes) -> list[str]:
-    """Return what is the same in all of an owner's credentials of this kind, and in nobody else's."""
+    """Return the part that all of an owner's credentials of this kind share, and that no other owner's has."""
     text = value.decode("latin-1").strip()
     scheme, _, token = text.partition(" ")
     bearer = scheme.lower() == "bearer"
@@ -90,7 +90,7 @@ def _owner(value: bytes) -> list[str]:
 
 
 def _claims(token: str) -> tuple[str, str] | None:
-    """Return issuer and subject of a JWT; None where it is none, or names neither."""
+    """Return issuer and subject of a JWT, or None for any other token."""
     parts = _JWT.fullmatch(token)
     if parts is None:
         return None

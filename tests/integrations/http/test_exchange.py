@@ -250,7 +250,7 @@ def test_events_of_messages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "verdict"), [(204, "begun"), (302, "failed"), (404, "failed"), (503, "failed")]
+    ("status", "verdict"), [(204, "started"), (302, "failed"), (404, "failed"), (503, "failed")]
 )
 def test_other_answers(status: int, verdict: str) -> None:
     """Every 2xx begins; what is no 400 is no refusal."""
