@@ -1,4 +1,4 @@
-"""Break any call of ours: an exception raised where a function of the package is entered."""
+"""Break any call of cachemw: raise an exception at the entry of a function of the package."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _DRIVERS = ("engine/sync.py", "engine/aio.py", "engine/flow.py", "engine/steps.p
 
 
 class Boom(Exception):
-    """A bug of ours."""
+    """A bug of cachemw."""
 
 
 @contextmanager
 def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
-    """Raise `error` at the call number `at` of ours inside the engine's method `entry`; give the calls' names.
+    """Raise `error` at cachemw's call number `at` inside the engine's method `entry`; yield the calls' names.
 
-    At `NOWHERE` nothing is raised.
+    At `NOWHERE` no error is raised.
     """
     names: list[str] = []
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_PACKAGE) or code.co_name == "<genexpr>":
-            return  # a generator is also entered to be closed, where nothing can be raised
+            return  # the entry may be the close of a generator, which cannot raise
         if code.co_filename.endswith(_DRIVERS) or code.co_name in _CATCHERS:
             return
         names.append(code.co_qualname)
@@ -43,7 +43,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
             raise error
 
     before = sys.gettrace()
-    # What is collected meanwhile may call ours, too.
+    # A garbage collection may call cachemw, too.
     gc.disable()
     sys.settrace(trace)
     try:

@@ -1,11 +1,11 @@
-"""A program that interrupts the sync middleware, and checks that nothing stays locked or lent.
+"""A program that interrupts the sync middleware, and checks that no lock and no connection stays in use.
 
     python -m tests.interrupted points STORE COALESCE
     python -m tests.interrupted signals STORE COALESCE SEED CLASS
 
-`points` raises once at each place at which CPython may run a signal handler: where a Python function begins, and
-where a C function has returned. `signals` has a handler raise at random times, while other threads work. Both
-exit 1 with a traceback where something is wrong, also where a thread hangs.
+`points` raises once at each place at which CPython may run a signal handler: at the beginning of a Python function,
+and after the return of a C function. `signals` has a handler raise at random times, while other threads work. Both
+exit 1 with a traceback if a check fails or a thread hangs.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Interrupt(BaseException):
 
 
 class SoftLimit(Exception):
-    """The same, of the class that Celery's soft time limit has."""
+    """An interrupt of the class of Celery's soft time limit."""
 
 
 def middleware(store: str, coalesce: bool, kind: Any = cachemw.Middleware) -> Any:
-    """Open a middleware whose pool lends few connections, so that one lost permit shows."""
+    """Open a middleware whose pool lends few connections, so that a lost permit shows."""
     url = f"{store}?max_connections={CONNECTIONS}" if store.startswith("redis") else store
     return kind(
         provider="databricks",
@@ -133,7 +133,7 @@ def recorded(act: Callable[[], object]) -> list[Point]:
 
 
 def interrupted(act: Callable[[], object], at: Point) -> bool:
-    """Raise at the first time that an act passes a point; say whether it did."""
+    """Raise at the first time that an act passes a point; return True if it passed."""
     raised = False
 
     def interrupt(frame: FrameType, event: str, argument: object) -> None:
@@ -151,8 +151,8 @@ def interrupted(act: Callable[[], object], at: Point) -> bool:
 
 
 def at_each_point(store: str, coalesce: bool) -> int:
-    """Interrupt a call at each point, once with a connection at hand and once with none."""
-    # What is collected meanwhile would pass other points each time.
+    """Interrupt a call at each point, once with a pooled connection and once without."""
+    # A garbage collection would pass other points each time.
     gc.disable()
     mw, number = middleware(store, coalesce), 0
     check(mw, number, "at the start")
@@ -185,7 +185,7 @@ def at_each_point(store: str, coalesce: bool) -> int:
 
 
 def close(mw: cachemw.Middleware) -> None:
-    """Exit unless a middleware can be closed in time, which leaves no connection open and no thread at work."""
+    """Exit unless a middleware closes in time, with no open connection and no running thread."""
     started = time.monotonic()
     mw.close()
     assert time.monotonic() - started < PATIENT
@@ -243,7 +243,7 @@ def by_signals(store: str, coalesce: bool, seed: int, kind: type[BaseException])
 
 
 def main() -> None:
-    """Run what the command line says, and print how often a call was interrupted."""
+    """Run the chosen check, and print the number of interrupted calls."""
     parser = argparse.ArgumentParser()
     parser.add_argument("how", choices=["points", "signals"])
     parser.add_argument("store")
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("kind", nargs="?", default="Interrupt")
     asked = parser.parse_args()
-    # An exception in a finalizer is swallowed by Python itself.
+    # Python itself swallows an exception in a finalizer.
     sys.unraisablehook = lambda _: None
     faulthandler.dump_traceback_later(60, exit=True)
     if asked.how == "points":
