@@ -1,8 +1,8 @@
-"""Generated conversations of four sorts, each an endless stream by seed.
+"""Generated conversations of four families, each an endless stream by seed.
 
-Lives here: what is shared and what differs in each sort of traffic. Must not know: when requests
-arrive, providers, who plans. What all conversations of a family share is drawn from the seed alone,
-the rest from the seed and the conversation's number, so a longer stream begins with the shorter one.
+Contains: the shared and the varying parts of each family. Must not depend on: arrival times, providers,
+planners. The parts that all conversations of a family share depend on the seed alone, the varying parts on
+the seed and the conversation's number. A longer stream therefore begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def classifier(seed: int, model: str = MODEL) -> Iterator[Conversation]:
 
 
 def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
-    """Yield readers of a document each: every question comes alone, after the document's block."""
+    """Yield conversations about one document each: every request has the document and one question."""
     system = "Answer from the document only. Quote the section you rely on. Say so where it is silent."
     for number in count():
         rng = _rng(seed, "documents", number)
@@ -112,7 +112,7 @@ def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
 
 
 def dated(seed: int, model: str = MODEL) -> Iterator[Conversation]:
-    """Yield conversations of two travel desks that tell the time, one first thing, one midway."""
+    """Yield conversations of two travel desks with the time in the system prompt, at its start or midway."""
     rng = _rng(seed, "dated")
     now = f"The time is {NOW}. Never offer a connection that has left."
     rules = text_generator.sections(rng, text_generator.POLICY, 3_000)
@@ -135,7 +135,7 @@ def dated(seed: int, model: str = MODEL) -> Iterator[Conversation]:
         yield Conversation("dated system prompt", turns(model, messages, tools), dated=True)
 
 
-# By name: the stream, and how often it is drawn in mixed traffic.
+# By name: the stream, and its weight in mixed traffic.
 FAMILIES: Mapping[str, tuple[Callable[[int, str], Iterator[Conversation]], int]] = {
     "support": (support, 3),
     "classifier": (classifier, 10),
@@ -145,7 +145,7 @@ FAMILIES: Mapping[str, tuple[Callable[[int, str], Iterator[Conversation]], int]]
 
 
 def mixed(seed: int, conversations: int, model: str = MODEL) -> list[Conversation]:
-    """Return conversations of all families in a drawn order."""
+    """Return conversations of all families in random order."""
     rng = _rng(seed, "mix")
     streams = [stream(seed, model) for stream, _ in FAMILIES.values()]
     weights = [weight for _, weight in FAMILIES.values()]
@@ -154,7 +154,7 @@ def mixed(seed: int, conversations: int, model: str = MODEL) -> list[Conversatio
 
 
 def _rng(*parts: object) -> random.Random:
-    return random.Random("/".join(map(str, parts)))  # noqa: S311 - traffic, no secret
+    return random.Random("/".join(map(str, parts)))  # noqa: S311 - traffic, not a secret
 
 
 def _said(role: str, text: str) -> _Message:

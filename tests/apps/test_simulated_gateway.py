@@ -273,12 +273,12 @@ def test_the_ledger_has_a_row_for_each_request_and_its_sums() -> None:
     post(app, "/v1/chat/completions", body(ttl="1h"))
     post(app, "/v1/chat/completions", body("And my refund?"))
     first, second = app.state.ledger.rows
-    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.write_1h, first.plain, 6)
-    assert second.read == first.write_1h > 0
+    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.cache_write_1h, first.uncached, 6)
+    assert second.cache_read == first.cache_write_1h > 0
     totals = app.state.ledger.totals
     assert (totals["requests"], totals["refused"]) == (2, 0)
-    assert totals["plain"] == first.plain + second.plain
-    assert totals["write_1h"] == first.write_1h
+    assert totals["uncached"] == first.uncached + second.uncached
+    assert totals["cache_write_1h"] == first.cache_write_1h
 
 
 def test_models_are_listed_and_health_is_told() -> None:
@@ -332,8 +332,8 @@ def test_concurrent_cold_requests_all_write(served: tuple[Starlette, OpenAI], st
         list(pool.map(ask, range(5)))
     ask(6)
     rows = list(app.state.ledger.rows)
-    assert [row.read > 0 for row in rows] == [False] * 5 + [True]
-    assert all(row.write_5m > 0 for row in rows[:5])
+    assert [row.cache_read > 0 for row in rows] == [False] * 5 + [True]
+    assert all(row.cache_write_5m > 0 for row in rows[:5])
 
 
 def test_running_frees_its_port() -> None:

@@ -131,7 +131,7 @@ def _check(
 ) -> None:
     """Hold the middleware's figures against the gateway's ledger, and see that nothing failed open."""
     totals = middleware.report("process").totals
-    for name in ("read", "write_5m", "write_1h", "plain"):
+    for name in ("cache_read", "cache_write_5m", "cache_write_1h", "uncached"):
         if getattr(totals, name) != billed[name]:
             raise CheckFailed(
                 f"{policy.name}: the gateway billed {billed[name]:,} tokens as {name}, "

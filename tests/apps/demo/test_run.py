@@ -166,9 +166,9 @@ def test_a_bill_that_differs_fails_the_check() -> None:
     middleware = cachemw.Middleware(cachemw.Settings(provider="databricks", mode="off"))
     _check(POLICIES[0], middleware, [], Counter())
     with pytest.raises(
-        CheckFailed, match="the gateway billed 1,000 tokens as read, the middleware reports 0"
+        CheckFailed, match="the gateway billed 1,000 tokens as cache_read, the middleware reports 0"
     ):
-        _check(POLICIES[0], middleware, [], Counter(read=1_000))
+        _check(POLICIES[0], middleware, [], Counter(cache_read=1_000))
     with pytest.raises(CheckFailed, match="don't add up"):
         _check(POLICIES[0], middleware, [], Counter(requests=1))
     middleware.count("error.prepare.KeyError")
@@ -182,7 +182,7 @@ def test_requests_that_pass_unmarked_fail_the_check(monkeypatch: pytest.MonkeyPa
     def broken(*_: Any, **__: Any) -> None:
         raise KeyError
 
-    monkeypatch.setattr("cachemw.core.planner.plan", broken)
+    monkeypatch.setattr("cachemw.core.planner.planner.plan", broken)
     with pytest.raises(CheckFailed, match=r"passed because something failed: error\.prepare\.KeyError"):
         run(POLICIES[2], schedule(mixed(1, 2), 1), priced({MODEL}), lambda: None)
 

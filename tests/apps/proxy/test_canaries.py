@@ -321,10 +321,10 @@ def test_failure_that_quotes_the_prompt_is_counted_by_class_only(
         raise error(PROMPTS["system"])
 
     mw = settings(Middleware, told)
-    mw._decisions.hooks = (*mw._decisions.hooks, fail)
+    mw._shared.hooks = (*mw._shared.hooks, fail)
     call = mw.prepare(body())
     mw.settle(call, {"prompt_tokens": 9})
-    monkeypatch.setattr(mw._decisions, "weigh", fail)
+    monkeypatch.setattr(mw._flow.planner, "forecast_and_plan", fail)
     passed = mw.prepare(sent := body())
     assert passed.body is sent
     mw.fail(passed)
@@ -332,7 +332,7 @@ def test_failure_that_quotes_the_prompt_is_counted_by_class_only(
     told += [mw.report("process"), mw.counts, passed, call]
     assert sum(mw.counts[name] for name in mw.counts if name.startswith("error.hook.")) > 0
     del call, passed, sent
-    mw._decisions.hooks = ()
+    mw._shared.hooks = ()
     at_rest(mw)
 
 

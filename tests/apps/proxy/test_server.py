@@ -231,8 +231,8 @@ def test_chat_requests_leave_with_markers(
     assert sent.path == path
     assert sent.headers["authorization"] == "Bearer key"
     assert not any(name.startswith("x-cachemw") for name in sent.headers)
-    until(lambda: sum(proxied.mw._decisions.sums.values()), "the calls are accounted for")
-    assert any("north" in str(key) for key in proxied.mw._decisions.sums)
+    until(lambda: sum(proxied.mw._shared.sums.values()), "the calls are accounted for")
+    assert any("north" in str(key) for key in proxied.mw._shared.sums)
 
 
 def test_a_stream_goes_out_as_it_comes(http: httpx2.Client) -> None:
@@ -905,7 +905,7 @@ def test_credentials_are_neither_kept_nor_logged(
         http.request(**chat({"authorization": f"Bearer {key}"}, running.url + CHAT))
         with raw(b"") as broken, proxying(broken.url) as failing:
             http.request(**chat({"authorization": f"Bearer {key}"}, failing.url + CHAT))
-        assert key not in repr(running.mw._decisions.__dict__)
+        assert key not in repr(running.mw._shared.__dict__)
         assert key not in repr(vars(running.mw._shell.store))
     out, err = capfd.readouterr()
     assert key not in out + err
@@ -919,5 +919,5 @@ def test_a_compressed_stream_is_accounted_for(
     answer = http.request(**chat(path=proxied.url + CHAT, stream=True))
     assert answer.headers["content-encoding"] == "gzip"
     assert b"[DONE]" in answer.content
-    until(lambda: sum(proxied.mw._decisions.sums.values()), "it is accounted for")
+    until(lambda: sum(proxied.mw._shared.sums.values()), "it is accounted for")
     assert "settle.no_usage" not in proxied.mw.counts
