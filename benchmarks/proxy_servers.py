@@ -84,26 +84,22 @@ class Upstream(asyncio.Protocol):
         self.transport.write(b"0\r\n\r\n")
 
 
+def _client(library: str) -> Any:
+    """Return a client without limits on connections and times."""
+    if library == "aiohttp":
+        return aiohttp.ClientSession(
+            auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
+        )
+    return httpx2.AsyncClient(trust_env=False, timeout=None, limits=httpx2.Limits(max_connections=None))
+
+
 def bare(library: str, upstream: str) -> Starlette:
     """Return a pass-through on starlette and an HTTP client."""
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            client: Any
-            if library == "aiohttp":
-                client = aiohttp.ClientSession(
-                    auto_decompress=False,
-                    connector=aiohttp.TCPConnector(limit=0),
-                    timeout=aiohttp.ClientTimeout(),
-                )
-            else:
-                client = httpx2.AsyncClient(
-                    trust_env=False,
-                    timeout=None,
-                    limits=httpx2.Limits(max_connections=None),
-                )
-            app.state.client = await stack.enter_async_context(client)
+            app.state.client = await stack.enter_async_context(_client(library))
             yield
 
     async def by_httpx2(request: Request) -> StreamingResponse:
@@ -156,8 +152,8 @@ async def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    what, port, *upstream = sys.argv[1:]
-    if what == "upstream":
+    server, port, *upstream = sys.argv[1:]
+    if server == "upstream":
         uvloop.run(_serve(int(port)))
     else:
-        uvicorn.run(bare(what, upstream[0]), port=int(port), log_level="warning", access_log=False)
+        uvicorn.run(bare(server, upstream[0]), port=int(port), log_level="warning", access_log=False)
