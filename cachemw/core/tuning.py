@@ -1,12 +1,12 @@
-"""Every prior, margin, window and limit that decides money, with its unit, its source and its measured sensitivity.
+"""Every prior, margin, window and limit that decides money, with its unit, its source and its measured
+sensitivity.
 
-Contains: constants. Must not depend on: the rest of the package. Facts about providers and models are no tuning; they
-stand in `core.rules`.
+Contains: constants. Must not depend on: the rest of the package. Facts about providers and models are no
+tuning; they stand in `core.rules`.
 
-Sensitivity is the change of the mean share of the clairvoyant saving, in percentage points, when a constant is
-halved / doubled; behind the semicolon stands the largest loss of one stream. `make bench-sensitivity` prints it.
-SENSITIVITY_COMMAND
-`tests/core/test_tuning.py` holds each constant by a decision at its boundary.
+Sensitivity is the change of the mean share of the clairvoyant saving, in percentage points, when a constant
+is halved / doubled; behind the semicolon stands the largest loss of one stream. `make bench-sensitivity`
+prints it. SENSITIVITY_COMMAND `tests/core/test_tuning.py` holds each constant by a decision at its boundary.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """OpenAI's hints, the opt-in `openai_hints`: a `prompt_cache_key`, and OpenAI's form of breakpoints.
 
-Contains: the requests that share a key, the reading of a request to which OpenAI adds a breakpoint, and the equality
-that then holds. Must not depend on: stores, the choice of breakpoints.
+Contains: the requests that share a key, the reading of a request to which OpenAI adds a breakpoint, and the
+equality that then holds. Must not depend on: stores, the choice of breakpoints.
 
-OpenAI routes a request to a machine by the start of its prompt and by the key. Above about 15 requests a minute the
-requests of one key spill over to further machines without a cached entry (prompt caching guide, October 2026). So
-requests with the same tools and system prompt share a key, and a busy key is spread over several, each for whole
-conversations. From GPT-5.6 on OpenAI ends each request with a breakpoint of its own. A shorter prefix is found only if
-a breakpoint of this request and of an earlier one stands there, so cachemw marks shared prefixes. These breakpoints
-cost nothing, since OpenAI writes everything up to its own anyway.
+OpenAI routes a request to a machine by the start of its prompt and by the key. Above about 15 requests a
+minute the requests of one key spill over to further machines without a cached entry (prompt caching guide,
+October 2026). So requests with the same tools and system prompt share a key, and a busy key is spread over
+several, each for whole conversations. From GPT-5.6 on OpenAI ends each request with a breakpoint of its own.
+A shorter prefix is found only if a breakpoint of this request and of an earlier one stands there, so cachemw
+marks shared prefixes. These breakpoints cost nothing, since OpenAI writes everything up to its own anyway.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class _Pace:
 class PromptCacheKeys:
     """Give requests that should meet on one machine the same key. Not thread-safe.
 
-    Workers that share a store and a secret choose equal keys, since they use equal hashes and equal arrival counts.
+    Workers that share a store and a secret choose equal keys, since they use equal hashes and equal arrival
+    counts.
     """
 
     def __init__(self, secret: bytes) -> None:
@@ -55,8 +56,8 @@ class PromptCacheKeys:
     ) -> str | None:
         """Return the key of a request, None if its shared prefix is not familiar yet.
 
-        A shared prefix with the time in it would go to another machine every minute. So it must have arrived several
-        times over some minutes, or so often that one more miss costs nothing.
+        A shared prefix with the time in it would go to another machine every minute. So it must have arrived
+        several times over some minutes, or so often that one more miss costs nothing.
 
         Args:
             namespace: the tenant.
@@ -103,9 +104,9 @@ def _number_of_keys(pace: _Pace, arrivals: int, now: float) -> int:
 def with_automatic_breakpoint(parsed: ParsedRequest, body: Json, most: int) -> ParsedRequest:
     """Return a parsed request with the breakpoint that OpenAI sets itself, and without blocks that take none.
 
-    OpenAI's own breakpoint counts as the client's, at the end of the request. Parts of assistant messages take none
-    (OpenAI's list of part types; langchain4j 1.21, 2026). A client that sets breakpoints or their options itself has
-    decided everything, so all `most` slots count as taken.
+    OpenAI's own breakpoint counts as the client's, at the end of the request. Parts of assistant messages
+    take none (OpenAI's list of part types; langchain4j 1.21, 2026). A client that sets breakpoints or their
+    options itself has decided everything, so all `most` slots count as taken.
     """
     options = body.get("prompt_cache_options")
     explicit = isinstance(options, Mapping) and options.get("mode") == "explicit"

@@ -1,12 +1,12 @@
 """Split long texts into a stable and a changing part: the opt-in `split_text`.
 
-Contains: pieces, branch points, the choice of cuts, and the equality that then holds. Must not depend on: plans,
-stores. Knowledge is kept in the object as hashes and offsets, and is bounded. Time is an argument.
+Contains: pieces, branch points, the choice of cuts, and the equality that then holds. Must not depend on:
+plans, stores. Knowledge is kept in the object as hashes and offsets, and is bounded. Time is an argument.
 
-A text is read in pieces, each named by the hash of everything up to its end. A new text *branches* from a recent one
-at the end of the last piece that both share. It is cut there, and so is each later text that shares that piece. If
-most recent texts branch near their ends, new texts are cut in advance, so that the second one can already read. A
-known text keeps its cuts, since entries of it may be cached.
+A text is read in pieces, each named by the hash of everything up to its end. A new text *branches* from a
+recent one at the end of the last piece that both share. It is cut there, and so is each later text that
+shares that piece. If most recent texts branch near their ends, new texts are cut in advance, so that the
+second one can already read. A known text keeps its cuts, since entries of it may be cached.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Text:
 class TextObservation(NamedTuple):
     """One long text of a request, to be learned once the provider has accepted the request.
 
-    `name` is the hash of the text and `cuts` are its offsets in bytes. `boundaries` and `tail` (bytes after the part
-    that an earlier text shares, 0 if none does) are empty for a known text.
+    `name` is the hash of the text and `cuts` are its offsets in bytes. `boundaries` and `tail` (bytes after
+    the part that an earlier text shares, 0 if none does) are empty for a known text.
     """
 
     seed: int
@@ -63,8 +63,9 @@ _Sent: TypeAlias = tuple[TextObservation, float]  # a text of a request in fligh
 class Splitter:
     """Cut the long texts of bodies, and learn the cuts from each body. Not thread-safe.
 
-    `recent_seconds` is the longest time between two texts of which one could read the entry of the other. `key` keys
-    the hashes of texts and pieces. Every namespace learns for itself, and none can evict another's texts.
+    `recent_seconds` is the longest time between two texts of which one could read the entry of the other.
+    `key` keys the hashes of texts and pieces. Every namespace learns for itself, and none can evict another's
+    texts.
     """
 
     def __init__(self, recent_seconds: float, key: bytes = b"") -> None:
@@ -76,7 +77,8 @@ class Splitter:
         )  # the latest text that contains each
         self._cuts: FairTable[TextPieceHash, Cuts] = FairTable(_TEXTS)  # by the piece before the cut
         self._tails: FairTable[int, deque[int]] = FairTable(_OWNERS)
-        # Texts of requests in flight, by their names and pieces: the next request may come before the response.
+        # Texts of requests in flight, by their names and pieces: the next request may come before the
+        # response.
         self._in_flight: FairTable[TextPieceHash, _Sent] = FairTable(_PIECES // 4)
 
     def split(
@@ -84,9 +86,9 @@ class Splitter:
     ) -> tuple[Json, list[TextObservation]]:
         """Return the body with its long system and user texts in parts, and the texts to learn from.
 
-        The body itself is returned if no text is cut. Texts of different namespaces or models are independent. A part
-        that is no text, or has other fields beside its text, stays as it is. A marker of the client stays at the end
-        of its text.
+        The body itself is returned if no text is cut. Texts of different namespaces or models are
+        independent. A part that is no text, or has other fields beside its text, stays as it is. A marker of
+        the client stays at the end of its text.
         """
         messages = body.get("messages")
         if not isinstance(messages, (list, tuple)):
@@ -234,8 +236,8 @@ class _Reader:
 def _cut_in_advance(boundaries: Sequence[Boundary], shared: int, length: int, tails: Sequence[int]) -> int:
     """Return the offset at which to cut a text before its branch point is known; 0 for no cut.
 
-    `tails` are the bytes between the branch points of the latest texts and their ends, 0 for texts without one. The
-    chosen tail is the one that shares the most text in expectation.
+    `tails` are the bytes between the branch points of the latest texts and their ends, 0 for texts without
+    one. The chosen tail is the one that shares the most text in expectation.
     """
     branched = sorted(tail for tail in tails if tail)
     gains = [(count * (length - shared - tail), count, tail) for count, tail in enumerate(branched, 1)]

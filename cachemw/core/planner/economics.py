@@ -1,11 +1,11 @@
-"""The economics of one request: what a cached token of each prefix gains, and where a breakpoint may stand.
+"""The economics of one request: the gain of a cached token of each prefix, and the places for breakpoints.
 
-Contains: the numbers that every choice of breakpoints shares, computed once per request. Must not depend on: the
-choice itself (`planner`), the source of reuse probabilities (`core.reuse`), wire formats beyond a block's kind,
-stores.
+Contains: the numbers that every choice of breakpoints shares, computed once per request. Must not depend on:
+the choice itself (`planner`), the source of reuse probabilities (`core.reuse`), wire formats beyond a block's
+kind, stores.
 
-Prices are relative to an uncached token: a write costs w, a read costs r. A *candidate index* counts the tracked
-prefixes of the request, shallow to deep.
+Prices are relative to an uncached token: a write costs w, a read costs r. A *candidate index* counts the
+tracked prefixes of the request, shallow to deep.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RequestEconomics:
         return found
 
     def _takes_automatic_marker(self, block_index: int) -> bool:
-        """Return True if the provider's automatic marker may stand on a block: not on thinking or blank text."""
+        """Return True if a top-level marker can count for a block: not for thinking or blank text."""
         block = self.parsed.blocks[block_index]
         return block.kind is not Kind.REASONING and (block.kind is not Kind.TEXT or block.markable)
 
@@ -84,8 +84,9 @@ class RequestEconomics:
     def markable(self, kinds: Mapping[Kind, MarkPolicy]) -> list[int]:
         """Return the candidates whose block may carry an added marker.
 
-        Candidates between a 5m marker of the client and a later 1h marker are left out, since either TTL would be
-        refused there. A gateway that overlooks one of the two markers then accepts the request as it came.
+        Candidates between a 5m marker of the client and a later 1h marker are left out, since either TTL
+        would be refused there. A gateway that overlooks one of the two markers then accepts the request as it
+        came.
         """
         blocks, on = self.parsed.blocks, {kind for kind, mark in kinds.items() if mark == "on"}
         crossed = range(self.only_5m_from, self.only_1h_until)
@@ -99,7 +100,7 @@ class RequestEconomics:
         ]
 
     def _allowed_ttls(self) -> list[tuple[bool, bool]]:
-        """Return for each candidate if 5m and if 1h is allowed, by the setting and the client's breakpoints."""
+        """Return if 5m and if 1h is allowed at each candidate, by setting and client's breakpoints."""
         ttl, count = self.rules.ttl, len(self.forecasts)
         until, since = self.only_1h_until + 1, self.only_5m_from
         between = (ttl != "1h", ttl != "5m")
@@ -123,8 +124,8 @@ class RequestEconomics:
     def _values(self) -> tuple[list[float], list[float]]:
         """Return the gain of a token in a cached entry of each prefix, for 5m and for 1h.
 
-        Each expected read saves 1 - r. The gain is at most w - r, because the next arrival could write the entry
-        that this one did not.
+        Each expected read saves 1 - r. The gain is at most w - r, because the next arrival could write the
+        entry that this one did not.
         """
         saved, most_5m, most_1h = 1 - self.read, self.write_5m - self.read, self.write_1h - self.read
         soon = [
@@ -139,7 +140,7 @@ class RequestEconomics:
         ]
 
     def write_costs(self) -> tuple[float, float]:
-        """Return the premium of writing a token for 5m and for 1h, each with the margin that a write must earn."""
+        """Return the premium of a written token for 5m and for 1h, each with its margin."""
         return self.write_5m - 1 + PLANNER.margin_5m, self.write_1h - 1 + PLANNER.margin_1h
 
     def candidate(self, index: int, costs: tuple[float, float]) -> Candidate:
@@ -157,9 +158,9 @@ class RequestEconomics:
     ) -> list[Candidate]:
         """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
 
-        A segment that gains no more per token than a deeper one is better merged into that one. So the remaining
-        gains fall with depth, and the list is short for a request of any length. If it is not, the difference that
-        counts is raised until it is.
+        A segment that gains no more per token than a deeper one is better merged into that one. So the
+        remaining gains fall with depth, and the list is short for a request of any length. If it is not, the
+        difference that counts is raised until it is.
         """
         gains = self._gains(reversed(indexes), costs, refreshed=refreshed)
         difference = PLANNER.telling_difference
@@ -178,7 +179,7 @@ class RequestEconomics:
     def _gains(
         self, indexes: Iterable[int], costs: tuple[float, float], *, refreshed: bool = False
     ) -> list[tuple[int, float, float]]:
-        """Return each candidate with the gain of a token over its cost, by TTL; a refreshed entry keeps its TTL."""
+        """Return each candidate with the gain of a token by TTL; a refreshed entry keeps its TTL."""
         p_minimum, value_5m, value_1h = self.p_meets_minimum, self.value_5m, self.value_1h
         cost_5m, cost_1h = costs
         if not self.one_hour_allowed:

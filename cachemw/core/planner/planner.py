@@ -1,9 +1,10 @@
 """Choose a request's breakpoints: which tokens are read, written, or left uncached.
 
-Contains: the choice. Must not depend on: the source of reuse probabilities (`core.reuse`), wire formats beyond a
-block's kind, stores.
+Contains: the choice. Must not depend on: the source of reuse probabilities (`core.reuse`), wire formats
+beyond a block's kind, stores.
 
-Prices are relative to an uncached token: a write costs w, a read costs r. The cases, for an entry that ends at
+Prices are relative to an uncached token: a write costs w, a read costs r. The cases, for an entry that ends
+    at
 prefix h and is read now:
 
 =================== =================================================================================
@@ -14,8 +15,10 @@ past h              A segment ends at a breakpoint, whose prefix is read again w
 past all            Tokens after the last breakpoint are uncached.
 =================== =================================================================================
 
-To be read, h must lie within the lookback of some breakpoint, possibly of one that is not worth its write. The best
-few breakpoints are chosen together. Free slots then go to shared prefixes and earlier ends within the tokens that
+To be read, h must lie within the lookback of some breakpoint, possibly of one that is not worth its write.
+The best
+few breakpoints are chosen together. Free slots then go to shared prefixes and earlier ends within the tokens
+that
 are read or written anyway.
 """
 
@@ -83,8 +86,8 @@ class Choice:
     def best(self, eligible: Sequence[int]) -> Chosen:
         """Return the best breakpoints over the entries that could be read, the deepest first.
 
-        A shallower entry is tried only if reading the deeper one takes a scarce slot or a write that does not pay.
-        It is then tried without the breakpoints that would find the deeper one.
+        A shallower entry is tried only if reading the deeper one takes a scarce slot or a write that does not
+        pay. It is then tried without the breakpoints that would find the deeper one.
         """
         economics = self._economics
         best_value, best = 0.0, Chosen()
@@ -100,8 +103,8 @@ class Choice:
     def _plan_reading_from(self, hit: int, eligible: Sequence[int]) -> tuple[float, Chosen, bool]:
         """Return the value and breakpoints of the best plan that reads the entry at `hit` (-1: no entry).
 
-        The last item is True if the plan lacks a slot or a free way to that entry. The value is `NEVER` if there is
-        no such plan.
+        The last item is True if the plan lacks a slot or a free way to that entry. The value is `NEVER` if
+        there is no such plan.
         """
         economics, slots = self._economics, self._slots
         base, covered, double_write_cost = self._paid_anyway(hit)
@@ -137,9 +140,9 @@ class Choice:
     def _paid_anyway(self, hit: int) -> tuple[float, int, float]:
         """Return the tokens that are read or written in any case, the candidate up to there, and a surcharge.
 
-        The client's own markers write up to `client_end`, so added breakpoints gain from there on. Another in-flight
-        request is already writing up to `pending`. Writing it again costs the full premium but gains only the tokens
-        beyond it.
+        The client's own markers write up to `client_end`, so added breakpoints gain from there on. Another
+        in-flight request is already writing up to `pending`. Writing it again costs the full premium but
+        gains only the tokens beyond it.
         """
         economics, tokens = self._economics, self._economics.tokens
         start = tokens[hit] if hit >= 0 else 0.0
@@ -205,8 +208,8 @@ class Choice:
 def sticky_breakpoints(economics: RequestEconomics, eligible: Sequence[int]) -> list[int]:
     """Return the ends of the system section and of the first message after it, if two more slots remain.
 
-    A gateway with sticky routing recognises a conversation by these messages. They look the same in every turn only
-    if they are marked in all turns or in no turn.
+    A gateway with sticky routing recognises a conversation by these messages. They look the same in every
+    turn only if they are marked in all turns or in no turn.
     """
     parsed, forecasts = economics.parsed, economics.forecasts
     system = [index for index in eligible if parsed.tools_end <= forecasts[index].block < parsed.system_end]
@@ -263,7 +266,7 @@ def _ends_turn(parsed: ParsedRequest, block: int) -> bool:
 
 
 def make_plan(economics: RequestEconomics, chosen: Chosen, skipped: Reason | None) -> Plan:
-    """Return the plan of the chosen breakpoints and the client's own, with the tokens that it is expected to move."""
+    """Return the plan of the chosen breakpoints and the client's own, with its expected tokens."""
     tokens = economics.tokens
     points = {**chosen, **economics.client_breakpoints}
     # Providers refuse 5m before 1h, so each chosen breakpoint before a 1h one becomes 1h.

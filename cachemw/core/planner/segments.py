@@ -1,7 +1,7 @@
 """The best set of segments: a dynamic programme over candidate breakpoints.
 
-Contains: the programme. Must not depend on: requests, prices, reuse probabilities. A candidate states all of its
-economics.
+Contains: the programme. Must not depend on: requests, prices, reuse probabilities. A candidate states all of
+its economics.
 """
 
 from __future__ import annotations

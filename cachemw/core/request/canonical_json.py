@@ -1,7 +1,7 @@
 """JSON bytes of values, and their hashes.
 
-Contains: the serialisation of content, and the refusal of values that JSON cannot carry. Must not depend on: wire
-formats, stores, prices, plans.
+Contains: the serialisation of content, and the refusal of values that JSON cannot carry. Must not depend on:
+wire formats, stores, prices, plans.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NO_JSON = (TypeError, ValueError, RecursionError)
 def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
     """Return JSON bytes of a value, keys in their own order, or sorted if their order is no content.
 
-    Raises `BodyError("not_json")` for values that JSON cannot carry: lone surrogates, NaN and infinities, integers
-    over 64 bits, nesting deeper than about 250, foreign objects.
+    Raises `BodyError("not_json")` for values that JSON cannot carry: lone surrogates, NaN and infinities,
+    integers over 64 bits, nesting deeper than about 250, foreign objects.
     """
     try:
         raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
@@ -53,8 +53,8 @@ def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
 def _finite(value: Any, raw: bytes) -> bool:
     """Return True if every float is finite; the serialiser writes other floats as null.
 
-    A message has few values and long texts, a schema many values and short texts. So the first few values are checked,
-    and the JSON is searched for a null only if there are more.
+    A message has few values and long texts, a schema many values and short texts. So the first few values are
+    checked, and the JSON is searched for a null only if there are more.
     """
     looked = 0
     if value.__class__ is dict:

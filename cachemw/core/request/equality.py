@@ -1,10 +1,10 @@
 """Equality of requests: the canonical form, and the last check of a changed request.
 
-Contains: `canonical`, which defines equality, and `same_structure`, a cheap check of each outgoing request. Must not
-depend on: how breakpoints are chosen or inserted, so that a fault there cannot hide itself.
+Contains: `canonical`, which defines equality, and `same_structure`, a cheap check of each outgoing request.
+Must not depend on: how breakpoints are chosen or inserted, so that a fault there cannot hide itself.
 
-`same_structure` looks only at copied parts: a value that both requests share is equal to itself. It compares keys,
-lengths and types, and the lengths of texts that an opt-in may split, so it costs little beside parsing.
+`same_structure` looks only at copied parts: a value that both requests share is equal to itself. It compares
+keys, lengths and types, and the lengths of texts that an opt-in may split, so it costs little beside parsing.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _TEXT_FIELDS = frozenset({"type", "text"}) | _MAY_BE_ADDED
 def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
     """Return the form in which two bodies that state the same request are equal.
 
-    Markers are dropped, and a string content becomes its one-part list. Two bodies are the same request exactly if
-    their canonical forms are equal. An empty `system` string stays as it is: it means no system prompt, while its
-    one-part list is a blank text block, which providers refuse.
+    Markers are dropped, and a string content becomes its one-part list. Two bodies are the same request
+    exactly if their canonical forms are equal. An empty `system` string stays as it is: it means no system
+    prompt, while its one-part list is a blank text block, which providers refuse.
     """
     bare = dict(strip(body, marker_key))
     if isinstance(bare.get("system"), str) and bare["system"]:
@@ -50,8 +50,8 @@ def _listed(message: Any) -> Any:
 def same_structure(came: Json, leaves: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
     """Return True if `leaves` has the structure of `came` but for added markers.
 
-    A string content may have become a list of its one text part. With `split_text` a text may have become several
-    text parts of the same length in total; with `sort_tools` the tools may stand in another order.
+    A string content may have become a list of its one text part. With `split_text` a text may have become
+    several text parts of the same length in total; with `sort_tools` the tools may stand in another order.
     """
     if came is leaves:
         return True

@@ -26,11 +26,11 @@ def marker_value(ttl: Ttl) -> dict[str, str]:
 def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey = "cache_control") -> Json:
     """Return the body with a marker, called `marker_key`, at each path; the body itself if there is no path.
 
-    Only the dictionaries and lists on the way to a marker are copied; everything else is shared with the caller's
-    body. A string at the end of a path becomes a list of one text part.
+    Only the dictionaries and lists on the way to a marker are copied; everything else is shared with the
+    caller's body. A string at the end of a path becomes a list of one text part.
 
-    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must not
-    be written into another.
+    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must
+    not be written into another.
     """
     root: dict[str, Any] | None = None
     fresh: dict[Path, Any] = {}

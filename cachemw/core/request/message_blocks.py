@@ -1,10 +1,10 @@
 """The reading of one tool, system block or message of each wire format as blocks.
 
-Contains: the formats of OpenAI chat bodies and Anthropic Messages bodies, which fields are content, and the place of
-a marker. Must not depend on: the request around it, stores, prices, plans.
+Contains: the formats of OpenAI chat bodies and Anthropic Messages bodies, which fields are content, and the
+place of a marker. Must not depend on: the request around it, stores, prices, plans.
 
-Key order and empty fields of an envelope (role, type, id, function) are not content. Inside a tool's schema or a
-call's input they are. The `arguments` of a call are hashed as the string they are.
+Key order and empty fields of an envelope (role, type, id, function) are not content. Inside a tool's schema
+or a call's input they are. The `arguments` of a call are hashed as the string they are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
 _EMPTY = {"text": "", "type": "text"}
 MOST_PARTS = 2_000
-"""Parts of one message, or of one tool result in it, that are read; a longer one takes too much time at once."""
+"""Limit of parts of one message, or of one tool result in it: more take too much time at once."""
 _digest = cast("Callable[[bytes, int], BlockDigest]", xxh3_128_digest)
 
 
 class ReadingContext(NamedTuple):
-    """The way values are read: `seed` keys the digests of blocks; `counter`, if set, counts tokens exactly."""
+    """The way to read values: `seed` keys the digests of blocks; `counter` counts tokens exactly."""
 
     seed: int = 0
     counter: Counter | None = None
@@ -41,9 +41,9 @@ class ReadingContext(NamedTuple):
 class Block(NamedTuple):
     """One block, without its place: the same message read again gives the very same objects.
 
-    `marker_path` leads from the tool or message that holds the block to the place of a marker. `digest` covers the
-    content without markers (16 bytes). `size` is an estimate, see `tokens`. `markable` is True if the block's own form
-    allows a marker (no blank text, no image URL).
+    `marker_path` leads from the tool or message that holds the block to the place of a marker. `digest`
+    covers the content without markers (16 bytes). `size` is an estimate, see `tokens`. `markable` is True if
+    the block's own form allows a marker (no blank text, no image URL).
     """
 
     role: str
@@ -58,9 +58,9 @@ class Block(NamedTuple):
 class ParsedMessage(NamedTuple):
     """The content of one tool, system block or message.
 
-    `starts_user_turn` is True at a new turn of the user, before which thinking may be stripped. `has_image` and
-    `has_citations` are True if it holds an image, or a document that asks for citations. `client_marker_count` counts
-    the client's markers in it, with those that stand on no block.
+    `starts_user_turn` is True at a new turn of the user, before which thinking may be stripped. `has_image`
+    and `has_citations` are True if it holds an image, or a document that asks for citations.
+    `client_marker_count` counts the client's markers in it, with those that stand on no block.
     """
 
     role: str
@@ -214,7 +214,8 @@ def _tool_result_marker(content: Any) -> Ttl | None:
 
 
 def _unplaced_markers(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
-    """Count the markers in a content that stand on no block: those inside tool results that do not count for it.
+    """Count the markers in a content that stand on no block: those inside tool results that do not count for
+    it.
 
     `whole` is True if the content as such is one tool result.
     """

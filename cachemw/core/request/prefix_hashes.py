@@ -2,9 +2,9 @@
 
 Contains: the definition of a prefix hash. Must not depend on: wire formats, stores, plans.
 
-Hash k covers the namespace, the model, the parameters that key an entry, and blocks 0..k. Equal hashes mean equal
-prefixes of one tenant on one model; two tenants or models share none. The seed of the namespace keys every hash, see
-`parser.ContentKeys`.
+Hash k covers the namespace, the model, the parameters that key an entry, and blocks 0..k. Equal hashes mean
+equal prefixes of one tenant on one model; two tenants or models share none. The seed of the namespace keys
+every hash, see `parser.ContentKeys`.
 """
 
 from __future__ import annotations

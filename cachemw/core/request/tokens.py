@@ -1,8 +1,8 @@
 """Token estimates: the length of a block for a model, its error, and its correction by usage.
 
-Contains: ratios, image sizes, calibration, the optional tiktoken counter. Must not depend on: wire formats, stores,
-prices. A *size* is an estimate in tokens of the older Claude tokenizer; a model's `Calibration` turns sizes into that
-model's tokens.
+Contains: ratios, image sizes, calibration, the optional tiktoken counter. Must not depend on: wire formats,
+stores, prices. A *size* is an estimate in tokens of the older Claude tokenizer; a model's `Calibration` turns
+sizes into that model's tokens.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ _IMAGE_MAX = 1600
 # The newer tokenizer gives 1.0-1.35x the tokens of the older one (Anthropic, August 2026).
 _SCALE = {"old": 1.0, "new": 1.25, "openai": 0.9}
 _PER_O200K = 1.2
-# tiktoken 0.14 overflows its stack on a million spaces, and takes 50 ms for 50,000 Chinese characters. It takes at most
-# 1.5 ms for 8,192 characters of any tried kind (one letter, spaces, line ends, base64, Thai, Chinese).
+# tiktoken 0.14 overflows its stack on a million spaces, and takes 50 ms for 50,000 Chinese characters. It
+# takes at most 1.5 ms for 8,192 characters of any tried kind (one letter, spaces, line ends, base64, Thai,
+# Chinese).
 _PIECE = 8_192
 _PIECES = 8
 
@@ -57,8 +58,8 @@ def image_size(data: str) -> float:
 class Calibration:
     """Turn sizes into one model's tokens.
 
-    `scale` multiplies a size. `spread` is the relative error of a total either way; it falls with each returned usage
-    (`count`).
+    `scale` multiplies a size. `spread` is the relative error of a total either way; it falls with each
+    returned usage (`count`).
     """
 
     scale: float
@@ -73,8 +74,8 @@ class Calibration:
     def learn(self, size: float, tokens: int) -> Calibration:
         """Return the calibration after the provider counted a request of `size` as `tokens`.
 
-        The first answers move the scale most; later ones follow a drift in the traffic. The spread is a running mean
-        of the errors, with a lower bound.
+        The first answers move the scale most; later ones follow a drift in the traffic. The spread is a
+        running mean of the errors, with a lower bound.
         """
         if size < TOKENS.least_tokens or tokens < TOKENS.least_tokens:
             return self
@@ -93,10 +94,10 @@ class Calibration:
 def load_counter() -> Counter:
     """Load tiktoken's encoding and return a counter of sizes.
 
-    Call this off the request path: tiktoken may download the encoding's file at first use, and raises the errors of
-    its HTTP client. The counter itself runs on the request path. It counts eight evenly spread parts of a text of more
-    than 65,536 characters, and extrapolates. Claude's own tokenizer is not public. By offline comparison the older
-    family has 1.2 times the tokens of o200k (November 2026).
+    Call this off the request path: tiktoken may download the encoding's file at first use, and raises the
+    errors of its HTTP client. The counter itself runs on the request path. It counts eight evenly spread
+    parts of a text of more than 65,536 characters, and extrapolates. Claude's own tokenizer is not public. By
+    offline comparison the older family has 1.2 times the tokens of o200k (November 2026).
     """
     import tiktoken
 

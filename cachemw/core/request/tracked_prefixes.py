@@ -2,9 +2,9 @@
 
 Contains: the choice of the tracked blocks. Must not depend on: wire formats, hashes, stores, plans.
 
-Conversations continue at the end of a request and at the ends of earlier turns. They branch after the tools, after
-the system section, and at the first messages. A prefix that was tracked in one request is tracked again in the next
-turns.
+Conversations continue at the end of a request and at the ends of earlier turns. They branch after the tools,
+after the system section, and at the first messages. A prefix that was tracked in one request is tracked again
+in the next turns.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The exchange of cohort counts between workers: integers that a shared store adds up, by table and name.
 
-Contains: which sums this worker adds, which tables it reads, and the counts of other workers since its last look.
-Must not depend on: the meaning of a cohort, stores. Time is an argument, in seconds.
+Contains: which sums this worker adds, which tables it reads, and the counts of other workers since its last
+look. Must not depend on: the meaning of a cohort, stores. Time is an argument, in seconds.
 
-A table holds the counts of ten minutes. Sums commute: a trial that begins at one worker and ends at another is one
-trial, in either order of publication. A name is a hash keyed by the secret, so a table reveals no cohort.
+A table holds the counts of ten minutes. Sums commute: a trial that begins at one worker and ends at another
+is one trial, in either order of publication. A name is a hash keyed by the secret, so a table reveals no
+cohort.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _HEX = TAG_LENGTH + 16
 
 
 class RemoteCounts(NamedTuple):
-    """Counts of other workers in one cohort: trials that began, trials by their end, and the mean time `at`."""
+    """Counts of other workers in one cohort: trials begun, trials by their end, and the mean time."""
 
     at: float
     began: int
@@ -90,8 +91,8 @@ class CohortExchange:
     ) -> list[tuple[str, RemoteCounts]]:
         """Return the counts of other workers in each cohort since this table was read before.
 
-        The amounts that this worker published may not have arrived yet. Until they have, a few counts of other
-        workers are missed.
+        The amounts that this worker published may not have arrived yet. Until they have, a few counts of
+        other workers are missed.
         """
         seen = self._seen.setdefault(table, {})
         start = int(table.rpartition(":")[2]) * SHARING.slot
@@ -118,7 +119,7 @@ class CohortExchange:
 
 
 class _Room:
-    """The names that a table may still hold: each owner has its share, so a busy one cannot crowd out another."""
+    """The names that a table may still hold: each owner has a share, so none crowds out another."""
 
     def __init__(self, seen: dict[str, list[int]], most: int) -> None:
         self._seen, self._most = seen, most

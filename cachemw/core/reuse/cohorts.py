@@ -1,12 +1,13 @@
 """Cohorts: counts of prefixes that are alike, for all traffic and along a path that narrows it.
 
-Contains: how the trials of a cohort are counted, aged and turned into a probability, level by level. Must not depend
-on: which cohort a prefix is in, stores. Time is an argument, in seconds.
+Contains: how the trials of a cohort are counted, aged and turned into a probability, level by level. Must not
+depend on: which cohort a prefix is in, stores. Time is an argument, in seconds.
 
-Counts are those of this worker, and with a secret those of the other workers too (`core.reuse.cohort_sharing`).
+Counts are those of this worker, and with a secret those of the other workers too
+(`core.reuse.cohort_sharing`).
 
-Each *owner* has cohorts of its own: an owner is a namespace, or a group of namespaces that the operator declared as
-one. A forecast changes nothing; `observe` counts a request once the provider has accepted it.
+Each *owner* has cohorts of its own: an owner is a namespace, or a group of namespaces that the operator
+declared as one. A forecast changes nothing; `observe` counts a request once the provider has accepted it.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ _made = tuple.__new__  # does the same as the class's constructor in two thirds 
 class CohortCounts:
     """Decayed counts of a cohort's trials: one begins with each arrival of a prefix, and ends with the next.
 
-    Trials counted in `reused_5m` ended within five minutes, in `reused_1h` within the hour, in `not_reused` after it.
-    `pending_trials` have not ended (they are right-censored) and began at `pending_since` on average. Prefixes counted
-    in `ended_there` came again as a whole prompt. A cohort with a `name` is shared between workers: the end of a trial
-    may be known before its beginning, so `pending_trials` may be below 0. `unpublished` counts are not sent yet.
+    Trials counted in `reused_5m` ended within five minutes, in `reused_1h` within the hour, in `not_reused`
+    after it. `pending_trials` have not ended (they are right-censored) and began at `pending_since` on
+    average. Prefixes counted in `ended_there` came again as a whole prompt. A cohort with a `name` is shared
+    between workers: the end of a trial may be known before its beginning, so `pending_trials` may be below 0.
+    `unpublished` counts are not sent yet.
     """
 
     __slots__ = (
@@ -135,15 +137,15 @@ class CohortCounts:
             self.ended_there *= keep
 
     def expected_failures(self, now: float) -> float:
-        """Return the trials without reuse within five minutes; pending ones count by the time they have waited."""
+        """Return the trials not reused within five minutes; pending ones count by their waiting time."""
         waited = min(1.0, max(now - self.pending_since, 0.0) / COHORTS.censoring_ramp)
         return self.reused_1h + self.not_reused + max(self.pending_trials, 0.0) * waited
 
     def p_late_reuse(self, parent: float, now: float) -> float:
         """Return the probability of reuse within the hour, given none within five minutes.
 
-        It is estimated directly, from trials that have waited past five minutes. The difference of two separately
-        estimated probabilities would be noise.
+        It is estimated directly, from trials that have waited past five minutes. The difference of two
+        separately estimated probabilities would be noise.
         """
         waited = min(
             1.0, _mean_wait_past_five_minutes(2.0 * (now - self.pending_since)) / COHORTS.late_censoring_ramp
@@ -204,14 +206,16 @@ class CohortView:
 class CohortTable:
     """All cohorts by owner, name, arrivals, gap and level.
 
-    With `hours` late reuse is learned. With a `secret` workers exchange their counts, under names that it keys.
+    With `hours` late reuse is learned. With a `secret` workers exchange their counts, under names that it
+    keys.
     """
 
     def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
         self._cohorts: FairTable[CohortName, CohortCounts] = FairTable(_MOST_COHORTS)
         self._exchange = CohortExchange(secret) if secret is not None else None
-        # The same cohorts by published name, and those that only other workers have seen; by the tag of their owner.
+        # The same cohorts by published name, and those that only other workers have seen; by the tag of their
+        # owner.
         self._named: FairTable[str, CohortCounts] = FairTable(_MOST_COHORTS)
 
     def view(self, owner: str, ends: Iterable[TrialEnd], now: float) -> CohortView:
@@ -255,7 +259,7 @@ class CohortTable:
     def p_late_reuse(
         self, view: CohortView, name: CohortName, sighting: int, levels: Sequence[CohortName]
     ) -> float:
-        """Return the probability of late reuse; arrivals after the first share one cohort, since they are few."""
+        """Return the probability of late reuse; all arrivals after the first share one cohort."""
         p_late = COHORTS.p_late_repeat if name[-1] == "repeat" else COHORTS.p_late
         if not self._hours:
             return p_late

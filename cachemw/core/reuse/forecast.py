@@ -1,12 +1,13 @@
 """Reuse probability: how likely each tracked prefix is to be read again.
 
-Contains: the cohort of a prefix, the trials that each arrival begins and ends, and the probabilities that follow.
-Must not depend on: stores, prices, plans. Statistics are kept in the object; time is an argument. `forecast` changes
-nothing; `observe` counts a request once the provider has accepted it.
+Contains: the cohort of a prefix, the trials that each arrival begins and ends, and the probabilities that
+follow. Must not depend on: stores, prices, plans. Statistics are kept in the object; time is an argument.
+`forecast` changes nothing; `observe` counts a request once the provider has accepted it.
 
-A cohort is the position and role of a prefix's last block, its number of arrivals, and the last gap. Counts are kept
-along a path: for all traffic, for the stage of the conversation, for the tools, for tools with system, and for the
-exact turn. Each level is shrunk towards its parent; the fewer its trials, the stronger the shrinkage.
+A cohort is the position and role of a prefix's last block, its number of arrivals, and the last gap. Counts
+are kept along a path: for all traffic, for the stage of the conversation, for the tools, for tools with
+system, and for the exact turn. Each level is shrunk towards its parent; the fewer its trials, the stronger
+the shrinkage.
 
 The source of a forecast depends on the number of arrivals, this one included:
 
@@ -31,8 +32,8 @@ from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR, PrefixRecord
 from cachemw.core.rules.types import Ttl
 from cachemw.core.tuning import FORECAST
 
-# The last part of a cohort's name: the request ends with the prefix, goes on after it, or ended there twice in a row.
-# Names of cohorts are hashed for the store, so these are plain strings and not members of an enum.
+# The last part of a cohort's name: the request ends with the prefix, goes on after it, or ended there twice
+# in a row. Names of cohorts are hashed for the store, so these are plain strings and not members of an enum.
 CohortKind: TypeAlias = Literal["end", "inner", "repeat"]
 _END: Final = "end"
 _INNER: Final = "inner"
@@ -45,10 +46,10 @@ _made = tuple.__new__  # does the same as the class's constructor in two thirds 
 class PrefixForecast(NamedTuple):
     """The forecast of one tracked prefix.
 
-    `block` is its last block. `p_reuse_5m` is the probability of a read within five minutes, `further_reads_5m` the
-    number of reads expected after that one, each within five minutes of the one before. `p_reuse_1h` and
-    `further_reads_1h` are the same for an hour. `cached_ttl` is the TTL of the entry at the provider, None if there is
-    none. `in_flight` is True if another request is about to write it.
+    `block` is its last block. `p_reuse_5m` is the probability of a read within five minutes,
+    `further_reads_5m` the number of reads expected after that one, each within five minutes of the one
+    before. `p_reuse_1h` and `further_reads_1h` are the same for an hour. `cached_ttl` is the TTL of the entry
+    at the provider, None if there is none. `in_flight` is True if another request is about to write it.
     """
 
     block: int
@@ -118,7 +119,7 @@ class ReuseModel:
 
 
 class _CohortKey(NamedTuple):
-    """The cohort of a prefix at this arrival: its name, arrivals and gap, the path that narrows it, and its prior."""
+    """The cohort of a prefix at this arrival: name, arrivals, gap, path and prior."""
 
     block: int
     name: CohortName
@@ -332,8 +333,8 @@ def _from_own_record(index: int, record: PrefixRecord, now: float, *, answered: 
 def _entry_state(record: PrefixRecord, now: float, *, answered: bool) -> tuple[Ttl | None, bool]:
     """Return the TTL of the entry at the provider, and True if one is in flight.
 
-    `answered` is True if an assistant's message follows the prefix. If a request ended there, that message is its
-    answer, so the entry in flight has been written.
+    `answered` is True if an assistant's message follows the prefix. If a request ended there, that message is
+    its answer, so the entry in flight has been written.
     """
     cached, in_flight = record.expires > now, record.in_flight_until > now
     if in_flight and (cached or (answered and record.request_ended_here)):
@@ -365,7 +366,7 @@ def _known_shared_prefixes(
 
 
 def _cohort_path(shared: Sequence[bytes], turns: int) -> list[CohortName]:
-    """Return the levels that narrow a cohort: all traffic, the stage, the tools, the system, the exact turn."""
+    """Return the levels of a cohort: all traffic, its stage, tools, system and exact turn."""
     stage = min(turns, FORECAST.distinct_stages)
     path: list[CohortName] = [(), (stage,)]
     if shared:
@@ -384,7 +385,7 @@ def _gap_bucket(seconds: float) -> int:
 
 
 def _position(parsed: ParsedRequest, index: int) -> CohortName:
-    """Return the position at which a prefix ends: its section, its place among the first blocks there, its role."""
+    """Return the position of a prefix's end: its section, its place among the first blocks, its role."""
     block, most = parsed.blocks[index], FORECAST.distinct_positions
     if index < parsed.tools_end:
         return ("tools",)

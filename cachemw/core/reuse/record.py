@@ -1,7 +1,7 @@
 """The record of one prefix, and its change with an arrival.
 
-Contains: the values that a store keeps for a prefix. Must not depend on: stores (they apply `record_arrival`, in
-Python or in Lua), requests, prices, the forecast made from a record (`core.reuse.forecast`).
+Contains: the values that a store keeps for a prefix. Must not depend on: stores (they apply `record_arrival`,
+in Python or in Lua), requests, prices, the forecast made from a record (`core.reuse.forecast`).
 
 Times are seconds; a record holds no text and no key.
 """
@@ -19,12 +19,13 @@ ONE_HOUR = 3600.0
 class PrefixRecord(NamedTuple):
     """One prefix as a store knows it *before* the arrival that asks.
 
-    `arrivals` counts the requests, the last at `last_arrival`, `last_gap` seconds after the one before (0 for the
-    first). `trials_5m` and `reuses_5m` are decayed counts of arrivals, and of those followed by another within five
-    minutes. `trials_1h` and `reuses_1h` count arrivals not followed within five minutes, and those of them followed
-    within an hour. `request_ended_here` is 1 if the last request ended with the prefix, 0 if it went on. `expires`
-    and `ttl` describe the provider's entry in seconds, 0 if none was ever written. `in_flight_until` is the time
-    until which a request that writes the entry may still wait for its response to start, 0 if there is none.
+    `arrivals` counts the requests, the last at `last_arrival`, `last_gap` seconds after the one before (0 for
+    the first). `trials_5m` and `reuses_5m` are decayed counts of arrivals, and of those followed by another
+    within five minutes. `trials_1h` and `reuses_1h` count arrivals not followed within five minutes, and
+    those of them followed within an hour. `request_ended_here` is 1 if the last request ended with the
+    prefix, 0 if it went on. `expires` and `ttl` describe the provider's entry in seconds, 0 if none was ever
+    written. `in_flight_until` is the time until which a request that writes the entry may still wait for its
+    response to start, 0 if there is none.
 
     A record of 0 arrivals has no other counts: no request with this prefix has been accepted yet.
     """
@@ -70,8 +71,8 @@ def in_flight_record(until: float) -> PrefixRecord:
 def record_arrival(record: PrefixRecord, whole: int, now: float) -> PrefixRecord:
     """Return the record after one more arrival.
 
-    Clocks of workers differ, so arrivals may come out of order: a gap is never below zero, and `last_arrival` never
-    goes back.
+    Clocks of workers differ, so arrivals may come out of order: a gap is never below zero, and `last_arrival`
+    never goes back.
     """
     arrivals, last, _, trials, reuses, late_trials, late_reuses, _, expires, ttl, in_flight = record
     gap, keep = now - last if now > last else 0.0, RECORD.decay

@@ -1,7 +1,7 @@
 """Claude models as data: minimums, prices, thinking, tokenizer.
 
-Contains: one row for each known Claude model. Prices carry their source and date; those of the other columns stand
-above the table. Must not depend on: providers, settings, requests. A new model is a new row.
+Contains: one row for each known Claude model. Prices carry their source and date; those of the other columns
+stand above the table. Must not depend on: providers, settings, requests. A new model is a new row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SONNET_4 = usd("3 3.75 6 0.30 15")
 _HAIKU_5_5 = usd("0.10 0.125 0.20 0.01 0.50", "Anthropic, Haiku 5.5 page", "2026-10-07")
 _HAIKU_5_5_LONG = usd("0.50 0.625 1.00 0.05 2.50", "Anthropic, Haiku 5.5 page", "2026-10-07")
 
-# What an unknown Claude is taken for: the highest minimum known, no price.
+# The row of an unknown Claude: the highest known minimum, no price.
 SAFE = Model("claude", 4096, None)
 
 # Minimums: Anthropic's prompt caching page, 2026-08-21, and its revisions to 2026-10-02. Haiku 5.5 from

@@ -18,7 +18,8 @@ def find_model(name: str, provider: str | None = None) -> Model | None:
 
     Args:
         name: the model as a request names it, such as "databricks-claude-sonnet-4-5".
-        provider: the provider that serves it. The model has `caching="none"` if it needs breakpoints and the provider
+        provider: the provider that serves it. The model has `caching="none"` if it needs breakpoints and the
+            provider
             ignores them.
 
     Raises:
@@ -33,6 +34,6 @@ def find_model(name: str, provider: str | None = None) -> Model | None:
 
 
 def provider_of(url: str) -> str | None:
-    """Return the name of the provider that a URL belongs to, such as "databricks", or None if it is unknown."""
+    """Return the name of the provider of a URL, such as "databricks", or None if it is unknown."""
     row = find_provider(url)
     return None if row is None else row.name

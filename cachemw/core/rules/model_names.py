@@ -21,7 +21,7 @@ _CLAUDE_NAME = re.compile(
     rf"|(?P<before>{_NUMBER})-(?P<after>{_FAMILY}))"
     r"(?:[-@](?:\d{8}|latest|default))?(?:-v\d+(?::\d+)?)?(?P<variant>:[a-z]+)?"
 )
-# Models without a row that cache by themselves; those among them that take breakpoints of OpenAI's sort.
+# Models without a row that cache automatically; those among them that take breakpoints in OpenAI's form.
 _AUTOMATIC = re.compile(
     r"(?:chatgpt-4o|gpt-(?:4o|4\.1|[5-9])|o[1-9]|gemini-(?:2\.5|[3-9])|deepseek-(?:chat|reasoner|flash|v\d))(?![a-z0-9])"
 )
@@ -34,10 +34,10 @@ _ROUTE = re.compile(r"(?:databricks-|system\.ai\.|(?:[a-z-]+\.)?anthropic\.)")
 
 
 def find_model(name: str) -> Model | None:
-    """Return the row of a model by any spelling of its name, or None where nothing identifies it.
+    """Return the row of a model by any spelling of its name, or None if nothing identifies it.
 
-    A Claude without a row gets the safe one; a model of OpenAI, Gemini or DeepSeek without a row is known to
-    cache by itself, at no known price. Both are found under `model_key(name)`.
+    A Claude without a row gets the safe one. A model of OpenAI, Gemini or DeepSeek without a row is known to
+    cache automatically, at an unknown price. Both have the name `model_key(name)`.
     """
     bare, variant = _bare(name)
     row = MODELS.get(bare)
@@ -54,7 +54,7 @@ def find_model(name: str) -> Model | None:
 
 
 def model_key(name: str) -> str:
-    """Return the name under which prefixes are hashed: equal for spellings of one model, else not.
+    """Return the name under which prefixes are hashed: equal for all spellings of one model.
 
     A variant that a router serves apart (`...:thinking`) keeps its suffix. A name without a row is
     lower-cased and loses `databricks-` or `system.ai.`, which Databricks reads as the same service.

@@ -1,7 +1,7 @@
 """All known models by name, those that take breakpoints and those that cache by themselves.
 
-Contains: the table of models. Must not depend on: providers, settings, requests. Claude models have their rows in
-`claude_models`, all others in `automatic_models`.
+Contains: the table of models. Must not depend on: providers, settings, requests. Claude models have their
+rows in `claude_models`, all others in `automatic_models`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ OTHER = Model("other", 0, None, tokenizer="openai", caching="automatic")
 
 
 def _automatic(row: automatic_models.AutomaticModel) -> Model:
-    """Return the row of a model that caches by itself: one price of writing stands in both columns."""
+    """Return the row of a model that caches automatically: one write price stands in both columns."""
     short, long = (_spread(prices) if prices else None for prices in (row.prices, row.long_prices))
     minimum = automatic_minimum(row.name)
     return replace(
@@ -30,7 +30,7 @@ def _spread(prices: str) -> Prices:
 
 
 def automatic_minimum(name: str) -> int:
-    """Return the minimum of the longest family that a name begins with; OpenAI's for what it calls otherwise."""
+    """Return the minimum of the longest family name that a name begins with, or else OpenAI's."""
     families = [family for family in automatic_models.MINIMUMS if name.startswith(family)]
     return automatic_models.MINIMUMS[max(families, key=len, default="gpt")]
 

@@ -1,7 +1,7 @@
 """Providers as data: hosts, TTLs, marker limits and markable kinds, and the provider of a URL.
 
-Contains: one row for each provider, each fact with its source and date. Must not depend on: requests, stores, time,
-models (`rules.models`). A new provider is a new row, never a new branch.
+Contains: one row for each provider, each fact with its source and date. Must not depend on: requests, stores,
+time, models (`rules.models`). A new provider is a new row, never a new branch.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ _ROWS = (
     # OpenAI, prompt caching guide, October 2026, and openai 3.57.0: caching is automatic; `cache_control` is
     # not its word. From GPT-5.6 on it takes breakpoints of its own sort, four a request with the one that it
     # sets itself, on text and image parts of any message but an assistant's; what is written lives at least
-    # 30 minutes, its only TTL. What is found how far back is stated in two ways: 20 blocks is less than either.
+    # 30 minutes, its only TTL. What is found how far back is stated in two ways: 20 blocks is less than
+    # either.
     Provider(
         "openai",
         hosts=("api.openai.com", "openai.azure.com"),
@@ -110,7 +111,7 @@ PROVIDERS: Mapping[str, Provider] = {row.name: row for row in _ROWS}
 
 
 def find_provider(base_url: str) -> Provider | None:
-    """Return the provider that a URL belongs to, by its host, else by its path."""
+    """Return the provider of a URL by its host, or else by its path; None if it is unknown."""
     try:
         url = urlsplit(base_url if "//" in base_url else f"//{base_url}")
         host, path = url.hostname or "", f"{url.path}/"

@@ -1,6 +1,7 @@
-"""The rules for one model at one provider: their rows, with the user's settings laid over them.
+"""The rules for one model at one provider: their rows, overridden by the user's settings.
 
-Contains: the checks of every setting about providers, models and prices. Must not depend on: requests, stores, time.
+Contains: the checks of every setting about providers, models and prices. Must not depend on: requests,
+stores, time.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def resolve(
     minimum: int | None = None,
     prices: Mapping[str, Mapping[str, Number]] = {},
 ) -> Rules | None:
-    """Return the rules for one model at one provider, or None where nothing identifies the model.
+    """Return the rules for one model at one provider, or None if nothing identifies the model.
 
     `models` maps a name or a pattern to a known model's name and is asked first. `prices` holds for
     the model of that name, in any spelling, and for all prompt lengths. Raises `ConfigError` like `check`.
@@ -55,9 +56,9 @@ def resolve(
 
 
 def takes_breakpoints(rules: Rules, hints: bool) -> bool:
-    """Say whether requests to this model at this provider may leave with anything of ours.
+    """Return True if requests to this model at this provider may leave with added markers.
 
-    `hints`: whether OpenAI's may be used, on models that cache by themselves; no others take those.
+    `hints` is True if OpenAI's hints may be used; only models that cache automatically take them.
     """
     if rules.provider.marker_key == "cache_control":
         return rules.model.caching == "explicit" and rules.provider.max_markers > 0
@@ -80,7 +81,7 @@ def check(
     one_of("provider", provider, (*PROVIDERS, "auto"))
     for name, target in models.items():
         row = find_model(target)
-        # A Claude or GPT that has no row is no help as a target: it is a slip, or its own name serves.
+        # A Claude or GPT without a row is no useful target: it is a misspelling, or its own name serves.
         if row is None or (row.name not in MODELS and row.caching != "automatic"):
             one_of(f"models[{name!r}]", target, MODELS)
     for kind, mark in mark_kinds.items():
@@ -95,9 +96,10 @@ def check(
 
 
 def relative_prices(prices: Prices | None) -> tuple[float, float, float]:
-    """Return what a token written for 5m, written for 1h and read costs, where a plain one costs 1.
+    """Return the prices of a 5m write, a 1h write and a read, relative to an uncached token.
 
-    Without a price: Anthropic's usual 1.25, 2 and 0.1. Where plain tokens are free a read saves nothing: 1.
+    Without known prices they are Anthropic's usual 1.25, 2 and 0.1. If uncached tokens are free, a read costs
+    1 and saves nothing.
     """
     if prices is None:
         return 1.25, 2.0, 0.1
@@ -128,7 +130,7 @@ def _prices(name: str, price: Mapping[str, Any]) -> Prices:
 
 def _amount(setting: str, value: object) -> Decimal:
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        # By way of its text, 0.3 is three tenths and not the nearest binary fraction.
+        # Converted through its text, 0.3 is three tenths and not the nearest binary fraction.
         amount = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         if amount.is_finite() and amount >= 0:
             return amount

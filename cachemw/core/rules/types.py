@@ -1,4 +1,4 @@
-"""Types of the rules: what a provider, a model and its prices are.
+"""Types of the rules: provider, model, prices.
 
 Contains: the values that rows are made of. Must not depend on: rows, settings, requests.
 Tokens are `int`, money is `Decimal` USD per million tokens.
@@ -20,7 +20,7 @@ TTL_SECONDS: Mapping[Ttl, int] = {"5m": 300, "1h": 3600}
 
 
 class Kind(StrEnum):
-    """What a block is. `OPAQUE` is whatever we don't know: hashed, counted, never marked."""
+    """The kind of a block. `OPAQUE` stands for unknown kinds: hashed, counted, never marked."""
 
     TOOL = "tool_definition"
     TEXT = "text"
@@ -36,11 +36,12 @@ class Kind(StrEnum):
 class Provider:
     """One provider's wire rules. `kinds` says which blocks may carry a breakpoint.
 
-    `hosts` are domains, subdomains included; `paths` identify the provider on any other host.
-    `within` names the provider of which this is the part that `paths` tell on its hosts.
-    `ttls` are those it documents. `word` is what a marker is called there. `implicit`: one of the markers
-    is the provider's own, at the end of each request. `lives`: seconds that an entry of each TTL lives.
-    `sticky`: it keeps to one backend by what the opening messages look like.
+    `hosts` are domains, subdomains included; `paths` identify the provider on any other host. A row with a
+    `parent_provider` is a part of that provider: on its hosts, `paths` identify the part. `ttls` are the
+    documented ones. `marker_key` is the key of a marker in a body. With `adds_own_breakpoint` one of the
+    markers is the provider's own, at the end of each request. `ttl_seconds` is the time for which an entry of
+    each TTL is cached. With `sticky_routing` the provider chooses the backend of a conversation by its
+    opening messages.
     """
 
     name: str
@@ -71,22 +72,22 @@ class Prices:
 
 
 def usd(numbers: str, source: str = "Anthropic, prompt caching page", date: str = "2026-08-21") -> Prices:
-    """Return prices from five numbers: uncached input, 5m write, 1h write, cache read, output."""
+    """Return prices from five numbers: uncached, 5m write, 1h write, read, output."""
     plain, write_5m, write_1h, read, output = map(Decimal, numbers.split())
     return Prices(plain, write_5m, write_1h, read, output, source, date)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model's caching rules, whatever provider serves it.
+    """One model's caching rules at any provider.
 
-    `minimum`: fewest tokens of a prefix, tools and system included, that are cached at all.
-    `long`: above this many input tokens, `long_prices` hold for the whole request.
-    `thinking`: "kept", or "stripped" where only the turns since the last user message keep theirs.
-    `tokenizer`: "old" (up to Opus 4.6, Sonnet 4.6, Haiku 4.5) or "new" (~30 % more tokens), or
-    "openai" for all others. `caching`: "explicit" takes breakpoints, "automatic" needs none, "none" has none.
-    `hints`: it caches by itself, and yet takes breakpoints of OpenAI's sort.
-    `mid_system`: whether a system message after the first user message keeps its place.
+    `minimum` is the smallest number of tokens of a cached prefix, tools and system included. Above `long`
+    input tokens `long_prices` hold for the whole request. `thinking` is "kept", or "stripped" if only the
+    turns since the last user message keep their thinking. `tokenizer` is "old" (up to Opus 4.6, Sonnet 4.6,
+    Haiku 4.5), "new" (about 30 % more tokens), or "openai" for all other models. `caching` is "explicit" with
+    breakpoints, "automatic" without, or "none". With `hints` the model caches automatically and also takes
+    breakpoints in OpenAI's form. With `mid_system` a system message after the first user message keeps its
+    place.
     """
 
     name: str
@@ -103,7 +104,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """A provider's and a model's rows with the user's settings laid over them."""
+    """The rows of a provider and a model, overridden by the user's settings."""
 
     provider: Provider
     model: Model
