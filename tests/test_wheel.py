@@ -98,13 +98,13 @@ def test_builds_from_two_folders_are_byte_equal(files: list[Path], tmp_path: Pat
 def test_wheel_metadata_is_that_of_the_project(files: list[Path]) -> None:
     """Name, version, Python, licence, dependencies, extras and the command are those of pyproject.toml."""
     with zipfile.ZipFile(files[0]) as wheel:
-        told = Parser().parsestr(wheel.read(f"{NAME}.dist-info/METADATA").decode())
+        metadata = Parser().parsestr(wheel.read(f"{NAME}.dist-info/METADATA").decode())
         commands = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
-    assert (told["Name"], told["Version"]) == (PROJECT["name"], PROJECT["version"])
-    assert told["Requires-Python"] == PROJECT["requires-python"]
-    assert told["License-Expression"] == PROJECT["license"]
-    assert set(told.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
-    required = [re.split(r"\s*;", each)[0] for each in told.get_all("Requires-Dist", [])]
+    assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], PROJECT["version"])
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert metadata["License-Expression"] == PROJECT["license"]
+    assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    required = [re.split(r"\s*;", each)[0] for each in metadata.get_all("Requires-Dist", [])]
     extras = [each for extra in PROJECT["optional-dependencies"].values() for each in extra]
     assert sorted(required) == sorted(re.split(r"\s*;", each)[0] for each in PROJECT["dependencies"] + extras)
     assert "cachemw=cachemw.apps.cli:main" in commands.replace(" ", "")

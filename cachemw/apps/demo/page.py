@@ -58,7 +58,7 @@ def page(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cachemw.apps.demo", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -76,7 +76,7 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def _shown(value: object) -> object:
+def _printable(value: object) -> object:
     """Return a value of the page: text in printable form, HTML of a macro unchanged."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 

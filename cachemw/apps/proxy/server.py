@@ -61,7 +61,7 @@ class ProxyOptions:
             right = False
         if not right or url.query or url.fragment or url.username is not None:
             raise ConfigError(
-                f"upstream: {_shown(self.upstream)!r} is not allowed; give the base URL of the provider:"
+                f"upstream: {_without_secrets(self.upstream)!r} is not allowed; give the base URL of the provider:"
                 " http:// or https:// with a host, without user, query and fragment"
             )
         name = self.namespace_header
@@ -130,7 +130,7 @@ class Proxy:
             await self._health(scope, send)
             return
         try:
-            await self._app(scope, _whole(body, receive), send)
+            await self._app(scope, _at_once(body, receive), send)
         except ProxyError as error:
             await error.answer(scope, send)
             await end(send)
@@ -188,7 +188,7 @@ def _namespace(header: bytes, own: Callable[[Scope], str | None]) -> Callable[[S
     return namespace
 
 
-def _whole(body: bytes, receive: Receive) -> Receive:
+def _at_once(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that returns the whole body at once."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -219,7 +219,7 @@ def _proxy(options: ProxyOptions) -> str | None:
     return getproxies().get(url.scheme)
 
 
-def _shown(url: str) -> str:
+def _without_secrets(url: str) -> str:
     """Return a URL without the password and the query, which may hold a key."""
     front, at, rest = url.rpartition("@")
     bare, *hidden = re.split(r"[?#]", rest, maxsplit=1)

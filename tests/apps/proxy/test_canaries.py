@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 import cachemw
 from cachemw import AsyncCacheTransport, AsyncMiddleware, CacheMiddleware, CacheTransport, Middleware
-from tests.apps.proxy.proxied import QUICK, proxying, raw
+from tests.apps.proxy.proxied import PATIENCE, QUICK, proxying, raw
 from tests.clients.endpoint import Endpoint, completion, events
 from tests.integrations.test_asgi import App, Asked, answer, part, start
 from tests.stores.redis.test_secrets import found
@@ -151,7 +151,7 @@ def middleware(mw: type[Any], collected: list[object], **more: Any) -> Any:
 def test_transport_leaves_no_canary(endpoint: Endpoint, collected: list[object], kind: str) -> None:
     """Answers that quote the request and broken answers leave no trace."""
     mw = middleware(Middleware, collected)
-    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": 10}
+    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": PATIENCE}
     with httpx2.Client(transport=CacheTransport(middleware=mw), **given) as client:
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -171,7 +171,7 @@ async def test_async_transport_leaves_no_canary(
 ) -> None:
     """The same rule holds for the async transport."""
     mw = middleware(AsyncMiddleware, collected)
-    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": 10}
+    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": PATIENCE}
     async with httpx2.AsyncClient(transport=AsyncCacheTransport(middleware=mw), **given) as client:
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -211,8 +211,8 @@ async def test_asgi_leaves_no_canary(collected: list[object]) -> None:
         except RuntimeError as error:
             assert number == 3
             collected.append(error)
-        ours = [pair for pair in asked.sent[0]["headers"] if pair[0].startswith(b"x-cachemw")]
-        collected.append(ours)
+        added = [pair for pair in asked.sent[0]["headers"] if pair[0].startswith(b"x-cachemw")]
+        collected.append(added)
     await Asked(wrapped, json.dumps(body()).encode(), path=CHAT, headers=headers, messages=[]).run()
     collected += [await mw.report(), mw.counts]
     app.scopes.clear()
@@ -230,7 +230,7 @@ def test_proxy_leaves_no_canary(
     """The process logs and keeps no part of requests, credentials and answers."""
     with (
         proxying(endpoint.url) as running,
-        httpx2.Client(trust_env=False, timeout=10, headers=CREDENTIALS) as client,
+        httpx2.Client(trust_env=False, timeout=PATIENCE, headers=CREDENTIALS) as client,
     ):
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -311,8 +311,7 @@ def test_proxy_refused_request_leaves_no_canary(
     collected.append(capfd.readouterr())
 
 
-# --- failures of our own
-# --------------------------------------------------------------------------------------
+# --- failures of cachemw ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError, cachemw.ConfigError])
