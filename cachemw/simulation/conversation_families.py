@@ -60,18 +60,18 @@ def support(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     for number in count():
         rng = _rng(seed, "support", number)
         messages = [
-            _said("system", system),
-            _said("user", text_generator.paragraph(rng, text_generator.TICKET, 3)),
+            _message("system", system),
+            _message("user", text_generator.paragraph(rng, text_generator.TICKET, 3)),
         ]
         for turn in range(rng.randint(2, 6)):
             if turn:
                 messages.append(
-                    _said("user", text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 2)))
+                    _message("user", text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 2)))
                 )
             for _ in range(rng.choice((0, 1, 1, 2))):
                 messages += _calls(rng, _SUPPORT_TOOLS, rng.choice((1, 1, 1, 2)))
             messages.append(
-                _said("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 3)))
+                _message("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 3)))
             )
         yield Conversation("support agent", turns(model, messages, tools))
 
@@ -90,8 +90,8 @@ def classifier(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     for number in count():
         rng = _rng(seed, "classifier", number)
         ticket = text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 4))
-        messages = [_said("system", system), _said("user", f"Ticket: {ticket}\nLabel:")]
-        yield Conversation("few-shot classifier", turns(model, [*messages, _said("assistant", "")]))
+        messages = [_message("system", system), _message("user", f"Ticket: {ticket}\nLabel:")]
+        yield Conversation("few-shot classifier", turns(model, [*messages, _message("assistant", "")]))
 
 
 def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
@@ -106,8 +106,8 @@ def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
         for _ in range(rng.choice((1, 2, 3, 4, 6, 8))):
             question = text_generator.sentence(rng, text_generator.QUESTION)
             parts = [{"type": "text", "text": text} for text in (document, question)]
-            messages = [_said("system", system), {"role": "user", "content": parts}]
-            requests += turns(model, [*messages, _said("assistant", "")])
+            messages = [_message("system", system), {"role": "user", "content": parts}]
+            requests += turns(model, [*messages, _message("assistant", "")])
         yield Conversation("document questions", tuple(requests))
 
 
@@ -122,15 +122,15 @@ def dated(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     tools = _tools(rng, _TRAVEL_TOOLS)
     for number in count():
         rng = _rng(seed, "dated", number)
-        messages = [_said("system", systems[number % 2])]
+        messages = [_message("system", systems[number % 2])]
         for _ in range(rng.randint(1, 4)):
             messages.append(
-                _said("user", text_generator.paragraph(rng, text_generator.TRIP, rng.randint(1, 3)))
+                _message("user", text_generator.paragraph(rng, text_generator.TRIP, rng.randint(1, 3)))
             )
             if rng.random() < 0.5:
                 messages += _calls(rng, _TRAVEL_TOOLS, 1)
             messages.append(
-                _said("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 2)))
+                _message("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 2)))
             )
         yield Conversation("dated system prompt", turns(model, messages, tools), dated=True)
 
@@ -157,7 +157,7 @@ def _rng(*parts: object) -> random.Random:
     return random.Random("/".join(map(str, parts)))  # noqa: S311 - traffic, not a secret
 
 
-def _said(role: str, text: str) -> _Message:
+def _message(role: str, text: str) -> _Message:
     return {"role": role, "content": text}
 
 

@@ -92,9 +92,9 @@ def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> Non
         parts = (ticket.cache_read, ticket.cache_write_5m, ticket.cache_write_1h, ticket.uncached)
         assert min(parts) >= 0
         assert sum(parts) == ticket.request.total
-        told = databricks_usage(ticket, 5, inclusive=False)
-        assert told["total_tokens"] == sum(
-            told[key] for key in told if key.startswith(("prompt", "completion", "cache"))
+        usage = databricks_usage(ticket, 5, inclusive=False)
+        assert usage["total_tokens"] == sum(
+            usage[key] for key in usage if key.startswith(("prompt", "completion", "cache"))
         )
         assert sum(
             value for key, value in anthropic_usage(ticket, 5).items() if key.endswith("input_tokens")
