@@ -12,7 +12,7 @@ import pytest
 from anthropic import Anthropic
 
 from cachemw.apps import simulated_gateway
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.apps.proxy.proxied import CHAT, LONG, PATIENCE, Proxied, chat, proxying, raw, until
 from tests.clients.endpoint import Endpoint, completion, error, events
 from tests.clients.recorder import MODEL, marks

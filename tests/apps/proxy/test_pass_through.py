@@ -10,7 +10,7 @@ from contextlib import closing
 import httpx2
 import pytest
 
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.apps.proxy.proxied import CHAT, OK, Proxied, post, proxying, raw, rest
 from tests.clients.endpoint import Endpoint
 from tests.clients.recorder import MODEL

@@ -18,10 +18,6 @@ import pytest
 from cachemw.apps import cli
 from cachemw.apps.proxy.server import ProxyOptions
 from cachemw.apps.proxy.serving import listen
-<<<<<<< HEAD
-from cachemw.core.request.equality import canonical
-=======
->>>>>>> help-apps
 from cachemw.errors import ConfigError
 from tests.apps.proxy.proxied import CHAT, OK, PATIENCE, chat, proxying, raw, rest, until
 
@@ -281,35 +277,4 @@ def test_workers_without_a_shared_store_are_warned_about(
     with pytest.raises(SystemExit) as left:
         cli.main(["proxy", "--upstream", "http://a.com", "--workers", "2"])
     assert left.value.code == 0
-<<<<<<< HEAD
-    assert "each worker learns for itself" in capsys.readouterr().err
-
-
-def test_credentials_are_neither_kept_nor_logged(
-    http: httpx2.Client, endpoint: Endpoint, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing that the process holds afterwards has the key in it, nor anything that was written."""
-    key = "sk-" + os.urandom(8).hex()
-    with proxying(endpoint.url) as running:
-        http.request(**chat({"authorization": f"Bearer {key}"}, running.url + CHAT))
-        with raw(b"") as broken, proxying(broken.url) as failing:
-            http.request(**chat({"authorization": f"Bearer {key}"}, failing.url + CHAT))
-        assert key not in repr(running.mw._shared.__dict__)
-        assert key not in repr(vars(running.mw._shell.store))
-    out, err = capfd.readouterr()
-    assert key not in out + err
-
-
-def test_a_compressed_stream_is_accounted_for(
-    http: httpx2.Client, proxied: Proxied, endpoint: Endpoint
-) -> None:
-    """Its bytes pass as they are, and its usage is read on the way."""
-    endpoint.answers.append(events(zipped=True))
-    answer = http.request(**chat(path=proxied.url + CHAT, stream=True))
-    assert answer.headers["content-encoding"] == "gzip"
-    assert b"[DONE]" in answer.content
-    until(lambda: sum(proxied.mw._shared.sums.values()), "it is accounted for")
-    assert "settle.no_usage" not in proxied.mw.counts
-=======
     assert "each one learns alone" in capsys.readouterr().err
->>>>>>> help-apps
