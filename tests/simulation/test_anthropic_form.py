@@ -2,61 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from cachemw.core.rules.types import Model
-from cachemw.simulation.anthropic_form import Wire
-from cachemw.simulation.options import Options
-from cachemw.simulation.provider import Position, ProviderCache
-
-KEPT = Model("claude-kept", 1024, None, mid_system=True)
-STRIPPED = Model("claude-stripped", 1024, None, thinking="stripped")
-EPHEMERAL = {"type": "ephemeral"}
-
-Body = dict[str, Any]
-
-
-def read(body: Mapping[str, Any], wire: Wire = "chat", model: Model = KEPT, **options: Any) -> list[Position]:
-    """Return a body's positions."""
-    return list(ProviderCache(model, Options(**options)).positions(body, wire))
-
-
-def user(*content: Any, **rest: Any) -> Body:
-    """Return a user message of one string or of parts."""
-    only = len(content) == 1 and isinstance(content[0], str)
-    return {"role": "user", "content": content[0] if only else list(content), **rest}
-
-
-def text(words: str, **rest: Any) -> Body:
-    """Return a text part."""
-    return {"type": "text", "text": words, **rest}
-
-
-def call(number: int, arguments: str = "{}", **rest: Any) -> Body:
-    """Return a tool call."""
-    return {
-        "id": f"c{number}",
-        "type": "function",
-        "function": {"name": "look", "arguments": arguments},
-        **rest,
-    }
-
-
-def tool(name: str, **schema: Any) -> Body:
-    """Return a tool definition."""
-    parameters = {"type": "object", "properties": schema}
-    return {"type": "function", "function": {"name": name, "description": "Looks.", "parameters": parameters}}
-
-
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-IMAGE: Body = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
-THOUGHT: Body = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm.", "signature": "s"}]}
-HIDDEN: Body = {"type": "reasoning", "summary": [{"type": "summary_encrypted_text", "data": "x"}]}
+from tests.simulation.chat_bodies import (
+    EPHEMERAL,
+    HIDDEN,
+    IMAGE,
+    KEPT,
+    STRIPPED,
+    THOUGHT,
+    Body,
+    call,
+    read,
+    text,
+    tool,
+    user,
+)
 
 AGENT: Body = {
     "model": "databricks-claude-sonnet-4-5",
@@ -345,63 +311,3 @@ def test_key_order_of_a_call_input_on_the_messages_wire_is_content() -> None:
     ]
     one, other = (read(body, "messages")[-1].digest for body in bodies)
     assert one != other
-
-
-@pytest.mark.parametrize(
-    ("size", "tokens"),
-    [((300, 250), 100), ((4000, 3000), 1600), (None, 1600)],
-    ids=["small", "large", "unreadable"],
-)
-def test_image_tokens_follow_its_pixels(size: tuple[int, int] | None, tokens: int) -> None:
-    """Width times height over 750, at most 1,600; 1,600 if the size cannot be read."""
-    data = (
-        b"nothing"
-        if size is None
-        else (
-            b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-            + size[0].to_bytes(4, "big")
-            + size[1].to_bytes(4, "big")
-            + bytes(9)
-        )
-    )
-    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    model = Model("claude-image", 0, None, tokenizer="old")
-    (position,) = read({"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model)
-    assert 0.9 * (tokens + 4) - 1 <= position.tokens <= 1.2 * (tokens + 4) + 1
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        ({"messages": [user({"type": "file", "file": {"file_id": "f"}})]}, "document"),
-        ({"messages": [user({"type": "input_audio", "input_audio": {"data": "x"}})]}, "input_audio"),
-        ({"messages": [user({"type": "image_url", "image_url": f"data:image/png;base64,{PNG}"})]}, "image"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "custom": {"input": "x"}}]}]},
-            "tool_use",
-        ),
-        ({"messages": [user("a")], "tools": [{"type": "web_search", "max_uses": 2}]}, "web_search"),
-        ({"messages": [user("a")], "tools": [{**tool("look"), "defer_loading": True}]}, "custom"),
-        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": None}]}, "tool_result"),
-        (
-            {"messages": [{"role": "assistant", "content": [{"type": "reasoning", "summary": []}]}]},
-            "thinking",
-        ),
-    ],
-)
-def test_undocumented_shape_is_read_as_the_nearest_block(body: Body, kind: str) -> None:
-    """Shapes that the document does not show are counted as the most similar block."""
-    first = read(body)[0]
-    assert first.type == kind
-    assert first.tokens > 0
-
-
-def test_cut_image_header_counts_as_the_largest_image() -> None:
-    """Bytes that end after the start of a PNG, or that are no base64, do not fail the count."""
-    model = Model("claude-image", 0, None, tokenizer="old")
-    for data in ("iVBORw0KGgo=", "iVBOR", "é"):
-        url = f"data:image/png;base64,{data}"
-        (position,) = read(
-            {"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model
-        )
-        assert position.tokens > 1400
