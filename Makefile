@@ -39,8 +39,8 @@ test-redis: $(READY) ## the stores on every Redis there is, TLS and ACL users am
 test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages; writes docs/compatibility.md
 	@$(BIN)/python -m tests.clients.run
 
-test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
-	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/engine/test_promises.py tests/test_differential.py
+test-promises: $(READY) ## the promises, the simulator's agreement and the best plan on 10,000 random cases each
+	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/engine/test_promises.py tests/test_differential.py tests/core/planner/test_planner_optimum.py
 
 fuzz: $(FUZZ) ## fuzz the parsers of untrusted input: SECONDS=60 for each, or for TARGET=name alone
 	@.venv-fuzz/bin/python -m tests.fuzz.run $(SECONDS) $(TARGET)

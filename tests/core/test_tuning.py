@@ -96,9 +96,9 @@ def most_candidates() -> int:
 
 
 def deepest_unreadable_entries() -> int:
-    """Return after how many deeper entries, none worth its breakpoint, the planner still reads a shallow one."""
+    """Return the number of useless deeper entries after which the planner skips a shallow one."""
     for count in range(1, 8):
-        # A large entry at the start; small entries behind it, each beyond the lookback of any cheap breakpoint.
+        # A large entry at the start; small entries behind it, each found only by a dear breakpoint.
         parsed, forecasts = request_of("u" * (1 + 30 * count + 1), 1.0), []
         parsed.blocks[0] = parsed.blocks[0]._replace(size=9000.0)
         for index in range(len(parsed.blocks)):
@@ -151,7 +151,7 @@ class Prefixes:
         return record
 
     def after(self, record: PrefixRecord, passed: float = 10.0) -> PrefixForecast:
-        """Return the forecast of the last prefix with this record, `passed` seconds after its last arrival."""
+        """Return the forecast of the last prefix, `passed` seconds after the last arrival in its record."""
         records: list[PrefixRecord | None] = [None] * (self.count - 1)
         return self.model.forecast(self.request([*records, record], passed))[-1]
 
@@ -337,7 +337,7 @@ def slots(*numbers: int) -> list[str]:
 
 
 def track_long() -> list[int]:
-    """Return the tracked blocks of a long request: 20 of the system, 30 of one user, turns, and a last run of 40."""
+    """Return the tracked blocks of 20 system blocks, 30 of one user, turns, and a last run of 40."""
     return track_prefixes(request_of("s" * 20 + "u" * 29 + "ua" * 299 + "u" * 40, system=20))
 
 
@@ -478,7 +478,7 @@ PROBES: dict[str, tuple[Probe, Any]] = {
 
 
 def changed(name: str, by: float) -> float:
-    """Return a constant changed by a factor; a count moves by at least one, a value near 1 by its distance from 1."""
+    """Return a constant changed by a factor; counts move by at least 1, values near 1 by the distance."""
     group, _, field = name.partition(".")
     value = getattr(GROUPS[group], field)
     if name == "cache_keys.max_keys":  # numbers of keys are powers of two

@@ -1,4 +1,4 @@
-"""What classes of prefixes make of their trials, by one worker and by several that tell each other."""
+"""Cohorts and their trials, at one worker and at several that exchange counts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Fleet:
         end(self.workers[worker], now, passed, whole=whole)
 
     def exchange(self, worker: int, now: float) -> None:
-        """Let a worker tell and hear."""
+        """Let a worker publish its counts and read those of the others."""
         told = self.workers[worker]
         table, amounts = told.drain_updates(now)
         sums = self.tables.setdefault(table, {})
@@ -102,7 +102,7 @@ class Fleet:
             told.merge_updates(table, dict(self.tables.get(table, {})), now)
 
     def chance(self, worker: int, now: float) -> float:
-        """Return what a worker thinks of such prefixes."""
+        """Return a worker's probability for such prefixes."""
         return chance(self.workers[worker], now)
 
     def sums(self, worker: int) -> list[tuple[float, ...]]:
@@ -113,26 +113,26 @@ class Fleet:
 @pytest.mark.parametrize(
     ("timeline", "chances"),
     [
-        # Nothing is known: the prior. Then two trials, of which nothing is heard yet.
+        # Without trials the prior holds. Then two trials begin, and are not published yet.
         ("", (0.5, 0.5)),
         ("A begins, A begins", (0.3, 0.5)),
-        # They are heard of, and fail.
-        ("A begins, A begins, A tells, B hears", (0.3, 0.3)),
-        # They end where they began, or elsewhere: whoever hears first, it is the same two trials.
-        ("A begins, A begins, A ends, A ends, A tells, B hears", (0.7, 0.7)),
-        ("A begins, A begins, A tells, B hears, B ends, B ends, B tells, A hears", (0.7, 0.7)),
-        ("A begins, A begins, B ends, B ends, B tells, A hears, A tells, B hears", (0.7, 0.7)),
-        ("A begins, A begins, A tells, B ends, B ends, B tells, A hears, B hears", (0.7, 0.7)),
+        # They are published, and fail.
+        ("A begins, A begins, A publishes, B reads", (0.3, 0.3)),
+        # They end at either worker: in any order of publication they are the same two trials.
+        ("A begins, A begins, A ends, A ends, A publishes, B reads", (0.7, 0.7)),
+        ("A begins, A begins, A publishes, B reads, B ends, B ends, B publishes, A reads", (0.7, 0.7)),
+        ("A begins, A begins, B ends, B ends, B publishes, A reads, A publishes, B reads", (0.7, 0.7)),
+        ("A begins, A begins, A publishes, B ends, B ends, B publishes, A reads, B reads", (0.7, 0.7)),
         # One ends late: it is lost for the five minutes.
-        ("A begins, A begins, A tells, B lags, B hears, B ends, B tells, A hears", (0.5, 0.5)),
+        ("A begins, A begins, A publishes, B lags, B reads, B ends, B publishes, A reads", (0.5, 0.5)),
     ],
 )
-def test_timelines_of_two_workers(timeline: str, chances: tuple[float, float]) -> None:
+def test_trial_of_two_workers_is_one_trial(timeline: str, chances: tuple[float, float]) -> None:
     """A trial that begins at one worker and ends at another is one trial at both."""
     fleet = Fleet(2)
     for step in filter(None, timeline.split(", ")):
         who, what = "AB".index(step[0]), step[2:]
-        if what in ("tells", "hears"):
+        if what in ("publishes", "reads"):
             fleet.exchange(who, START + 1)
         elif what == "begins":
             fleet.begin(who, START)
@@ -150,8 +150,8 @@ def test_timelines_of_two_workers(timeline: str, chances: tuple[float, float]) -
     ),
     st.permutations(range(3)),
 )
-def test_any_order_gives_the_same_sums(steps: list[tuple[int, str]], order: list[int]) -> None:
-    """Whoever counts what, and whenever they exchange: in the end all have counted what one would have."""
+def test_exchange_in_any_order_gives_the_same_sums(steps: list[tuple[int, str]], order: list[int]) -> None:
+    """All workers end with the counts that one worker would have, for any order of exchanges."""
     fleet, alone = Fleet(3), Fleet(1)
     passed = {"end": 10.0, "whole": 10.0, "late": 400.0, "over": 4000.0}
     for who, what in steps:
@@ -169,8 +169,8 @@ def test_any_order_gives_the_same_sums(steps: list[tuple[int, str]], order: list
         assert fleet.sums(who) == alone.sums(0)
 
 
-def test_a_worker_that_joins_knows_what_the_others_do() -> None:
-    """After one exchange a fresh worker's chances are those of the others, the later ones too."""
+def test_new_worker_has_the_counts_of_the_others() -> None:
+    """After one exchange a new worker has the probabilities of the others, for late reuse too."""
     fleet, steps = Fleet(3, hours=True), []
     for number in range(60):
         begun, passed = START + number * 20, 5.0 if number % 2 else 900.0
@@ -197,8 +197,8 @@ def test_a_worker_that_joins_knows_what_the_others_do() -> None:
     assert whole[2] > 0.8
 
 
-def test_what_was_told_long_ago_counts_less() -> None:
-    """Evidence that is an hour old when it is heard counts about half, as one's own does."""
+def test_remote_counts_age_like_local_ones() -> None:
+    """Counts that are an hour old when they are read count about half, as local ones do."""
     fleet = Fleet(2)
     for _ in range(20):
         fleet.begin(0, START)
@@ -209,8 +209,8 @@ def test_what_was_told_long_ago_counts_less() -> None:
     assert soon == pytest.approx([20 * 0.5 ** (3290 / 3600)] * 3, rel=0.01)
 
 
-def test_what_is_told_is_held_to_the_window() -> None:
-    """However much others have counted, it can be outweighed by what comes next."""
+def test_remote_counts_are_held_to_the_window() -> None:
+    """Any number of remote counts can be outweighed by later ones."""
     fleet = Fleet(2)
     for number in range(1000):
         fleet.begin(0, START + number / 10)
@@ -221,8 +221,8 @@ def test_what_is_told_is_held_to_the_window() -> None:
     assert all(0 < sums[0] <= 65 for sums in fleet.sums(1))
 
 
-def test_garbage_changes_no_chance() -> None:
-    """What nobody told, and what was told of classes that are none, is not seen."""
+def test_unknown_names_change_no_probability() -> None:
+    """Names that no worker published, and counts of unknown cohorts, are ignored."""
     fleet = Fleet(1)
     fleet.begin(0, START)
     before = fleet.chance(0, START + 60)
@@ -232,8 +232,8 @@ def test_garbage_changes_no_chance() -> None:
     assert fleet.chance(0, START + 60) == before
 
 
-def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one's own classes nor those of others grow without end, and what is dropped is begun anew."""
+def test_cohorts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of local and remote cohorts are bounded, and a dropped cohort starts anew."""
     monkeypatch.setattr(module, "_MOST_COHORTS", 10)
     one = CohortTable(hours=False, secret=SECRET)
     for number in range(50):
@@ -248,8 +248,8 @@ def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(other._named) == 10
 
 
-def test_a_worker_by_itself_tells_nothing() -> None:
-    """Without a secret there are no others: nothing is told, nothing read, nothing taken in."""
+def test_worker_without_a_secret_exchanges_nothing() -> None:
+    """Without a secret a worker publishes and reads no counts."""
     alone = CohortTable(hours=True)
     begin(alone, START)
     assert alone.drain_updates(START) == ("", {})
@@ -272,8 +272,8 @@ def taught(classes: CohortTable, owner: str, count: int = 20) -> CohortTable:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_of_two_owners_learn_apart(secret: bytes | None) -> None:
-    """One owner's returns change no chance and no count of another's, at this worker and at the next."""
+def test_cohorts_of_two_owners_learn_apart(secret: bytes | None) -> None:
+    """One owner's returns change no probability and no count of another's, at this worker and at the next."""
     classes = taught(CohortTable(hours=True, secret=secret), "one")
     assert chance(classes, START + 30, owner="one") > 0.9
     assert chance(classes, START + 30, owner="other") == 0.5
@@ -281,8 +281,8 @@ def test_classes_of_two_owners_learn_apart(secret: bytes | None) -> None:
     assert counted(classes, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
 
 
-def test_classes_that_others_published_are_those_of_their_owner() -> None:
-    """An exchange brings an owner its own counts, and nothing of another owner's."""
+def test_published_cohorts_belong_to_their_owner() -> None:
+    """An exchange brings an owner its own counts, and no count of another owner."""
     teller, hearer = (
         taught(CohortTable(hours=False, secret=SECRET), "one"),
         CohortTable(hours=False, secret=SECRET),
@@ -294,7 +294,7 @@ def test_classes_that_others_published_are_those_of_their_owner() -> None:
         assert found == pytest.approx((20.0, 0.0, 0.0, 0.0, 0.0), rel=0.01)
 
 
-def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:
+def test_cohorts_of_a_group_are_shared_by_its_namespaces() -> None:
     """Namespaces that the operator put into one group learn together, all others by themselves."""
     settings = Settings(cohort_groups={"team-*": "product"})
     classes = taught(CohortTable(hours=False), settings.cohort_group("team-a"))
@@ -307,10 +307,10 @@ def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_of_an_owner_are_kept_however_many_another_has(
+def test_cohorts_of_a_small_owner_survive_a_flood_of_another(
     monkeypatch: pytest.MonkeyPatch, secret: bytes | None
 ) -> None:
-    """An owner within its fair share loses no count to one that has new classes without end."""
+    """An owner within its fair share loses no count to one that has new cohorts without end."""
     monkeypatch.setattr(module, "_MOST_COHORTS", 100)
     classes = taught(CohortTable(hours=False, secret=secret), "mine")
     before = chance(classes, START + 60, owner="mine")
@@ -321,10 +321,10 @@ def test_classes_of_an_owner_are_kept_however_many_another_has(
     assert chance(classes, START + 60, owner="mine") == before > 0.9
 
 
-def test_classes_that_others_published_are_bounded_for_each_owner(
+def test_published_cohorts_are_bounded_for_each_owner(
     monkeypatch: pytest.MonkeyPatch, tune: Callable[[str, float], None]
 ) -> None:
-    """What others counted for one owner pushes out nothing that was counted here for another."""
+    """Remote counts of one owner evict no local counts of another."""
     monkeypatch.setattr(module, "_MOST_COHORTS", 100)
     tune("sharing.cohorts_per_table", 1000)
     classes = taught(CohortTable(hours=False, secret=SECRET), "mine")
@@ -343,8 +343,8 @@ def test_classes_that_others_published_are_bounded_for_each_owner(
 
 
 @pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: bytes | None) -> None:
-    """A forecast counts nothing, and publishes nothing, however often it is made."""
+def test_forecast_changes_no_cohort(secret: bytes | None) -> None:
+    """A forecast counts and publishes nothing, for any number of forecasts."""
     classes = taught(CohortTable(hours=True, secret=secret), OWNER)
     classes.drain_updates(START + 60)
     before, later = counted(classes), chance(classes, START + 60)
@@ -358,7 +358,7 @@ def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: byte
     assert classes.drain_updates(START + 60)[1] == {}
 
 
-def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
+def test_forecast_counts_the_returns_of_its_own_request() -> None:
     """A request's own returns count in its forecast before they are learned."""
     classes = CohortTable(hours=False)
     for _ in range(4):

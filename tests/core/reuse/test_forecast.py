@@ -135,7 +135,7 @@ def test_forecast_without_history_is_the_prior(timeline: str, shared: float, end
         # From the 8th on only its own history counts, and it nears certainty.
         ("7 times: a question arrives then 10 s pass", 0.855, 0.028),
         ("21 times: a question arrives then 10 s pass", 0.897, 0.010),
-        # System prompts that are new each time teach their cohort, within a few requests, that they are not shared.
+        # System prompts that are new each time teach their cohort soon that they are not shared.
         ("21 times: a request under a new system prompt arrives then 60 s pass", 0.043, 0.014),
         # Conversations that go on teach the same to later turns; those that stop teach the opposite.
         ("an agent starts, 10 times: 10 s pass then the conversation goes on", 0.846, 0.890),
