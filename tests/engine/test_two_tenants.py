@@ -48,7 +48,7 @@ _worlds = itertools.count()
 
 
 class World:
-    """One middleware, with a provider of its own for each tenant; worlds on one server share no namespace."""
+    """One middleware with one provider for each tenant; worlds on one server share no namespace."""
 
     def __init__(self, now: Callable[[], float], **fields: Any) -> None:
         self.name = f"world {next(_worlds)}"
@@ -172,7 +172,7 @@ def machine(stores: Callable[[], str]) -> type[RuleBasedStateMachine]:
 
 
 def run(stores: Callable[[], str], examples: int) -> None:
-    """Run the machine so often."""
+    """Run the machine for the given number of examples."""
     run_state_machine_as_test(
         machine(stores),
         settings=settings(
