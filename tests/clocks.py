@@ -1,4 +1,4 @@
-"""A clock that tests move, and middlewares that go by it."""
+"""A clock that tests move, and middlewares that use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cachemw
 
 
 class Clock:
-    """Time that only tests move."""
+    """A clock that only tests move."""
 
     now = 1_000_000.0
 
@@ -17,7 +17,7 @@ class Clock:
 
 
 def clocked(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
-    """Return a middleware with a clock of its own, `mw.clock`."""
+    """Return a middleware with its own clock, `mw.clock`."""
     clock = Clock()
     mw = kind(**chosen, clock=clock)
     mw.clock = clock

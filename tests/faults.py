@@ -1,4 +1,4 @@
-"""Break any call of ours: an exception raised where a function of the package is entered."""
+"""Break any call of cachemw: raise an exception at the entry of a function of the package."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ NOWHERE = -2
 _PACKAGE = str(Path(cachemw.__file__).parent)
 # Functions that catch and count failures.
 _CATCHERS = {"failed", "_pass_through", "suppress", "pass_through_call"}
-# The driver of operations and its operations: a bug there cannot be survived, so that they must be short.
+# The driver of operations, and the operations: a bug there is not survived, so they must be short.
 _DRIVERS = ("engine/sync.py", "engine/aio.py", "engine/flow.py", "engine/steps.py")
 
 
 class Boom(Exception):
-    """A bug of ours."""
+    """A bug in cachemw."""
 
 
 @contextmanager
 def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
-    """Raise `error` at the call number `at` of ours inside the engine's method `entry`; give the calls' names.
+    """Raise `error` at the given call of cachemw inside the engine's method `entry`; yield the calls' names.
 
-    At `NOWHERE` nothing is raised.
+    At `NOWHERE` no exception is raised.
     """
     names: list[str] = []
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_PACKAGE) or code.co_name == "<genexpr>":
-            return  # a generator is also entered to be closed, where nothing can be raised
+            return  # a generator is also entered to be closed, where no exception can be raised
         if code.co_filename.endswith(_DRIVERS) or code.co_name in _CATCHERS:
             return
         names.append(code.co_qualname)
@@ -43,7 +43,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
             raise error
 
     before = sys.gettrace()
-    # What is collected meanwhile may call ours, too.
+    # Garbage collection would call functions of cachemw, too.
     gc.disable()
     sys.settrace(trace)
     try:
@@ -54,7 +54,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
 
 
 def sampled(names: list[str], stride: int) -> list[int]:
-    """Return which calls to break: the first two of each function and the last, or one in `stride` of those."""
+    """Return the calls to break: the first two of each function and the last, or one in `stride` of those."""
     times: Counter[str] = Counter()
     chosen = []
     for at, name in enumerate(names):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# Network and markup parsers have no business in a worker; the others are loaded where they are used.
+# Workers need no network and markup parsers; the other modules are loaded on first use.
 UNWANTED = {"urllib.request", "http.client", "xml", "imagesize", "redis", "tiktoken", "openai", "httpx"}
 
 
 def test_import_loads_no_module_that_only_some_users_need() -> None:
-    """A plain import loads neither clients, parsers of markup, nor the packages of opt-ins and stores."""
+    """The import loads neither clients, parsers of markup, nor the packages of opt-ins and stores."""
     code = "import sys, cachemw; print(*sorted(sys.modules), sep='\\n')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())

@@ -30,7 +30,7 @@ def lines_run(call: Callable[[], object]) -> int:
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Return how many bytes a call holds at most, beside those that were held before it."""
+    """Return the peak of bytes that a call allocates."""
     tracemalloc.start()
     try:
         call()

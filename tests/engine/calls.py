@@ -32,12 +32,12 @@ def agent(turns: int = 1, **rest: Any) -> Body:
     return {"model": MODEL, "tools": TOOLS, "messages": messages, **rest}
 
 
-def usage(read: int = 0, written: int = 0, plain: int = 100) -> Body:
+def usage(cache_read: int = 0, cache_write: int = 0, uncached: int = 100) -> Body:
     """Return usage in the form that Databricks reports."""
-    prompt = read + written + plain
+    prompt = cache_read + cache_write + uncached
     return {
         "prompt_tokens": prompt, "completion_tokens": 10, "total_tokens": prompt + 10,
-        "cache_read_input_tokens": read, "cache_creation_input_tokens": written,
+        "cache_read_input_tokens": cache_read, "cache_creation_input_tokens": cache_write,
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_fact_learned_by_one_worker_reaches_another(asynchronous: bool) -> None:
                 call, 400, "messages.3.content.0.tool_result.cache_control: Extra inputs are not permitted"
             )
         )
-        await finished(one.settle(call, usage(plain=4000)))
+        await finished(one.settle(call, usage(uncached=4000)))
         assert marked_places((await finished(two.prepare(agent(2)))).body)[-1] == "messages.6"
         for mw in (one, two):
             mw.clock.now += 31
@@ -78,7 +78,7 @@ def test_queued_writes_keep_no_body_alive() -> None:
     for body in bodies:
         call = mw.prepare(body)
         mw.begun(call)
-        mw.settle(call, usage(written=3000))
+        mw.settle(call, usage(cache_write=3000))
     del bodies, body, call
     assert mw._shell.writer._line.jobs.qsize() >= 4
     assert [reference() for reference in gone] == [None] * 3
@@ -168,7 +168,7 @@ def test_updates_of_a_closed_event_loop_are_sent_from_the_next() -> None:
         closed.append(1)
 
     async def call() -> None:
-        await mw.settle(await mw.prepare(agent()), usage(written=3000))
+        await mw.settle(await mw.prepare(agent()), usage(cache_write=3000))
         await asyncio.sleep(0)
 
     async def go_on() -> None:

@@ -27,7 +27,7 @@ from tests.kept import announcements
 STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "prepare": lambda mw, call: mw.prepare(agent(3), labels={"app": "a"}),
     "begun": lambda mw, call: mw.begun(call),
-    "settle": lambda mw, call: mw.settle(call, {"model": MODEL, "usage": usage(plain=4000)}, partial=True),
+    "settle": lambda mw, call: mw.settle(call, {"model": MODEL, "usage": usage(uncached=4000)}, partial=True),
     "fail": lambda mw, call: mw.fail(call),
     "refused": lambda mw, call: mw.refused(
         call, 400, "system.0.cache_control: Extra inputs are not permitted"
@@ -37,10 +37,10 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
 
 async def prepared_for(mw: Any, step: str) -> Any:
     """Bring a middleware to the given step, and return the call."""
-    await finished(mw.settle(await finished(mw.prepare(agent(2))), usage(written=3000)))
+    await finished(mw.settle(await finished(mw.prepare(agent(2))), usage(cache_write=3000)))
     overdue = await finished(mw.prepare(agent(1)))
     mw.clock.now += 4000
-    await finished(mw.settle(await finished(mw.prepare(agent(2))), usage(written=3000)))
+    await finished(mw.settle(await finished(mw.prepare(agent(2))), usage(cache_write=3000)))
     assert overdue
     return None if step == "prepare" else await finished(mw.prepare(agent(3), labels={"app": "a"}))
 
@@ -68,13 +68,13 @@ def test_exception_at_any_call_is_contained_and_counted(
         if step == "prepare":
             assert canonical(result.body) == canonical(agent(3))
             await finished(mw.begun(result))
-            await finished(mw.settle(result, usage(written=3000)))
+            await finished(mw.settle(result, usage(cache_write=3000)))
         elif step == "refused":
             assert result is None or result == agent(3)
         # The next call works as usual.
         after = await finished(mw.prepare(agent(3)))
         assert after.plan.added
-        assert (await finished(mw.settle(after, usage(written=3000)))).usage is not None
+        assert (await finished(mw.settle(after, usage(cache_write=3000)))).usage is not None
         return names
 
     async def every() -> list[str]:
@@ -113,7 +113,7 @@ def test_interrupt_at_any_call_passes_and_leaves_nothing_locked(
                 STEPS[step](mw, call)
         after = mw.prepare(agent(3))
         assert after.plan.added
-        assert mw.settle(after, usage(written=3000)).usage is not None
+        assert mw.settle(after, usage(cache_write=3000)).usage is not None
         assert mw.report().totals.calls >= 1
         return names
 
@@ -167,7 +167,7 @@ def test_store_failure_stops_no_request_and_no_receipt(name: str, asynchronous: 
         assert canonical(call.body) == canonical(body)
         assert (call.body is body) is (name == "lookup")
         await finished(mw.begun(call))
-        assert (await finished(mw.settle(call, usage(written=3000)))).usage is not None
+        assert (await finished(mw.settle(call, usage(cache_write=3000)))).usage is not None
         assert await finished(mw.flush(60.0))
         report = await finished(mw.report())
         assert report.totals.calls == (0 if name == "add" else 1)
@@ -255,7 +255,7 @@ def test_decision_failure_gives_the_caller_the_plain_result(
         assert canonical(call.body) == canonical(body)
         assert (call.body is body) is (part == "planner" and method != "pass_through")
         await finished(mw.begun(call))
-        assert isinstance(await finished(mw.settle(call, usage(written=3000))), cachemw.Receipt)
+        assert isinstance(await finished(mw.settle(call, usage(cache_write=3000))), cachemw.Receipt)
         assert await finished(mw.refused(other, 400, "cache_control: no")) in (None, body)
         await finished(mw.fail(other))
         assert (await finished(mw.report())).totals.calls <= 3

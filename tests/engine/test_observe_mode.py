@@ -13,7 +13,7 @@ def test_observe_changes_no_body_and_reports_the_possible_saving() -> None:
         call = mw.prepare(body)
         assert call.body is body
         assert call.plan.breakpoints == ()
-        mw.settle(call, usage(plain=4000 + 400 * turn))
+        mw.settle(call, usage(uncached=4000 + 400 * turn))
         mw.clock.now += 20  # type: ignore[attr-defined]
     totals = mw.report().totals
     assert totals.saved == 0
@@ -25,6 +25,6 @@ def test_entries_predicted_by_observe_are_not_expected_by_optimize() -> None:
     seen, sent = make_middleware(mode="observe"), make_middleware()
     sent._shell.store = seen._shell.store
     for _ in range(4):
-        seen.settle(seen.prepare(agent()), usage(plain=4000))
+        seen.settle(seen.prepare(agent()), usage(uncached=4000))
     assert sent.prepare(agent()).plan.cache_read == 0
     assert seen.prepare(agent())._lifecycle.planned.observed_plan.cache_read > 3000  # type: ignore[union-attr]

@@ -167,9 +167,9 @@ def test_async_middleware_adds_the_same_hints() -> None:
         mw, sync = make_middleware(cachemw.AsyncMiddleware, secret="s"), make_middleware(secret="s")
         for at in range(25):
             body = turn(at % 3)
-            twin, call = await mw.prepare(body), sync.prepare(body)
-            assert twin.body == call.body
-            await mw.settle(twin, None)
+            other, call = await mw.prepare(body), sync.prepare(body)
+            assert other.body == call.body
+            await mw.settle(other, None)
             sync.settle(call, None)
             mw.clock.now += 40
             sync.clock.now += 40

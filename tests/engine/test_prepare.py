@@ -58,7 +58,7 @@ def test_prompt_that_never_returns_gets_no_marker() -> None:
             {"model": MODEL, "messages": [{"role": "user", "content": f"{number} {PARAGRAPH * 20}"}]}
         )
         assert call.plan.skipped is Reason.NOT_WORTH_IT
-        mw.settle(call, usage(plain=5000))
+        mw.settle(call, usage(uncached=5000))
     assert mw.counts["skip.not_worth_it"] == 20
 
 
@@ -126,14 +126,14 @@ def test_markers_of_the_client_stay_and_own_their_saving() -> None:
     call = mw.prepare(body)
     assert [point.from_client for point in call.plan.breakpoints].count(True) == 1
     assert call.body["messages"][0] is body["messages"][0]
-    mw.settle(call, usage(written=3000))
+    mw.settle(call, usage(cache_write=3000))
     assert mw.report().totals.saved_by_cachemw < 0
 
     full = copy.deepcopy(body)
     full["tools"] = [{**tool, "cache_control": dict(EPHEMERAL)} for tool in TOOLS]
     call = mw.prepare(full)
     assert call.body is full
-    mw.settle(call, usage(read=3000))
+    mw.settle(call, usage(cache_read=3000))
     assert mw.report().totals.saved_by_client > 0
 
 
@@ -168,7 +168,7 @@ def test_mode_off_looks_nothing_up_and_keeps_the_ledger() -> None:
     mw = make_middleware(mode="off")
     mw._shell.store.lookup = mw._shell.store.observe = None  # type: ignore[method-assign, assignment]
     call = mw.prepare(agent())
-    receipt = mw.settle(call, usage(read=1000))
+    receipt = mw.settle(call, usage(cache_read=1000))
     assert receipt.saved is not None
     assert receipt.saved > 0
     assert mw.report().totals.saved_by_client == receipt.saved

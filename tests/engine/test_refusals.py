@@ -21,7 +21,7 @@ def test_refused_marker_is_resent_once_and_its_kind_stays_unmarked() -> None:
     assert marked_places(other.body)[-1] == "messages.3"
     mw.fail(other)
     assert "refused.tool_result" not in mw.counts
-    receipt = mw.settle(call, usage(plain=4000))
+    receipt = mw.settle(call, usage(uncached=4000))
     assert (mw.counts["refused"], mw.counts["refused.tool_result"]) == (1, 1)
     assert receipt.saved == 0
     again = mw.prepare(body)
@@ -68,6 +68,6 @@ def test_refusal_of_a_client_marker_teaches_no_kind() -> None:
         mw.refused(call, 400, "messages.1.content.0.thinking.cache_control: Extra inputs are not permitted")
         is not None
     )
-    mw.settle(call, usage(plain=4000))
+    mw.settle(call, usage(uncached=4000))
     assert marked_places(mw.prepare(agent(2)).body)[-1] == "messages.6"
     assert not {name for name in mw.counts if name.startswith("refused.")}

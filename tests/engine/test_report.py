@@ -30,7 +30,7 @@ def test_call_that_began_is_unsettled_until_it_settles_or_fails() -> None:
         assert (report.totals.calls, report.totals.unsettled) == (3, 3)
         assert mw.report("process").totals.unsettled == 3
     assert {row.labels.get("app") for row in report.rows} == {"a", None}
-    assert mw.settle(calls[0], usage(plain=50)).usage is not None
+    assert mw.settle(calls[0], usage(uncached=50)).usage is not None
     assert (mw.report().totals.calls, mw.report().totals.unsettled, mw.report().totals.uncached) == (3, 2, 50)
     mw.fail(calls[2])
     assert (mw.report().totals.calls, mw.report().totals.unsettled) == (2, 1)
@@ -40,7 +40,7 @@ def test_worker_that_dies_leaves_its_calls_unsettled() -> None:
     """Any worker reports the calls of all, including calls that began at a dead worker."""
     dead, alive = make_middleware(), make_middleware()
     alive._shell.store = dead._shell.store
-    dead.settle(dead.prepare(agent()), usage(read=900, plain=100))
+    dead.settle(dead.prepare(agent()), usage(cache_read=900, uncached=100))
     dead.begun(dead.prepare(agent()))
     del dead
     totals = alive.report().totals
@@ -52,7 +52,7 @@ def test_model_names_beyond_the_limit_count_as_other(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shared, "_MODELS", 3)
     mw = make_middleware(mode="off")
     for number in range(9):
-        mw.settle(mw.prepare({"model": f"m{number}", "messages": []}), usage(plain=1))
+        mw.settle(mw.prepare({"model": f"m{number}", "messages": []}), usage(uncached=1))
     assert sorted(row.model for row in mw.report().rows) == ["m0", "m1", "m2", "other"]
 
 
@@ -61,7 +61,7 @@ def test_report_has_all_workers_and_namespaces_or_one_process() -> None:
     one, two = make_middleware(), make_middleware()
     two._shell.store = one._shell.store
     for mw, namespace in ((one, None), (two, None), (two, "tenant")):
-        mw.settle(mw.prepare(agent(), namespace=namespace), usage(read=900, plain=100))
+        mw.settle(mw.prepare(agent(), namespace=namespace), usage(cache_read=900, uncached=100))
     assert one.report().totals.calls == two.report().totals.calls == 3
     assert one.report("process").totals.calls == 1
     assert two.report("process").totals.calls == 2
@@ -85,7 +85,7 @@ def test_calls_of_many_threads_are_counted_once_each(local: bool) -> None:
             call = mw.prepare(agent(1 + number % 5), labels={"thread": str(thread)})
             calls.append(call)
             mw.begun(call)
-            mw.settle(call, usage(read=10, written=20, plain=30))
+            mw.settle(call, usage(cache_read=10, cache_write=20, uncached=30))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
     for thread in threads:
@@ -95,7 +95,7 @@ def test_calls_of_many_threads_are_counted_once_each(local: bool) -> None:
     # All threads race to settle the same call once more, and a fresh one.
     fresh = mw.prepare(agent(), labels={"thread": "0"})
     racing = [
-        threading.Thread(target=mw.settle, args=(call, usage(plain=1))) for call in [fresh] * 8 + calls[:8]
+        threading.Thread(target=mw.settle, args=(call, usage(uncached=1))) for call in [fresh] * 8 + calls[:8]
     ]
     for thread in racing:
         thread.start()

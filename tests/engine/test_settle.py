@@ -16,9 +16,9 @@ def test_settle_after_settle_returns_the_first_receipt() -> None:
     """The second settlement changes nothing, and no other method does after the first."""
     mw = make_middleware()
     call = mw.prepare(agent())
-    first = mw.settle(call, usage(written=3000))
+    first = mw.settle(call, usage(cache_write=3000))
     before = mw.report(), in_store(mw._shell.store)
-    assert mw.settle(call, usage(read=9)) is first
+    assert mw.settle(call, usage(cache_read=9)) is first
     assert mw.settle(call, None, partial=True) is first
     mw.begun(call)
     mw.fail(call)
@@ -90,7 +90,7 @@ def test_failed_call_leaves_no_entry_and_no_money() -> None:
     call = mw.prepare(agent())
     mw.fail(call)
     mw.fail(call)
-    assert mw.settle(call, usage(written=5000)) == cachemw.Receipt()
+    assert mw.settle(call, usage(cache_write=5000)) == cachemw.Receipt()
     mw.begun(call)
     assert mw.report().totals.calls == 0
     assert mw.prepare(agent()).plan.cache_read == 0
@@ -102,18 +102,18 @@ def test_partial_answer_is_settled_and_counted() -> None:
     mw = make_middleware()
     call = mw.prepare(agent())
     mw.begun(call)
-    assert mw.settle(call, usage(written=3000), partial=True).usage is not None
+    assert mw.settle(call, usage(cache_write=3000), partial=True).usage is not None
     assert mw.counts["settle.partial"] == 1
 
 
 def test_entry_that_was_not_read_counts_as_gone() -> None:
     """If less is read than was expected, the entry is removed, and the receipt has the reason of the miss."""
     mw = make_middleware()
-    mw.settle(mw.prepare(agent()), usage(written=3300))
+    mw.settle(mw.prepare(agent()), usage(cache_write=3300))
     mw.clock.now += 10  # type: ignore[attr-defined]
     call = mw.prepare(agent())
     assert call.plan.cache_read > 3000
-    receipt = mw.settle(call, usage(plain=3400))
+    receipt = mw.settle(call, usage(uncached=3400))
     assert receipt.miss is not None
     assert mw.counts["mirror.corrected"] == 1
     assert mw.prepare(agent()).plan.cache_read == 0
@@ -140,11 +140,11 @@ def test_entry_that_was_written_again_for_less_time_loses_its_hour(ttl: str, cac
         return {"model": MODEL, "messages": messages}
 
     mw = make_middleware()
-    mw.settle(mw.prepare(body("One?", "1h")), usage(written=3300))
+    mw.settle(mw.prepare(body("One?", "1h")), usage(cache_write=3300))
     mw.clock.now += 400  # type: ignore[attr-defined]
     call = mw.prepare(body("Two?", ttl))
     assert call.plan.cache_read > 3000
-    mw.settle(call, usage(written=3300))
+    mw.settle(call, usage(cache_write=3300))
     mw.clock.now += 10  # type: ignore[attr-defined]
     assert (mw.prepare(body("Three?", ttl)).plan.cache_read > 3000) is cached
 
@@ -154,7 +154,7 @@ def test_reported_usage_calibrates_the_token_estimate() -> None:
     mw = make_middleware()
     first = mw.prepare(agent()).plan
     for _ in range(3):
-        mw.settle(mw.prepare(agent()), usage(written=8000))
+        mw.settle(mw.prepare(agent()), usage(cache_write=8000))
     plan = mw.prepare(agent()).plan
     assert plan.cache_read + plan.cache_write_5m + plan.uncached == pytest.approx(8100, rel=0.02)
     assert first.cache_write_5m + first.uncached < 5000

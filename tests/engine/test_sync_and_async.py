@@ -17,8 +17,8 @@ from tests.kept import in_store
 from tests.keys import equal_keys
 
 USAGES = [
-    None, {}, usage(plain=4000), usage(written=3000), usage(read=3000), usage(read=100, written=50, plain=0),
-    {"model": MODEL, "usage": usage(read=2000)}, "nonsense", {"usage": {"input_tokens": 9, "output_tokens": 1}},
+    None, {}, usage(uncached=4000), usage(cache_write=3000), usage(cache_read=3000), usage(cache_read=100, cache_write=50, uncached=0),
+    {"model": MODEL, "usage": usage(cache_read=2000)}, "nonsense", {"usage": {"input_tokens": 9, "output_tokens": 1}},
 ]  # fmt: skip
 
 OPERATIONS = st.one_of(

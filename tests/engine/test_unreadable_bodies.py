@@ -75,7 +75,7 @@ def test_unreadable_body_passes_as_the_same_object(body: Any, reason: str) -> No
     assert not {name for name in mw.counts if name.startswith("error")}
     assert call.labels == {"app": "a"}
     mw.begun(call)
-    assert mw.settle(call, usage(plain=9)).usage is not None
+    assert mw.settle(call, usage(uncached=9)).usage is not None
     (row,) = mw.report().rows
     assert (row.calls, row.labels, row.uncached) == (1, {"app": "a"}, 9)
     assert call.plan.explain() == "No breakpoint: the body can't be read as a chat request."

@@ -252,7 +252,7 @@ async def test_middleware_closes_with_the_app() -> None:
         assert event_names(mw) == ["close"]
 
 
-def test_websockets_pass() -> None:
+def test_websocket_passes_to_the_app() -> None:
     """Websockets pass to the app."""
 
     async def echo(socket: WebSocket) -> None:

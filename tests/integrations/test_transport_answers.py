@@ -205,8 +205,8 @@ async def test_400_too_long_for_a_refusal_passes_whole(
     integration: Integration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A long 400 is not read to its end, and passes whole."""
-    for twin in (_async_transport, _sync_transport):
-        monkeypatch.setattr(twin, "MAX_ERROR", 20)
+    for module in (_async_transport, _sync_transport):
+        monkeypatch.setattr(module, "MAX_ERROR", 20)
     pieces = [REFUSAL.encode(), b"more", b"and more"]
     client, arrived = integration.answering_client(
         lambda request: integration.library.Response(400, stream=integration.response_stream(pieces))
