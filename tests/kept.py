@@ -12,7 +12,7 @@ _FINAL = (str, bytes, int, float, bool, type(None))
 
 
 def plain(value: Any, leave: Callable[[str], bool] = lambda name: False) -> Any:
-    """Return the contents of a value as strings, numbers, lists and dicts, through all objects of the package.
+    """Return the contents of a value as strings, numbers, lists and dicts, through all package objects.
 
     Attributes whose "Class.name" satisfies `leave` are left out. Locks, functions and other foreign objects
     become the names of their classes.

@@ -146,7 +146,7 @@ async def later(driver: Driver) -> list[Any]:
 async def test_request_that_fails_leaves_no_trace(
     asynchronous: bool, end: Callable[[Driver, cachemw.Call], Any], mode: str
 ) -> None:
-    """A request without an answer changes no record, sum, label, cohort, memo, cut or plan, in any namespace."""
+    """A request without an answer changes no record, sum, label, cohort, memo or plan in any namespace."""
     driver, other = Driver(asynchronous, mode=mode), Driver(asynchronous, mode=mode)
     for each in (driver, other):
         await history(each)
@@ -232,7 +232,7 @@ async def test_request_that_fails_leaves_no_key_on_a_server(asynchronous: bool) 
 
 @both
 async def test_refusal_is_learned_once_the_original_is_accepted(asynchronous: bool) -> None:
-    """A refused kind is marked again until the original request has been accepted; without a resend, no longer."""
+    """A refused kind is marked until the original request is accepted; without a resend it is off at once."""
     for ends, marked in ((["fail"], True), (["begun"], False), (["settle"], False)):
         driver = Driver(asynchronous, split_text=False)
         call = await driver.prepare(question())

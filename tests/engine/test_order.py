@@ -87,7 +87,7 @@ async def test_release_that_overtakes_its_announcement_waits_for_it(asynchronous
 @both
 @pytest.mark.parametrize("begins", [False, True])
 async def test_correction_that_overtakes_the_arrival_waits_for_it(asynchronous: bool, begins: bool) -> None:
-    """Entries that an answer shows to be gone stay gone, although the answer noted them as used when it began."""
+    """Entries that an answer shows to be gone stay gone, although its start recorded them as read."""
     slow = SlowMiddleware(asynchronous)
     await slow.do("settle", await slow.do("prepare", question()), usage(4_000))
     assert await slow.do("flush", 60.0)
@@ -105,7 +105,7 @@ async def test_correction_that_overtakes_the_arrival_waits_for_it(asynchronous: 
 
 @both
 async def test_calls_that_fail_at_once_leave_no_key_on_a_server(asynchronous: bool) -> None:
-    """Many calls that are prepared and failed beside each other, over several connections, release everything."""
+    """Many calls that are prepared and failed at once, over several connections, release everything."""
     kind: Any = cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware
     with ValkeyServer(port=free_port()) as server:
         mw = kind(provider="databricks", store=server.connection_url, secret="s", store_timeout_ms=10_000)

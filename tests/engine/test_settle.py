@@ -168,4 +168,4 @@ def test_call_after_close_goes_out_and_settles() -> None:
     mw.close()
     assert mw.settle(call, usage()).usage is not None
     assert mw.prepare(agent()).body is not None
-    assert mw.flush(0.1)
+    assert mw.flush(60.0)

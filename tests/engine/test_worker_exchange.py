@@ -142,7 +142,7 @@ def send_changing_prompts(worker: Worker, namespace: str, start: float, *, accep
 
 
 def test_reuse_of_one_namespace_is_not_forecast_from_another() -> None:
-    """Prompts of one namespace that never come again keep no other one's from being written, at any worker."""
+    """Prompts of one namespace that never return prevent no cache write of another, at any worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
     send_changing_prompts(one, "send_changing_prompts", 1_000.0)
@@ -175,7 +175,7 @@ def test_requests_that_were_not_accepted_teach_no_worker_anything() -> None:
 
 
 def test_refusal_in_one_namespace_leaves_the_plans_of_another() -> None:
-    """A namespace whose markers were refused gets none; another one's are placed as before, at every worker."""
+    """A namespace whose markers were refused gets none; another keeps its own, at every worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
     call = one.prepared(BODY, 1_000.0, "refused")

@@ -293,7 +293,7 @@ def test_fastapi_gateway_streams_through_add_middleware() -> None:
         assert answered.text.endswith("data: [DONE]\n\n")
         assert answered.headers["x-cachemw-decision"] == "marked"
         assert marks(arrived[0]) > 0
-        until(lambda: event_names(mw)[-1] == "settle", "it is settled")
+        until(lambda: event_names(mw)[-1] == "settle", "the call is not settled", 60.0)
         assert event_names(mw) == ["prepare", "begun", "settle"]
 
 

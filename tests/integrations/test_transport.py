@@ -1,4 +1,4 @@
-"""`CacheTransport` and `AsyncCacheTransport` under clients of httpx and of httpx2: requests and construction."""
+"""`CacheTransport` and `AsyncCacheTransport` under clients of httpx and httpx2: requests, construction."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_decoder_of_a_long_answer_stops_at_the_budget_of_an_answer(monkeypatch: 
     ],
 )
 def test_work_on_many_members_is_bounded_and_linear(encoding: str, member: bytes) -> None:
-    """Twice the members in one chunk take twice the lines and no copies of the rest; too many end the reading."""
+    """Twice the members in one chunk run twice the lines, without copies; too many end the reading."""
 
     def run(count: int) -> int:
         decoder = Decoder(encoding)
