@@ -1,4 +1,4 @@
-"""A clock that tests move, and middlewares on that clock."""
+"""A clock that tests move, and middlewares that use it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cachemw
 
 
 class Clock:
-    """A clock that moves only when a test sets it."""
+    """A clock that only tests move."""
 
     now = 1_000_000.0
 

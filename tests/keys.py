@@ -1,4 +1,4 @@
-"""Middlewares of one process that hash alike, as workers with one secret on one server do."""
+"""Equal hash keys for middlewares of one process, as for workers with one secret on one server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cachemw.engine import base
 
 @contextmanager
 def equal_keys() -> Iterator[None]:
-    """Give each middleware that is made inside the same key of hashes, so that several can share a memory store."""
+    """Give every middleware made in the block the same hash key, so that several can share a memory store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(base, "os", SimpleNamespace(urandom=bytes))
         yield

@@ -1,4 +1,4 @@
-"""Our reading of bodies held against the simulated provider's, which shares no code with it.
+"""The parser of cachemw against that of the simulated provider, which shares no code with it.
 
 `EXAMPLES=10000 pytest tests/test_differential.py` takes as many bodies.
 """
@@ -30,13 +30,13 @@ KINDS = {
 }  # fmt: skip
 
 
-def ours(wire: Wire, body: Body) -> ParsedRequest:
-    """Read a body as the planner does."""
+def parse(wire: Wire, body: Body) -> ParsedRequest:
+    """Parse a body as the planner does."""
     return Parser().parse(body, model(body), wire)
 
 
-def theirs(wire: Wire, body: Body) -> list[Position] | None:
-    """Read a body as the simulated provider does; None where it refuses, or finds nothing in it."""
+def provider_positions(wire: Wire, body: Body) -> list[Position] | None:
+    """Return the provider's positions of a body, or None if it refuses the body or finds no content."""
     provider = "databricks" if wire == "chat" else "anthropic"
     try:
         positions = list(ProviderCache(model(body), Options(provider=provider)).positions(body, wire))
@@ -44,7 +44,7 @@ def theirs(wire: Wire, body: Body) -> list[Position] | None:
         return None
     if not positions:
         with pytest.raises(BodyError, match="no_content"):
-            ours(wire, body)
+            parse(wire, body)
     return positions or None
 
 
@@ -55,30 +55,32 @@ def model(body: Body) -> Model:
     return found
 
 
-def border(position: Position) -> tuple[str, str]:
-    """Say what a position is in our words."""
+def role_and_kind(position: Position) -> tuple[str, str]:
+    """Return the role and block kind of a position."""
     tools = position.place[0] == "tools"
     return ("tool", "tool_definition") if tools else (position.role, KINDS.get(position.type, "opaque"))
 
 
-def test_borders_and_markers() -> None:
-    """Both see the same blocks in the same order, of the same kinds, with the same markers."""
+def test_blocks_and_markers_are_those_of_the_provider() -> None:
+    """Both parsers find the same blocks in order, with the same kinds and markers."""
     seen: Counter[str] = Counter()
 
     @many
     @given(bodies())
     def compare(drawn: tuple[Wire, Body]) -> None:
         wire, body = drawn
-        positions = theirs(wire, body)
+        positions = provider_positions(wire, body)
         seen["refused" if positions is None else "read"] += 1
         if positions is None:
             return
-        parsed = ours(wire, body)
-        assert [(block.role, str(block.kind)) for block in parsed.blocks] == [border(p) for p in positions]
+        parsed = parse(wire, body)
+        assert [(block.role, str(block.kind)) for block in parsed.blocks] == [
+            role_and_kind(p) for p in positions
+        ]
         if not body.get("cache_control") and not any(
             "cache_control" in message for message in body["messages"]
         ):
-            # A marker on a message as such is none on Databricks; we take it for one and leave its slot.
+            # Databricks ignores a marker on a message itself; cachemw counts it and leaves its slot.
             markers: list[Ttl | None] = [block.marker for block in parsed.blocks]
             assert markers == [position.marker for position in positions]
 
@@ -86,8 +88,8 @@ def test_borders_and_markers() -> None:
     assert seen["read"] > 2 * seen["refused"]
 
 
-def test_equal_prefixes() -> None:
-    """Of two related bodies, both see the same prefixes as shared and the same as different."""
+def test_prefixes_are_equal_where_the_providers_are() -> None:
+    """Both parsers agree on the shared prefixes of two related bodies."""
     seen: Counter[str] = Counter()
 
     @many
@@ -95,12 +97,12 @@ def test_equal_prefixes() -> None:
     def compare(drawn: tuple[Wire, Body, Body]) -> None:
         wire, *both = drawn
         for body in both:
-            _drop_null_citations(body)
-        positions = [theirs(wire, body) for body in both]
+            drop_null_citations(body)
+        positions = [provider_positions(wire, body) for body in both]
         if positions[0] is None or positions[1] is None:
             seen["refused"] += 1
             return
-        chains = [hash_prefixes(ours(wire, body), "n") for body in both]
+        chains = [hash_prefixes(parse(wire, body), "n") for body in both]
         same = [a == b for a, b in zip(*chains, strict=False)]
         expected = [a.digest == b.digest for a, b in zip(positions[0], positions[1], strict=False)]
         seen["equal" if all(same) else "partly" if any(same) else "different"] += 1
@@ -111,25 +113,25 @@ def test_equal_prefixes() -> None:
     assert seen["refused"] < EXAMPLES / 2
 
 
-def _drop_null_citations(body: Body) -> None:
-    """The simulator takes a `citations` that is null for one that is there."""
+def drop_null_citations(body: Body) -> None:
+    """Remove `citations` that are null, which the simulated provider treats as present."""
     for _, node in walk(body):
         if isinstance(node, dict) and "citations" in node and node["citations"] is None:
             del node["citations"]
 
 
-def test_any_two_bodies_share_what_is_equal() -> None:
-    """No two blocks of unrelated bodies share a digest unless the provider's content is the same."""
+def test_digests_of_unrelated_blocks_are_equal_only_for_equal_content() -> None:
+    """Two blocks share a digest only if the provider's content is the same."""
     found: dict[bytes, set[Any]] = {}
 
     @many
     @given(bodies())
     def collect(drawn: tuple[Wire, Body]) -> None:
         wire, body = drawn
-        _drop_null_citations(body)
-        positions = theirs(wire, body)
+        drop_null_citations(body)
+        positions = provider_positions(wire, body)
         if positions is not None:
-            for digest, position in zip(hash_prefixes(ours(wire, body), "n"), positions, strict=True):
+            for digest, position in zip(hash_prefixes(parse(wire, body), "n"), positions, strict=True):
                 found.setdefault(digest, set()).add((model(body).name, position.digest))
 
     collect()

@@ -1,4 +1,4 @@
-"""A request teaches only once the provider has accepted it, and then once."""
+"""A request teaches once the provider has accepted it, and only once."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Driver:
         return call
 
     def known(self) -> Any:
-        """Return all that was learned: the store, the process's sums, and what the decisions go by."""
+        """Return all that was learned: the store, the process's sums, and the state that decisions use."""
         decisions = plain(self.mw._shared, {"Shared.counters", "Shared.clock"}.__contains__)
         return in_store(self.mw._shell.store), decisions
 
@@ -129,7 +129,7 @@ async def history(driver: Driver) -> None:
 
 
 async def later(driver: Driver) -> list[Any]:
-    """Return what later requests of all namespaces are sent as, and planned to."""
+    """Return the bodies and plans of later requests of all namespaces."""
     found = []
     for body, rest in REQUESTS.values():
         call = await driver.accepted(body, **rest)
@@ -146,7 +146,7 @@ async def later(driver: Driver) -> list[Any]:
 async def test_request_that_fails_leaves_no_trace(
     asynchronous: bool, end: Callable[[Driver, cachemw.Call], Any], mode: str
 ) -> None:
-    """A request without an answer changes no record, sum, label, cohort, memo, cut or plan, in any namespace."""
+    """A request without an answer changes no record, sum, label, cohort, memo or plan in any namespace."""
     driver, other = Driver(asynchronous, mode=mode), Driver(asynchronous, mode=mode)
     for each in (driver, other):
         await history(each)
@@ -216,7 +216,7 @@ async def test_request_that_fails_leaves_no_key_on_a_server(asynchronous: bool) 
     The mark that says which secret a namespace has is the worker's.
     """
     with ValkeyServer(port=free_port()) as server:
-        driver = Driver(asynchronous, store=server.connection_url, secret="s", store_timeout_ms=2_000)
+        driver = Driver(asynchronous, store=server.connection_url, secret="s", store_timeout_ms=10_000)
         client = redis.Redis.from_url(server.connection_url)
         for body, rest in REQUESTS.values():
             call = await driver.prepare(body, **rest)
@@ -232,7 +232,7 @@ async def test_request_that_fails_leaves_no_key_on_a_server(asynchronous: bool) 
 
 @both
 async def test_refusal_is_learned_once_the_original_is_accepted(asynchronous: bool) -> None:
-    """A refused kind is marked again until the original request has been accepted; without a resend, no longer."""
+    """A refused kind is marked until the original request is accepted; without a resend it is off at once."""
     for ends, marked in ((["fail"], True), (["begun"], False), (["settle"], False)):
         driver = Driver(asynchronous, split_text=False)
         call = await driver.prepare(question())
@@ -304,7 +304,7 @@ def test_call_that_begins_in_many_threads_counts_once() -> None:
         gate = threading.Barrier(8)
 
         def report(step: int, call: cachemw.Call = call, gate: threading.Barrier = gate) -> None:
-            gate.wait(10)
+            gate.wait(60)
             mw.begun(call) if step % 2 else mw.settle(call, usage())
 
         threads = [threading.Thread(target=report, args=(step,)) for step in range(8)]
@@ -352,7 +352,7 @@ async def test_announced_write_prevents_a_second_one(asynchronous: bool) -> None
 @both
 @pytest.mark.parametrize("known", [False, True])
 async def test_failed_call_releases_its_announcement(asynchronous: bool, known: bool) -> None:
-    """Where the announced write fails, the next request writes in its place, also of a prompt with a record."""
+    """If the announced write fails, the next request writes in its place, also of a known prompt."""
     driver = Driver(asynchronous, split_text=False)
     if known:
         await driver.accepted(question())

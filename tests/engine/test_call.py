@@ -8,7 +8,7 @@ PROMPT = "Kundennummer 4711 "
 
 
 def test_repr_of_a_call_shows_no_prompt() -> None:
-    """A call, and the state behind it, are written without the request's body, before and after the answer."""
+    """A call and its state are shown without the request's body, before and after the answer."""
     body = {"model": "claude-sonnet-4-6", "messages": [{"role": "user", "content": PROMPT * 2000}]}
     mw = Middleware(provider="databricks")
     calls = [mw.prepare(body), mw.prepare(body, wire="messages"), mw.prepare({**body, "messages": PROMPT})]

@@ -1,4 +1,4 @@
-"""What a process learns of models, and how workers tell each other."""
+"""Facts that a process learns about models, and their exchange between workers."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from cachemw.settings import Settings
 MODEL = "databricks-claude-sonnet-4-6"
 
 
-def known(**settings: Any) -> LearnedFacts:
-    """Return a fresh knowledge."""
+def new_facts(**settings: Any) -> LearnedFacts:
+    """Return fresh facts."""
     return LearnedFacts(Settings(provider="databricks", **settings), b"secret")
 
 
 def facts_of(knowledge: LearnedFacts, namespace: str = "me") -> NamespaceFacts:
-    """Return what a namespace has learned."""
+    """Return the facts that a namespace has learned."""
     return knowledge.of(namespace)
 
 
 def rules(facts: NamespaceFacts, model: str = MODEL) -> Rules:
-    """Return the rules of a model that is known."""
+    """Return the rules of a known model."""
     found = facts.rules("databricks", model)
     assert found is not None
     return found
@@ -42,24 +42,24 @@ def published(knowledge: LearnedFacts, *names: str, count: int = 1, namespace: s
     return {f"{name}|{tag}": count for name in names}
 
 
-def test_rules_with_settings_over_them() -> None:
-    """Rules are looked up once, with every setting laid over the rows."""
+def test_rules_are_overridden_by_settings() -> None:
+    """Rules are looked up once, and every setting overrides the rows."""
     facts = facts_of(
-        known(ttl="1h", min_tokens=7, mark_kinds={"text": "off"}, models={"ours-*": "claude-opus-4-6"})
+        new_facts(ttl="1h", min_tokens=7, mark_kinds={"text": "off"}, models={"custom-*": "claude-opus-4-6"})
     )
-    found = rules(facts, "ours-1")
+    found = rules(facts, "custom-1")
     assert (found.model.name, found.ttl, found.minimum) == ("claude-opus-4-6", "1h", 7)
     assert facts.kinds(found)[Kind.TEXT] == "off"
-    assert facts.rules("databricks", "ours-1") is found
+    assert facts.rules("databricks", "custom-1") is found
     assert facts.rules("databricks", "llama") is None
-    assert facts.rules("openrouter", "ours-1") is not found
+    assert facts.rules("openrouter", "custom-1") is not found
 
 
-def test_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many names are asked for, few are kept."""
+def test_names_of_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many names are looked up, few are kept."""
     monkeypatch.setattr(module, "_LIMIT", 5)
     monkeypatch.setattr(module, "_RULES", 5)
-    knowledge = known()
+    knowledge = new_facts()
     facts = facts_of(knowledge)
     for number in range(50):
         assert facts.rules("databricks", f"model-{number}") is None
@@ -68,10 +68,10 @@ def test_lookups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(knowledge._facts) == 5
 
 
-def test_calibrations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many models answer, few calibrations are kept; one that is there stays there."""
+def test_calibrations_beyond_the_limit_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many models answer, few calibrations are kept; a calibration in use stays."""
     monkeypatch.setattr(module, "_LIMIT", 5)
-    knowledge = known()
+    knowledge = new_facts()
     facts = facts_of(knowledge)
     for number in range(23):
         found = rules(facts, f"claude-of-tomorrow-{number}")
@@ -92,27 +92,27 @@ def test_calibrations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"model": "claude-of-tomorrow"}, False), ({"model": 5}, False), ({}, False), (None, False), ("claude-sonnet-4-6", False),
     ],
 )  # fmt: skip
-def test_models_by_their_answers(answer: Any, learned: bool) -> None:
-    """An unknown name is what its answer says, if that has a row; the user's word wins over it."""
-    facts = facts_of(known())
+def test_unknown_model_is_resolved_by_its_answer(answer: Any, learned: bool) -> None:
+    """An unknown name stands for the model of its answer, if that has a row; the setting wins over it."""
+    facts = facts_of(new_facts())
     assert facts.rules("databricks", "main.ai.support") is None
     facts.learn_model("main.ai.support", answer)
     assert (facts.rules("databricks", "main.ai.support") is not None) is learned
-    told = facts_of(known(models={"main.ai.support": "claude-opus-4-6"}))
-    told.learn_model("main.ai.support", answer)
-    assert rules(told, "main.ai.support").model.name == "claude-opus-4-6"
+    configured = facts_of(new_facts(models={"main.ai.support": "claude-opus-4-6"}))
+    configured.learn_model("main.ai.support", answer)
+    assert rules(configured, "main.ai.support").model.name == "claude-opus-4-6"
 
 
-def test_a_name_that_is_none_teaches_nothing() -> None:
-    """An empty name is no model's."""
-    facts = facts_of(known())
+def test_empty_model_name_teaches_nothing() -> None:
+    """An empty name stands for no model."""
+    facts = facts_of(new_facts())
     facts.learn_model("", {"model": "claude-sonnet-4-6"})
     assert facts.rules("databricks", "") is None
 
 
-def test_refused_kinds_are_off_and_told() -> None:
-    """A refused kind is off for this provider and model, here and, once told, everywhere."""
-    knowledge, elsewhere = known(), known()
+def test_refused_kinds_are_off_and_published() -> None:
+    """A refused kind is off for this provider and model, here and, once published, everywhere."""
+    knowledge, elsewhere = new_facts(), new_facts()
     one, other = facts_of(knowledge), facts_of(elsewhere)
     one.refuse(rules(one), {Kind.TOOL_RESULT, Kind.IMAGE})
     assert {kind for kind, mark in one.kinds(rules(one)).items() if mark == "on"} == {
@@ -127,9 +127,9 @@ def test_refused_kinds_are_off_and_told() -> None:
     assert other.kinds(rules(other)) == one.kinds(rules(one))
 
 
-def test_a_minimum_is_believed_at_the_third_time() -> None:
-    """Prompts surely above the minimum that are not served three times say that it is another."""
-    knowledge, elsewhere = known(), known()
+def test_minimum_is_raised_at_the_third_unserved_prompt() -> None:
+    """Three unserved prompts that are surely above the minimum raise it."""
+    knowledge, elsewhere = new_facts(), new_facts()
     one, other = facts_of(knowledge), facts_of(elsewhere)
     before = rules(one).minimum
     for tokens, minimum in ((1200, before), (2000, before), (2000, before), (1300, before), (2000, 2001)):
@@ -140,14 +140,14 @@ def test_a_minimum_is_believed_at_the_third_time() -> None:
     lower = published(elsewhere, "minimum|databricks|claude-sonnet-4-6|1500")
     elsewhere.merge_updates(lower)
     assert rules(other).minimum == 2001
-    fixed = known(min_tokens=10)
+    fixed = new_facts(min_tokens=10)
     fixed.merge_updates(lower)
     assert rules(facts_of(fixed)).minimum == 10
 
 
-def test_no_minimum_is_absurd() -> None:
-    """A provider that serves nothing at all does not raise it for ever."""
-    knowledge = known()
+def test_minimum_is_never_raised_beyond_its_cap() -> None:
+    """A provider that serves no prompt from its cache does not raise the minimum forever."""
+    knowledge = new_facts()
     facts = facts_of(knowledge)
     for _ in range(9):
         facts.unserved(rules(facts), 1e9)
@@ -164,27 +164,27 @@ def test_no_minimum_is_absurd() -> None:
         {"minimum|databricks|claude-sonnet-4-6|5000": -1}, {"rumour|databricks|claude-sonnet-4-6|text": 1}, {"a|b|c|d|e|f": 1},
     ],
 )  # fmt: skip
-def test_facts_that_are_none(facts: dict[str, int]) -> None:
-    """What another version, or nobody, wrote into the shared table changes nothing."""
+def test_unknown_facts_in_the_shared_table_change_nothing(facts: dict[str, int]) -> None:
+    """Entries of another version, or of an unknown program, change nothing."""
     for tagged in (False, True):
-        knowledge, fresh = known(), facts_of(known())
+        knowledge, fresh = new_facts(), facts_of(new_facts())
         for name, count in facts.items():
             knowledge.merge_updates(published(knowledge, name, count=count) if tagged else {name: count})
         assert rules(facts_of(knowledge)) == rules(fresh)
         assert facts_of(knowledge).kinds(rules(fresh)) == fresh.kinds(rules(fresh))
 
 
-def test_tokens_are_learned_by_model() -> None:
-    """What one model's usage teaches says nothing of another's."""
-    facts = facts_of(known())
+def test_token_scale_of_one_model_leaves_others_alone() -> None:
+    """The usage of one model changes no other model's scale."""
+    facts = facts_of(new_facts())
     facts.count_tokens(rules(facts), 1000, 1500)
     assert facts.calibration(rules(facts)).scale == 1.5
     assert facts.calibration(rules(facts, "claude-sonnet-4-5")).scale == 1.0
 
 
-def test_an_hour_that_is_refused() -> None:
-    """A provider that takes no TTL is asked for five minutes from then on, by every worker that hears of it."""
-    one, other = known(ttl="1h"), known(ttl="1h")
+def test_refused_hour_is_replaced_by_five_minutes_everywhere() -> None:
+    """A provider that refuses the TTL is asked for five minutes, by every worker that learns of it."""
+    one, other = new_facts(ttl="1h"), new_facts(ttl="1h")
     found = rules(facts_of(one), "claude-opus-4-6")
     assert found.ttl == "1h"
     facts_of(one).refuse_hour(found)
@@ -193,10 +193,10 @@ def test_an_hour_that_is_refused() -> None:
         assert rules(facts_of(knowledge), "claude-opus-4-6").ttl == "5m"
 
 
-def test_facts_of_models_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shared table may name any number of models: so many facts are kept, and known ones still grow."""
+def test_facts_of_many_models_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shared table may name any number of models: few facts are kept, and known ones still grow."""
     monkeypatch.setattr(module, "_LIMIT", 40)
-    knowledge = known()
+    knowledge = new_facts()
     names = [
         f"{fact}|databricks|claude-{number}|{value}"
         for number in range(100)
@@ -220,16 +220,16 @@ def test_facts_of_models_without_end_are_bounded(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("value", ["9" * 10, "9" * 5_000, "٣٠٠٠", "²", "-5", "+5000", "5_000", " 5000"])
 def test_minimum_that_is_no_plain_number_changes_nothing(value: str) -> None:
     """Another program may write anything in the place of a minimum."""
-    knowledge = known()
+    knowledge = new_facts()
     knowledge.merge_updates(published(knowledge, f"minimum|databricks|claude-sonnet-4-6|{value}"))
-    assert rules(facts_of(knowledge)) == rules(facts_of(known()))
+    assert rules(facts_of(knowledge)) == rules(facts_of(new_facts()))
 
 
 # -- namespaces ------------------------------------------------------------------------------------
 
 
-def refused_everything(facts: NamespaceFacts) -> None:
-    """Teach a namespace all there is to learn of a model, from answers that suit nobody."""
+def learn_everything(facts: NamespaceFacts) -> None:
+    """Teach a namespace every kind of fact about a model, from odd answers."""
     found = rules(facts)
     facts.refuse(found, set(Kind))
     facts.refuse_hour(found)
@@ -240,7 +240,7 @@ def refused_everything(facts: NamespaceFacts) -> None:
     facts.learn_model("main.ai.support", {"model": "claude-opus-4-6"})
 
 
-def seen_by(knowledge: LearnedFacts, namespace: str) -> tuple[Any, ...]:
+def rules_and_facts(knowledge: LearnedFacts, namespace: str) -> tuple[Any, ...]:
     """Return all that a namespace's facts say of a model."""
     facts = facts_of(knowledge, namespace)
     found = rules(facts)
@@ -255,32 +255,32 @@ def seen_by(knowledge: LearnedFacts, namespace: str) -> tuple[Any, ...]:
 
 def test_facts_of_one_namespace_leave_the_rules_of_another_equal() -> None:
     """Refusals, minimums, tokens and names that one namespace learned change nothing for any other."""
-    knowledge, fresh = known(ttl="1h"), known(ttl="1h")
-    refused_everything(facts_of(knowledge, "one"))
+    knowledge, fresh = new_facts(ttl="1h"), new_facts(ttl="1h")
+    learn_everything(facts_of(knowledge, "one"))
     for namespace in ("other", "", "one ", "One"):
-        assert seen_by(knowledge, namespace) == seen_by(fresh, namespace)
-    for before, after in zip(seen_by(fresh, "one"), seen_by(knowledge, "one"), strict=True):
+        assert rules_and_facts(knowledge, namespace) == rules_and_facts(fresh, namespace)
+    for before, after in zip(rules_and_facts(fresh, "one"), rules_and_facts(knowledge, "one"), strict=True):
         assert before != after
 
 
 def test_facts_in_the_shared_table_are_those_of_their_namespace() -> None:
     """Another worker takes over one namespace's facts for that namespace only."""
-    knowledge, elsewhere, fresh = known(ttl="1h"), known(ttl="1h"), known(ttl="1h")
-    refused_everything(facts_of(knowledge, "one"))
+    knowledge, elsewhere, fresh = new_facts(ttl="1h"), new_facts(ttl="1h"), new_facts(ttl="1h")
+    learn_everything(facts_of(knowledge, "one"))
     news = knowledge.drain_updates()
     elsewhere.merge_updates(news)
-    assert seen_by(elsewhere, "other") == seen_by(fresh, "other")
-    assert seen_by(elsewhere, "one")[:3] == seen_by(knowledge, "one")[:3]
+    assert rules_and_facts(elsewhere, "other") == rules_and_facts(fresh, "other")
+    assert rules_and_facts(elsewhere, "one")[:3] == rules_and_facts(knowledge, "one")[:3]
     assert not any("one" in name.split("|") for name in news)
 
 
 def test_facts_under_another_secret_are_those_of_no_namespace() -> None:
     """A table that workers with another secret wrote changes nothing."""
-    knowledge, fresh = known(), known()
+    knowledge, fresh = new_facts(), new_facts()
     stranger = LearnedFacts(Settings(provider="databricks"), b"another")
-    refused_everything(facts_of(stranger, "one"))
+    learn_everything(facts_of(stranger, "one"))
     knowledge.merge_updates(stranger.drain_updates())
-    assert seen_by(knowledge, "one") == seen_by(fresh, "one")
+    assert rules_and_facts(knowledge, "one") == rules_and_facts(fresh, "one")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_facts_under_another_secret_are_those_of_no_namespace() -> None:
 )
 def test_facts_of_a_model_with_separators_in_its_name_are_those_of_no_other_namespace(name: str) -> None:
     """A client that calls a model as the shared table's names are made changes no other namespace's rules."""
-    knowledge, elsewhere = known(), known()
+    knowledge, elsewhere = new_facts(), new_facts()
     victim = facts_of(elsewhere, "victim")
     attacker = facts_of(knowledge, "attacker")
     attacker.refuse(rules(attacker, name.format(tag=victim._tag)), {Kind.IMAGE})
@@ -301,9 +301,9 @@ def test_facts_of_a_model_with_separators_in_its_name_are_those_of_no_other_name
 def test_facts_of_a_namespace_are_kept_however_many_another_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace within its fair share loses no fact to one that learns of new models without end."""
     monkeypatch.setattr(module, "_LIMIT", 50)
-    knowledge = known(ttl="1h")
-    refused_everything(facts_of(knowledge, "me"))
-    before, flood = seen_by(knowledge, "me"), facts_of(knowledge, "flood")
+    knowledge = new_facts(ttl="1h")
+    learn_everything(facts_of(knowledge, "me"))
+    before, flood = rules_and_facts(knowledge, "me"), facts_of(knowledge, "flood")
     for number in range(200):
         flood.count_tokens(rules(flood, f"claude-of-tomorrow-{number}"), 1000, 1500)
         flood.refuse_key(rules(flood, f"claude-of-tomorrow-{number}"))
@@ -311,12 +311,12 @@ def test_facts_of_a_namespace_are_kept_however_many_another_learns(monkeypatch: 
         published(knowledge, *(f"no_key|databricks|claude-{n}|key" for n in range(200)), namespace="third")
     )
     assert len(knowledge._facts) <= 50
-    assert seen_by(knowledge, "me") == before
+    assert rules_and_facts(knowledge, "me") == before
 
 
 def test_facts_of_names_of_any_length_take_bounded_memory() -> None:
     """A name that no model has, and that nothing was learned of, is not kept if it is long."""
-    facts, name = facts_of(known()), "x" * 1_000_000
+    facts, name = facts_of(new_facts()), "x" * 1_000_000
     tracemalloc.start()
     try:
         for number in range(20):
@@ -344,7 +344,7 @@ def test_facts_of_requests_at_the_same_time_are_all_learned() -> None:
         facts.refuse(rules(facts), {kind})
 
     for _ in range(100):
-        facts, ready = facts_of(known()), threading.Barrier(len(Kind))
+        facts, ready = facts_of(new_facts()), threading.Barrier(len(Kind))
         threads = [threading.Thread(target=refuse, args=(facts, kind, ready)) for kind in Kind]
         for thread in threads:
             thread.start()

@@ -1,4 +1,4 @@
-"""Requests to OpenAI and to other models that cache by themselves: hints where asked for, never a marker."""
+"""Requests to models that cache by themselves, such as OpenAI's: hints by opt-in, never a marker."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ MANUAL = "\n".join(f"{n}. Returns are free within {n} days of delivery." for n i
 BREAKPOINT = {"mode": "explicit"}
 
 
-def middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
-    """Return a middleware for OpenAI with hints and a clock of its own, `mw.clock`."""
+def make_middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
+    """Return a make_middleware for OpenAI with hints and its own clock, `mw.clock`."""
     return clocked(kind, **{"provider": "openai", "openai_hints": True, **chosen})
 
 
@@ -47,20 +47,20 @@ def turn(number: int, turns: int = 1, model: str = "gpt-5.6") -> Body:
 
 
 def breakpoints(body: Body) -> list[tuple[Any, ...]]:
-    """Return where breakpoints of OpenAI's sort stand."""
+    """Return the places of OpenAI's breakpoints."""
     return [path[:-1] for path, _ in walk(body) if path and path[-1] == "prompt_cache_breakpoint"]
 
 
-def familiar(mw: Any, body: Body) -> None:
-    """Let the head of a body come for ten minutes."""
+def repeat(mw: Any, body: Body) -> None:
+    """Send a body again and again for ten minutes."""
     for _ in range(20):
         mw.settle(mw.prepare(body), None)
         mw.clock.now += 31
 
 
-def test_breakpoints_on_what_is_shared() -> None:
-    """The system prompt is marked from the first request on; what was written is read by all others."""
-    mw, model = middleware(), MODELS["gpt-5.6"]
+def test_shared_prompt_is_marked_at_once_and_read_by_later_requests() -> None:
+    """The system prompt is marked from the first request on, and all later requests read it."""
+    mw, model = make_middleware(), MODELS["gpt-5.6"]
     cache = OpenAICache(model)
     for number in range(4):
         call = mw.prepare(turn(number))
@@ -78,9 +78,9 @@ def test_breakpoints_on_what_is_shared() -> None:
     assert mw.prepare(turn(9)).plan.hit is None
 
 
-def test_turns_go_on() -> None:
-    """The last turns are marked as well, at most three breakpoints of ours beside OpenAI's own."""
-    mw = middleware()
+def test_last_turns_are_marked_beside_the_shared_prompt() -> None:
+    """The last turns are marked as well, with at most three breakpoints added to OpenAI's own."""
+    mw = make_middleware()
     body = turn(1, turns=6)
     call = mw.prepare(body)
     assert breakpoints(call.body) == [("messages", at, "content", 0) for at in (0, 7, 9)]
@@ -96,8 +96,8 @@ ODD = {
 }
 
 
-def test_nothing_but_hints() -> None:
-    """Random bodies: nothing else changes, what the client says of the provider cache stays, and none is refused."""
+def test_random_bodies_change_by_hints_only_and_are_never_refused() -> None:
+    """Random bodies change by hints only, keep the client's cache fields, and none is refused."""
     seen: Counter[str] = Counter()
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -117,8 +117,8 @@ def test_nothing_but_hints() -> None:
         for part, mark in zip(parts, marks, strict=False):
             if mark:
                 part["prompt_cache_breakpoint"] = mark
-        mw = middleware(min_tokens=0)
-        familiar(mw, body)
+        mw = make_middleware(min_tokens=0)
+        repeat(mw, body)
         before, own = copy.deepcopy(body), breakpoints(body)
         call = mw.prepare(body)
         assert body == before
@@ -130,12 +130,12 @@ def test_nothing_but_hints() -> None:
         assert added == len(call.plan.added) <= 3
         if own or model not in HINTED or odd.get("prompt_cache_options") == {"mode": "explicit"}:
             assert not added
-        ours = call.body.get(KEY) != body.get(KEY)
-        if not added and not ours:
+        keyed = call.body.get(KEY) != body.get(KEY)
+        if not added and not keyed:
             assert call.body is body
         seen["breakpoints"] += bool(added)
         seen["own"] += bool(own)
-        seen["key"] += ours
+        seen["key"] += keyed
         seen["untouched"] += call.body is body
         taken = find_model(model)
         assert taken is not None
@@ -150,28 +150,28 @@ def test_nothing_but_hints() -> None:
     assert min(seen["breakpoints"], seen["key"], seen["own"], seen["untouched"]) > 10, seen
 
 
-def test_the_key_of_an_app() -> None:
-    """A head that is known gets a key, the same for all its conversations and models before GPT-5.6 too."""
+def test_known_prompt_gets_one_key_for_all_its_conversations() -> None:
+    """A known prompt gets a key, equal for all its conversations, and for models before GPT-5.6 too."""
     for model in ("gpt-5.2", "gpt-5.6"):
-        mw = middleware()
+        mw = make_middleware()
         assert KEY not in mw.prepare(turn(0, model=model)).body
-        familiar(mw, turn(0, model=model))
+        repeat(mw, turn(0, model=model))
         keys = {mw.prepare(turn(number, turns, model)).body[KEY] for number in range(5) for turns in (1, 2)}
         assert len(keys) == 1
         assert mw.prepare({**turn(0, model=model), KEY: "mine"}).body[KEY] == "mine"
         mw.close()
 
 
-def test_async_is_the_same() -> None:
-    """The async twin hints alike."""
+def test_async_middleware_adds_the_same_hints() -> None:
+    """The async middleware adds the hints of the sync one."""
 
     async def both() -> None:
-        mw, sync = middleware(cachemw.AsyncMiddleware, secret="s"), middleware(secret="s")
+        mw, sync = make_middleware(cachemw.AsyncMiddleware, secret="s"), make_middleware(secret="s")
         for at in range(25):
             body = turn(at % 3)
-            twin, call = await mw.prepare(body), sync.prepare(body)
-            assert twin.body == call.body
-            await mw.settle(twin, None)
+            other, call = await mw.prepare(body), sync.prepare(body)
+            assert other.body == call.body
+            await mw.settle(other, None)
             sync.settle(call, None)
             mw.clock.now += 40
             sync.clock.now += 40
@@ -183,17 +183,17 @@ def test_async_is_the_same() -> None:
 
 @pytest.mark.parametrize("chosen", [{"openai_hints": False}, {"mode": "observe"}, {"mode": "off"}])
 @pytest.mark.parametrize("model", ["gpt-5.6", "gpt-5.2"])
-def test_not_asked_for(chosen: Body, model: str) -> None:
-    """Without the setting, or where bodies are left alone, nothing is added."""
-    mw, body = middleware(**chosen), turn(1, model=model)
-    familiar(mw, body)
+def test_hints_are_absent_without_the_setting(chosen: Body, model: str) -> None:
+    """Without the setting, or in a mode that changes no body, no hint is added."""
+    mw, body = make_middleware(**chosen), turn(1, model=model)
+    repeat(mw, body)
     assert mw.prepare(body).body is body
 
 
 @pytest.mark.parametrize("hints", [False, True])
 @pytest.mark.parametrize("provider", list(PROVIDERS))
-def test_a_model_without_explicit_caching_is_never_marked(provider: str, hints: bool) -> None:
-    """No `cache_control` for any row that does not take it, at any provider; and hints at OpenAI alone."""
+def test_model_without_explicit_caching_is_never_marked(provider: str, hints: bool) -> None:
+    """A row without explicit caching gets no `cache_control` at any provider, and hints at OpenAI only."""
     seen: Counter[str] = Counter()
     clock = Clock()
     mw = cachemw.Middleware(clock=clock, openai_hints=hints, min_tokens=0)
@@ -214,10 +214,10 @@ def test_a_model_without_explicit_caching_is_never_marked(provider: str, hints: 
     assert bool(seen["cache_control"]) == (PROVIDERS[provider].max_markers > 0 and provider != "openai")
 
 
-def test_a_refused_key_is_not_sent_again() -> None:
-    """An endpoint that doesn't know the field gets the original once, and no key from then on."""
-    mw, body = middleware(), turn(0, model="gpt-5.2")
-    familiar(mw, body)
+def test_refused_key_is_not_sent_again() -> None:
+    """An endpoint that rejects the field gets the original once, and no key from then on."""
+    mw, body = make_middleware(), turn(0, model="gpt-5.2")
+    repeat(mw, body)
     call = mw.prepare(body)
     assert call.body[KEY]
     assert mw.refused(call, 400, "Unrecognized request argument supplied: prompt_cache_key") is body
@@ -228,8 +228,8 @@ def test_a_refused_key_is_not_sent_again() -> None:
 
 
 def test_refused_breakpoints_are_not_sent_again() -> None:
-    """The same for breakpoints, by kind; an error about neither is the client's own affair."""
-    mw, body = middleware(), turn(0)
+    """A refused breakpoint switches off its kind; an unrelated error is left to the client."""
+    mw, body = make_middleware(), turn(0)
     call = mw.prepare(body)
     assert mw.refused(call, 400, "Invalid value for 'temperature'") is None
     assert (
@@ -239,20 +239,20 @@ def test_refused_breakpoints_are_not_sent_again() -> None:
     assert mw.prepare(body).body is body
 
 
-def test_other_workers_learn_of_a_refused_key() -> None:
-    """What one worker was told, all know."""
-    teller, other = LearnedFacts(cachemw.Settings()), LearnedFacts(cachemw.Settings())
+def test_refused_key_is_learned_by_other_workers() -> None:
+    """A fact that one worker publishes reaches every worker."""
+    publisher, other = LearnedFacts(cachemw.Settings()), LearnedFacts(cachemw.Settings())
     rules = resolve("openai", "gpt-5.2")
     assert rules is not None
-    teller.of("default").refuse_key(rules)
+    publisher.of("default").refuse_key(rules)
     assert other.of("default").takes_key(rules)
-    other.merge_updates(teller.drain_updates())
+    other.merge_updates(publisher.drain_updates())
     assert not other.of("default").takes_key(rules)
 
 
 def cost(model: str, hints: bool, turns: int) -> float:
-    """Return what busy conversations of an app cost, a plain token costing 1."""
-    mw, row = middleware(openai_hints=hints), MODELS[model]
+    """Return the cost of busy conversations of an app, at 1 for an uncached token."""
+    mw, row = make_middleware(openai_hints=hints), MODELS[model]
     cache, weights = OpenAICache(row), Weights.of(row)
     paid = total = 0.0
     coming = sorted((5.0 * n + 20 * at, n, at) for n in range(300) for at in range(turns))
@@ -269,8 +269,8 @@ def cost(model: str, hints: bool, turns: int) -> float:
     return paid / total
 
 
-def test_what_hints_save() -> None:
-    """Where nothing shorter than a breakpoint is found, marking what is shared saves most of it."""
+def test_hints_save_most_of_a_shared_prompt() -> None:
+    """If no prefix shorter than a breakpoint is found, marking the shared part saves most of it."""
     assert cost("gpt-5.6", True, 1) < 0.3 < 1.2 < cost("gpt-5.6", False, 1)
     assert cost("gpt-5.6", True, 4) < 0.5 * cost("gpt-5.6", False, 4)
 
@@ -319,8 +319,10 @@ USAGES: list[tuple[str, str, Body, Decimal]] = [
 
 
 @pytest.mark.parametrize(("provider", "model", "usage", "saved"), USAGES)
-def test_reports_show_money(provider: str, model: str, usage: Body, saved: Decimal) -> None:
-    """What a provider's own caching saved is in the report, at its prices."""
+def test_report_shows_the_money_saved_by_the_provider(
+    provider: str, model: str, usage: Body, saved: Decimal
+) -> None:
+    """The report has the saving of the provider's own caching, at its prices."""
     mw = cachemw.Middleware(clock=Clock())
     call = mw.prepare({"model": model, "messages": [{"role": "user", "content": "Hello"}]}, provider=provider)
     receipt = mw.settle(call, usage)

@@ -1,4 +1,4 @@
-"""Requests to OpenRouter: what may be marked there, and that a conversation stays with the backend that served it."""
+"""Requests to OpenRouter: blocks that may be marked, and conversations that stay with one backend."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def opening(body: Any) -> tuple[str, str]:
 
 
 def marked(body: Any) -> list[tuple[Any, ...]]:
-    """Return where markers stand."""
+    """Return the places of markers."""
     return [path[:-1] for path, _ in walk(body) if path and path[-1] == "cache_control"]
 
 
-def test_conversations_stay_where_they_are() -> None:
-    """From its first marked turn on a conversation opens with the same bytes, and almost nothing is lost by it."""
+def test_conversation_keeps_its_first_bytes_and_its_cache_reads() -> None:
+    """From its first marked turn on a conversation opens with the same bytes, and keeps its cache reads."""
     clock = [0.0]
     mw = cachemw.Middleware(provider="openrouter", clock=lambda: clock[0])
     cache = ProviderCache(MODELS["claude-sonnet-4-6"], Options(provider="openrouter"))
@@ -74,8 +74,8 @@ def test_conversations_stay_where_they_are() -> None:
     assert {"tools", "system", "user", "tool"} <= set(seen)
 
 
-def test_never_at_the_top() -> None:
-    """A marker at the top of a body would keep it from all of Claude's hosts but one: ours never stands there."""
+def test_marker_is_never_at_the_top_of_a_body() -> None:
+    """A marker at the top would exclude all but one of Claude's hosts, so cachemw never places one there."""
     body: Body = {"model": MODEL, "messages": [{"role": "user", "content": "Answer shortly. " * 2000}]}
     mw = cachemw.Middleware(provider="openrouter")
     call = mw.prepare(body)

@@ -1,4 +1,4 @@
-"""Requests that leave with more than markers added, where that was asked for: what it saves, what it may not do."""
+"""Requests that leave with more than markers added, by opt-in: savings and limits."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 BOTH = {"split_text": True, "sort_tools": True}
 
 
-def middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
-    """Return a middleware for Databricks with a clock of its own, `mw.clock`."""
+def make_middleware(kind: Any = cachemw.Middleware, **chosen: Any) -> Any:
+    """Return a make_middleware for Databricks with its own clock, `mw.clock`."""
     return clocked(kind, **{"provider": "databricks", **BOTH, **chosen})
 
 
@@ -68,20 +68,20 @@ def played(mw: Any, bodies: Iterable[Body]) -> Iterator[tuple[Any, Ticket]]:
         yield call, ticket
 
 
-# -- what it is for --------------------------------------------------------------------------------
+# -- savings ---------------------------------------------------------------------------------------
 
 
-def test_a_dated_prompt_is_read() -> None:
-    """All but the last line is read from the third request on; without the opt-in nothing ever is."""
-    reads = [ticket.cache_read for _, ticket in played(middleware(), map(request, range(6)))]
+def test_prompt_that_ends_with_the_time_is_read_up_to_its_last_line() -> None:
+    """All but the last line is read from the third request on; without the opt-in there is no cache read."""
+    reads = [ticket.cache_read for _, ticket in played(make_middleware(), map(request, range(6)))]
     assert reads[:2] == [0, 0]
     assert min(reads[2:]) > 2000
     assert not any(
-        ticket.cache_read for _, ticket in played(middleware(split_text=False), map(request, range(6)))
+        ticket.cache_read for _, ticket in played(make_middleware(split_text=False), map(request, range(6)))
     )
 
 
-def test_a_document_is_read_by_its_second_question() -> None:
+def test_document_is_read_by_its_second_question() -> None:
     """Once texts were seen to part near their ends, a new document is written for the next question."""
 
     def asked() -> Iterator[Body]:
@@ -92,28 +92,28 @@ def test_a_document_is_read_by_its_second_question() -> None:
                 )
                 yield {"model": MODEL, "messages": [{"role": "user", "content": text}]}
 
-    tickets = [ticket for _, ticket in played(middleware(), asked())]
+    tickets = [ticket for _, ticket in played(make_middleware(), asked())]
     assert not any(ticket.cache_read for ticket in tickets[::4])
     assert all(ticket.cache_write_5m > 1500 for ticket in tickets[16::4])
     assert all(ticket.cache_read > 1500 for ticket in tickets[17::4])
 
 
-def test_shuffled_tools_are_read() -> None:
-    """Whatever order they come in, the same tools leave the same way."""
+def test_shuffled_tools_leave_in_one_order_and_are_read() -> None:
+    """The same tools leave in the same order, in whatever order they come."""
     orders = [(0, 1, 2), (2, 1, 0), (1, 0, 2), (2, 0, 1)]
     bodies = [{**request(0), "tools": tools(order)} for order in orders]
-    assert [ticket.cache_read > 2000 for _, ticket in played(middleware(), bodies)] == [
+    assert [ticket.cache_read > 2000 for _, ticket in played(make_middleware(), bodies)] == [
         False,
         True,
         True,
         True,
     ]
-    assert not any(ticket.cache_read for _, ticket in played(middleware(sort_tools=False), bodies))
+    assert not any(ticket.cache_read for _, ticket in played(make_middleware(sort_tools=False), bodies))
 
 
-def test_off_by_default() -> None:
-    """Nothing but markers leaves where nothing else was asked for."""
-    mw = middleware(split_text=False, sort_tools=False)
+def test_opt_ins_are_off_by_default() -> None:
+    """Without an opt-in only markers are added."""
+    mw = make_middleware(split_text=False, sort_tools=False)
     for number in range(4):
         body = request(number, tools=tools((2, 1, 0)))
         call = mw.prepare(body)
@@ -122,34 +122,34 @@ def test_off_by_default() -> None:
         mw.settle(call, None)
 
 
-# -- what it may not do ----------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
-def test_without_a_breakpoint_the_request_goes_as_it_came() -> None:
-    """A prompt under the minimum, and one that is only observed: the caller's own object."""
+def test_request_without_a_breakpoint_is_the_callers_object() -> None:
+    """A prompt below the minimum, or one that is observed, leaves as the caller's own object."""
     for chosen, reason in (
         ({"min_tokens": 10**6}, Reason.BELOW_MINIMUM),
         ({"mode": "observe"}, Reason.NOT_OPTIMIZING),
     ):
-        mw = middleware(**chosen)
+        mw = make_middleware(**chosen)
         for call, _ in played(mw, (request(number, tools=tools((1, 0))) for number in range(4))):
             assert call.plan.skipped is reason
             assert call.body is call._lifecycle.parsed.body
 
 
-def test_observe_tells_what_the_opt_ins_would_save() -> None:
-    """What is observed is what would have left."""
-    mw = middleware(mode="observe")
+def test_observe_mode_reports_the_saving_of_opt_ins() -> None:
+    """Observe mode plans the body that would have left."""
+    mw = make_middleware(mode="observe")
     list(played(mw, map(request, range(8))))
     assert mw.report().totals.would_save > 0
-    plain = middleware(mode="observe", split_text=False)
-    list(played(plain, map(request, range(8))))
-    assert plain.report().totals.would_save <= 0
+    whole = make_middleware(mode="observe", split_text=False)
+    list(played(whole, map(request, range(8))))
+    assert whole.report().totals.would_save <= 0
 
 
-def test_a_refusal_gives_the_original_back() -> None:
-    """What is sent again is the caller's body: whole texts, tools as they came."""
-    mw = middleware()
+def test_refusal_gives_the_original_body() -> None:
+    """The body to resend is the caller's: whole texts, tools in their original order."""
+    mw = make_middleware()
     list(played(mw, (request(number, tools=tools((0, 1))) for number in range(3))))
     body = request(9, tools=tools((1, 0)))
     call = mw.prepare(body)
@@ -158,9 +158,9 @@ def test_a_refusal_gives_the_original_back() -> None:
     assert mw.refused(call, 400, "system.0.cache_control: Extra inputs are not permitted") is body
 
 
-def test_odd_bodies_pass() -> None:
-    """What is no chat request goes as it came, for the reason that it has without the opt-ins."""
-    mw = middleware()
+def test_unreadable_bodies_pass_with_the_usual_reason() -> None:
+    """A body that is no chat request leaves unchanged, for the same reason as without the opt-ins."""
+    mw = make_middleware()
     for body in (
         {"model": MODEL, "messages": [], "tools": tools((1, 0))},
         {"model": MODEL, "messages": [3], "tools": tools((1, 0))},
@@ -174,15 +174,15 @@ def test_odd_bodies_pass() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_bug_at_any_call(asynchronous: bool) -> None:
-    """Whatever raises on the way: the original leaves, and the next request is none the worse for it."""
+def test_exception_at_any_call_sends_the_original(asynchronous: bool) -> None:
+    """An exception on the way sends the original, and the next request works as usual."""
     body = request(9, tools=tools((1, 0)))
 
     async def done(result: Any) -> Any:
         return await result if asynchronous else result
 
     async def run(at: int) -> list[str]:
-        mw = middleware(cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware)
+        mw = make_middleware(cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware)
         for number in range(3):
             await done(mw.settle(await done(mw.prepare(request(number, tools=tools((0, 1))))), None))
         with raising(Boom(), at, "prepare") as names:
@@ -208,8 +208,8 @@ def test_a_bug_at_any_call(asynchronous: bool) -> None:
     asyncio.run(every())
 
 
-def held(root: Any) -> Iterator[str]:
-    """Yield all strings and bytes in an object of the package, in its fields and in what these contain."""
+def strings_in(root: Any) -> Iterator[str]:
+    """Yield all strings and bytes in an object of the package, in its fields and in their contents."""
     seen: set[int] = set()
     left = [root]
     while left:
@@ -228,13 +228,13 @@ def held(root: Any) -> Iterator[str]:
             left += [*getattr(node, "__dict__", {}).values(), *(getattr(node, name, None) for name in slots)]
 
 
-def test_stores_hold_no_text() -> None:
-    """Neither texts nor tools are in what a process keeps."""
-    mw = middleware()
+def test_opt_ins_keep_no_text() -> None:
+    """A process keeps neither texts nor tools."""
+    mw = make_middleware()
     for number in range(4):
         mw.settle(mw.prepare(request(number, tools=tools((1, 0)))), None)
     store, shared = mw._shell.store, mw._shared
-    kept = "\n".join(held([store._records, store._tables, shared, shared.splitter, shared.parser]))
+    kept = "\n".join(strings_in([store._records, store._tables, shared, shared.splitter, shared.parser]))
     for table in (shared.parser._memo, shared.splitter._pieces, shared.splitter._texts):
         (name, *_) = table.read("default")
         assert repr(name) in kept
@@ -242,7 +242,7 @@ def test_stores_hold_no_text() -> None:
 
 
 def accepted(provider: ProviderCache, body: Body, now: float, wire: Wire) -> Ticket | None:
-    """Return what a request would cost; None where the provider refuses it."""
+    """Return the bill of a request, or None if the provider refuses it."""
     try:
         return provider.begin(body, now, wire)
     except Refused:
@@ -259,14 +259,14 @@ def markers(body: Body) -> int:
     )
 
 
-def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
-    """Random bodies that come again: equal but for what was asked for, and taken where the original is."""
+def test_random_bodies_change_by_opt_ins_only_and_are_never_refused() -> None:
+    """Random bodies that come again are equal but for the opt-ins, and accepted if the original is."""
     seen: Counter[str] = Counter()
 
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data(), st.lists(long_bodies(odd=False), min_size=2, max_size=4))
     def arrive(data: st.DataObject, drawn: list[tuple[Wire, Body]]) -> None:
-        mw = middleware(provider="auto", min_tokens=0)
+        mw = make_middleware(provider="auto", min_tokens=0)
         billed: dict[str, ProviderCache] = {}
         for wire, body in [*drawn, *drawn]:
             provider = "anthropic" if wire == "messages" else "databricks"
@@ -278,7 +278,7 @@ def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
             if wire == "chat":
                 assert same_request(body, call.body, **BOTH)
             assert markers(call.body) <= max(4, markers(body))
-            seen["ours" if call.plan.added else "plain"] += 1
+            seen["added" if call.plan.added else "unmarked"] += 1
             seen["cut"] += (
                 bool(call.plan.breakpoints) and call._lifecycle.parsed.prompt.outgoing_body is not body
             )
@@ -294,12 +294,12 @@ def test_nothing_but_cuts_order_and_markers_never_refused() -> None:
                 ticket = accepted(cache, call.body, mw.clock.now, wire)
                 assert ticket is not None, "the provider refuses what it took as it came"
                 cache.answer_began(ticket, mw.clock.now + 1)
-                tell = anthropic_usage if wire == "messages" else databricks_usage
-                mw.settle(call, {"usage": tell(ticket, 3)})
+                report = anthropic_usage if wire == "messages" else databricks_usage
+                mw.settle(call, {"usage": report(ticket, 3)})
             mw.clock.now += data.draw(st.sampled_from([2, 60, 301]))
         assert not [name for name in mw.counts if name.startswith("error")], mw.counts
 
     arrive()
-    assert seen["ours"] > EXAMPLES, seen
+    assert seen["added"] > EXAMPLES, seen
     assert seen["cut"] > EXAMPLES / 2, seen
     assert seen["refused as it came"] < EXAMPLES, seen

@@ -1,4 +1,4 @@
-"""The promises, held on random bodies: nothing but markers, never too many, never refused, never in the way.
+"""The promises on random bodies: only markers are added, never too many, never refused, never a failure.
 
 `EXAMPLES=10000 pytest tests/engine/test_promises.py` takes as many bodies.
 """
@@ -46,7 +46,7 @@ WAYS = ("messages", "content", "tool_calls", "tools", "system", "function")
 
 
 def markers(body: Body) -> dict[tuple[Any, ...], Any]:
-    """Return every marker by the path of what holds it, counted by place alone: entries of lists, and functions."""
+    """Return every marker that counts by the path of its holder: entries of lists, and functions."""
     return {
         path[:-1]: node
         for path, node in walk(body)
@@ -68,13 +68,13 @@ def same_place(path: tuple[Any, ...], body: Body) -> tuple[Any, ...]:
     return path
 
 
-def hold(call: cachemw.Call, body: Body, before: Body, identities: dict[Any, int]) -> None:
-    """Check what may never happen to one request."""
+def check(call: cachemw.Call, body: Body, before: Body, identities: dict[Any, int]) -> None:
+    """Check one request against the promises."""
     assert body == before, "the caller's objects were changed"
     assert {path: id(node) for path, node in walk(body)} == identities, "the caller's objects were replaced"
-    assert canonical(call.body) == canonical(body), "something but markers left"
+    assert canonical(call.body) == canonical(body), "more than markers was added"
     came, left = markers(body), markers(call.body)
-    assert {path: left.get(path) for path in came} == came, "a marker of the client's is gone"
+    assert {path: left.get(path) for path in came} == came, "a client marker is gone"
     added = [same_place(path, body) for path in left if path not in came]
     assert len(added) == len(call.plan.added)
     assert sorted(map(str, added)) == sorted(str(point.path) for point in call.plan.added)
@@ -86,7 +86,7 @@ def hold(call: cachemw.Call, body: Body, before: Body, identities: dict[Any, int
 
 
 def accepted(provider: ProviderCache, body: Body, now: float, wire: Wire) -> Ticket | None:
-    """Return what a request would cost; None where the provider refuses it."""
+    """Return the bill of a request, or None if the provider refuses it."""
     try:
         return provider.begin(body, now, wire)
     except Refused:
@@ -94,7 +94,7 @@ def accepted(provider: ProviderCache, body: Body, now: float, wire: Wire) -> Tic
 
 
 def test_nothing_but_markers_never_too_many_never_refused() -> None:
-    """Random bodies, each coming several times, the same, in other words or changed, against a billing provider."""
+    """Random bodies come several times, equal, in another form or changed, against a billing provider."""
     seen: Counter[str] = Counter()
 
     @many
@@ -110,8 +110,8 @@ def test_nothing_but_markers_never_too_many_never_refused() -> None:
         for body in (one, data.draw(st.sampled_from(SAME))(one), other, one, other):
             before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
             call = mw.prepare(body, wire=wire)
-            hold(call, body, before, identities)
-            seen["ours" if call.plan.added else "plain"] += 1
+            check(call, body, before, identities)
+            seen["added" if call.plan.added else "unmarked"] += 1
             seen.update(point.reason for point in call.plan.added)
             seen.update(f"{point.ttl} after {len(markers(body))} own" for point in call.plan.added)
             if accepted(billed, body, clock[0], wire) is None:
@@ -119,28 +119,28 @@ def test_nothing_but_markers_never_too_many_never_refused() -> None:
                 mw.fail(call)
             else:
                 ticket = accepted(billed, call.body, clock[0], wire)
-                assert ticket is not None, "the provider refuses what it took as it came"
+                assert ticket is not None, "the provider refuses a request whose original it accepts"
                 mw.begun(call)
                 billed.answer_began(ticket, clock[0] + 1)
-                tell = anthropic_usage if wire == "messages" else databricks_usage
-                mw.settle(call, {"usage": tell(ticket, 3)})
+                report = anthropic_usage if wire == "messages" else databricks_usage
+                mw.settle(call, {"usage": report(ticket, 3)})
             clock[0] += data.draw(st.sampled_from([2, 2, 60, 280, 301, 3000]))
         assert not [name for name in mw.counts if name.startswith("error")], mw.counts
         assert mw.report("process").totals.unsettled == 0
 
     reasons = ("tail", "end_of_system", "end_of_tools", "earlier_tail")
     lives = ("5m after 0 own", "1h after 0 own", "5m after 1 own", "5m after 2 own")
-    for rounds in range(1, 6):  # some are rare enough that a round may miss them
+    for rounds in range(1, 6):  # a round may miss the rare ones
         arrive()
-        assert seen["ours"] > rounds * EXAMPLES, f"almost everything passed unmarked: {seen}"
+        assert seen["added"] > rounds * EXAMPLES, f"almost everything passed unmarked: {seen}"
         assert seen["refused as it came"] < 2 * rounds * EXAMPLES
         if all(seen[name] for name in reasons + lives):
             return
     raise AssertionError(seen)
 
 
-def test_a_marker_that_is_overlooked_makes_no_request_refused() -> None:
-    """A 1h marker on a message, which Databricks overlooks, after a 5m one of the client's on a tool."""
+def test_marker_that_the_provider_overlooks_makes_no_request_refused() -> None:
+    """Databricks overlooks a 1h marker on a message, which follows the client's 5m marker on a tool."""
     tools = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("one", "two")]
     hour = {"type": "ephemeral", "ttl": "1h"}
     body = {
@@ -157,18 +157,18 @@ def test_a_marker_that_is_overlooked_makes_no_request_refused() -> None:
     billed = ProviderCache(model, Options(provider="databricks", minimum=0))
     mw = cachemw.Middleware(provider="databricks", clock=lambda: 1e6, min_tokens=0)
     before, identities = copy.deepcopy(body), {path: id(node) for path, node in walk(body)}
-    ours: set[str] = set()
+    ttls: set[str] = set()
     for _ in range(3):
         call = mw.prepare(body)
-        hold(call, body, before, identities)
-        ours.update(point.ttl for point in call.plan.added)
+        check(call, body, before, identities)
+        ttls.update(point.ttl for point in call.plan.added)
         ticket = billed.begin(call.body, 1e6, "chat")
         mw.settle(call, {"usage": databricks_usage(ticket, 3)})
-    assert ours == {"5m"}
+    assert ttls == {"5m"}
 
 
 def test_whatever_is_no_body_passes() -> None:
-    """Bodies with anything anywhere: nothing is raised, and what leaves is what came."""
+    """Bodies with any values anywhere raise no exception and leave equal."""
     seen: Counter[str] = Counter()
 
     @many
@@ -200,7 +200,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def test_a_bug_anywhere_is_never_in_the_way() -> None:
-    """A failure at a random call, sync, async and streamed: the body goes out equal, the call settles."""
+    """A failure at a random call, sync, async or streamed: the body leaves equal, and the call settles."""
     seen: Counter[str] = Counter()
 
     async def run(data: st.DataObject, body: Body, asynchronous: bool, streamed: bool) -> None:
@@ -243,7 +243,7 @@ def test_a_bug_anywhere_is_never_in_the_way() -> None:
 @many
 @given(bodies())
 def test_stores_hold_no_text(drawn: tuple[Wire, Body]) -> None:
-    """No piece of a prompt is in what is kept: neither records, nor sums, nor counts, nor the memo of readings."""
+    """No piece of a prompt is kept in records, sums, counts or the memo of the parser."""
     wire, body = drawn
     secret = "xyzzy-plugh"
     marked = copy.deepcopy(body)

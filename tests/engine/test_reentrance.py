@@ -1,7 +1,7 @@
 """Locks under garbage collection: an abandoned coroutine may be closed inside any locked section.
 
-Its clean-up runs in the same thread and takes the same lock. The first form of this fault stopped a worker whose event
-loop had ended with a flush under way.
+Its clean-up runs in the same thread and takes the same lock. The first form of this fault stopped a worker
+whose event loop had ended with a flush under way.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Two tenants on one middleware: the traffic of one must not change a byte for the other.
 
-The machine runs tenant B's requests in two worlds. In one of them tenant A, who may be hostile, sends requests as well.
-After every step of B its outgoing body, plan, labels and receipt must be equal in both worlds. `EXAMPLES` sets how many
-runs are tried.
+The machine runs tenant B's requests in two worlds. In one of them tenant A, who may be hostile, sends
+requests as well. After every step of B its outgoing body, plan, labels and receipt must be equal in both.
+`EXAMPLES` sets how many runs are tried.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _worlds = itertools.count()
 
 
 class World:
-    """One middleware, with a provider of its own for each tenant; worlds on one server share no namespace."""
+    """One middleware with one provider for each tenant; worlds on one server share no namespace."""
 
     def __init__(self, now: Callable[[], float], **fields: Any) -> None:
         self.name = f"world {next(_worlds)}"
@@ -56,7 +56,7 @@ class World:
             provider="databricks",
             clock=now,
             max_labels=5,
-            store_timeout_ms=5_000,
+            store_timeout_ms=10_000,
             namespace=self.name,
             **fields,
         )
@@ -172,7 +172,7 @@ def machine(stores: Callable[[], str]) -> type[RuleBasedStateMachine]:
 
 
 def run(stores: Callable[[], str], examples: int) -> None:
-    """Run the machine so often."""
+    """Run the machine for the given number of examples."""
     run_state_machine_as_test(
         machine(stores),
         settings=settings(

@@ -1,4 +1,4 @@
-"""What workers on one store tell each other: of models, and of prefixes that were never seen."""
+"""The exchange between workers on one store: facts about models, and statistics for unknown prefixes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BODY: dict[str, Any] = {
 
 
 class Worker:
-    """What a middleware on a shared store decides, with a memory store in that one's place."""
+    """The decisions of a middleware on a shared store, with a memory store in its place."""
 
     def __init__(
         self, store: MemoryStore, *, secret: str = "s", url: str = "redis://nowhere", **settings: Any
@@ -44,7 +44,7 @@ class Worker:
         namespace: str | None = None,
         accepted: bool = True,
     ) -> int:
-        """Return how many tokens a request is to write; it teaches what there is to learn if it is accepted."""
+        """Return how many tokens a request is to write; an accepted request is learned from."""
         self.now = now
         body = {
             "model": "claude-sonnet-4-6",
@@ -70,7 +70,7 @@ class Worker:
         return planner.build_call(lifecycle)
 
     def share(self) -> None:
-        """Tell the others, and hear them."""
+        """Publish updates, and merge those of other workers."""
         for table, amounts, keep in self.exchange.drain_updates():
             assert keep > 0
             self.store.add("default", table, amounts, keep)
@@ -78,10 +78,10 @@ class Worker:
             self.exchange.merge_updates(table, self.store.read("default", [table]))
 
 
-def test_a_fresh_worker_writes_no_more_than_the_others() -> None:
-    """System prompts that never come again are not written by a worker that has only heard of it."""
+def test_fresh_worker_writes_no_more_than_the_others() -> None:
+    """System prompts that never return are not written by a worker that knows them from the exchange only."""
     store = MemoryStore()
-    old, fresh, deaf = Worker(store), Worker(store), Worker(store)
+    old, fresh, isolated = Worker(store), Worker(store), Worker(store)
     prompts = (f"Request {number}. {SYSTEM}" for number in count())
     for number in range(20):
         old.request("How hot?", 1_000.0 + number, next(prompts))
@@ -90,11 +90,11 @@ def test_a_fresh_worker_writes_no_more_than_the_others() -> None:
     fresh.share()
     assert old.request("How hot?", 1_101.0, next(prompts)) == 0
     assert fresh.request("How hot?", 1_101.0, next(prompts)) == 0
-    assert deaf.request("How hot?", 1_101.0, next(prompts)) > 2_000
+    assert isolated.request("How hot?", 1_101.0, next(prompts)) > 2_000
 
 
-def test_what_was_learned_of_models_goes_the_same_way() -> None:
-    """A refused kind is heard of at the next exchange."""
+def test_refused_kind_reaches_other_workers_at_the_next_exchange() -> None:
+    """A refused kind is published and merged with the statistics."""
     store = MemoryStore()
     one, other = Worker(store), Worker(store)
     facts = one.flow.shared.facts.of("default")
@@ -108,8 +108,8 @@ def test_what_was_learned_of_models_goes_the_same_way() -> None:
     assert one.exchange.drain_updates() == other.exchange.drain_updates() == []
 
 
-def test_only_keyed_names_and_integers_leave() -> None:
-    """No digest of a prompt is in the tables, and another secret makes other names of the same."""
+def test_published_tables_hold_keyed_names_and_integers_only() -> None:
+    """No digest of a prompt is in the tables, and another secret gives other names."""
     tables: list[dict[str, Any]] = []
     for secret in ("one", "another"):
         worker = Worker(MemoryStore(), secret=secret)
@@ -124,8 +124,8 @@ def test_only_keyed_names_and_integers_leave() -> None:
     assert sorted(tables[0].values()) == sorted(tables[1].values())
 
 
-def test_a_process_by_itself_tells_nobody() -> None:
-    """With a memory store there is nobody to tell: only the table of facts would be read."""
+def test_process_with_a_memory_store_publishes_nothing() -> None:
+    """A memory store has one worker: only the table of facts would be read."""
     worker = Worker(MemoryStore(), url="memory://")
     for number in range(3):
         worker.request("How hot?", 1_000.0 + number)
@@ -133,8 +133,8 @@ def test_a_process_by_itself_tells_nobody() -> None:
     assert worker.exchange.tables() == [learned_facts.TABLE]
 
 
-def changing(worker: Worker, namespace: str, start: float, *, accepted: bool = True) -> None:
-    """Send requests whose system prompts never come again."""
+def send_changing_prompts(worker: Worker, namespace: str, start: float, *, accepted: bool = True) -> None:
+    """Send requests whose system prompts never return."""
     for number in range(20):
         system = f"Request {number} of {namespace}. {SYSTEM}"
         worker.request("How hot?", start + number, system, namespace=namespace, accepted=accepted)
@@ -142,13 +142,13 @@ def changing(worker: Worker, namespace: str, start: float, *, accepted: bool = T
 
 
 def test_reuse_of_one_namespace_is_not_forecast_from_another() -> None:
-    """Prompts of one namespace that never come again keep no other one's from being written, at any worker."""
+    """Prompts of one namespace that never return prevent no cache write of another, at any worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
-    changing(one, "changing", 1_000.0)
+    send_changing_prompts(one, "send_changing_prompts", 1_000.0)
     fresh.now = 1_100.0
     fresh.share()
-    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="changing") == 0
+    assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="send_changing_prompts") == 0
     for worker in (one, fresh):
         assert worker.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace=f"calm {id(worker)}") > 2_000
 
@@ -157,7 +157,7 @@ def test_reuse_of_a_group_of_namespaces_is_forecast_from_all_of_them() -> None:
     """Namespaces in one of the `cohort_groups` learn from each other, and their records stay apart."""
     store = MemoryStore()
     one = Worker(store, cohort_groups={"team-*": "product"})
-    changing(one, "team-a", 1_000.0)
+    send_changing_prompts(one, "team-a", 1_000.0)
     assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="team-b") == 0
     assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}", namespace="other") > 2_000
     prefixes = [len(store._records._records.read(name)) for name in ("team-a", "team-b", "other")]
@@ -168,14 +168,14 @@ def test_requests_that_were_not_accepted_teach_no_worker_anything() -> None:
     """A client without a valid credential changes no plan, no record and no table."""
     store = MemoryStore()
     one = Worker(store)
-    changing(one, "default", 1_000.0, accepted=False)
+    send_changing_prompts(one, "default", 1_000.0, accepted=False)
     assert one.exchange.drain_updates() == []
     assert len(store._records._records) == 0
     assert one.request("How hot?", 1_101.0, f"New. {SYSTEM}") > 2_000
 
 
 def test_refusal_in_one_namespace_leaves_the_plans_of_another() -> None:
-    """A namespace whose markers were refused gets none; another one's are placed as before, at every worker."""
+    """A namespace whose markers were refused gets none; another keeps its own, at every worker."""
     store = MemoryStore()
     one, fresh = Worker(store), Worker(store)
     call = one.prepared(BODY, 1_000.0, "refused")

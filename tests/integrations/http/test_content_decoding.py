@@ -42,16 +42,16 @@ PACKED: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
 @pytest.mark.parametrize("case", PACKED)
-def test_undone_however_it_is_cut(case: str, size: int) -> None:
-    """What was packed comes out, whatever the chunks."""
+def test_packed_bytes_in_any_cut_are_decoded(case: str, size: int) -> None:
+    """The decoded bytes equal the original, with any chunks."""
     encoding, pack = PACKED[case]
     packed, decoder = pack(TEXT), Decoder(encoding)
     chunks = [packed[start : start + size] for start in range(0, len(packed), size)]
     assert b"".join(piece for chunk in chunks for piece in decoder.feed(chunk)) == TEXT
 
 
-def test_the_older_library_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Zstandard is read by `zstandard` where neither Python nor the backport has it."""
+def test_zstandard_is_decoded_by_the_older_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zstandard is read by `zstandard` if neither Python nor the backport has it."""
     for name in ("compression.zstd", "backports.zstd"):
         monkeypatch.setitem(sys.modules, name, None)
     packed, decoder = zstandard.compress(TEXT) * 2, Decoder("zstd")
@@ -59,8 +59,8 @@ def test_the_older_library_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     assert b"".join(piece for chunk in chunks for piece in decoder.feed(chunk)) == TEXT * 2
 
 
-def test_what_there_is_no_library_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An encoding without its library, or of no known name, is a `LookupError`; `readable` leaves it out."""
+def test_encoding_without_a_library_is_a_lookup_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unknown encoding, or one without its library, is a `LookupError`; `readable` omits it."""
     assert readable() == ["gzip", "x-gzip", "deflate", "br", "zstd"]
     monkeypatch.setitem(sys.modules, "brotli", None)
     for encoding in ("br", "compress", "gzip, br"):
@@ -71,7 +71,7 @@ def test_what_there_is_no_library_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["", "older library"])
 def libraries(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have Zstandard read by each of the libraries that there are for it."""
+    """Have Zstandard read by each of its libraries."""
     if request.param:
         for name in ("compression.zstd", "backports.zstd"):
             monkeypatch.setitem(sys.modules, name, None)
@@ -122,7 +122,7 @@ def test_decoder_of_a_long_answer_stops_at_the_budget_of_an_answer(monkeypatch: 
     ],
 )
 def test_work_on_many_members_is_bounded_and_linear(encoding: str, member: bytes) -> None:
-    """Twice the members in one chunk take twice the lines and no copies of the rest; too many end the reading."""
+    """Twice the members in one chunk run twice the lines, without copies; too many end the reading."""
 
     def run(count: int) -> int:
         decoder = Decoder(encoding)
@@ -134,11 +134,11 @@ def test_work_on_many_members_is_bounded_and_linear(encoding: str, member: bytes
 
 
 def test_bytes_given_to_zlib_for_many_members_grow_with_the_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes after the end of a member are given again to the next, but never all that follow."""
+    """The bytes after the end of a member are given again to the next, but never all remaining bytes."""
     given, opened = 0, zlib.decompressobj
 
     class Counting:
-        """Count what a decompressor is given."""
+        """Count the bytes that a decompressor gets."""
 
         def __init__(self, window: int) -> None:
             self._real = opened(window)
@@ -158,7 +158,7 @@ def test_bytes_given_to_zlib_for_many_members_grow_with_the_members(monkeypatch:
 
 
 def test_decoder_of_more_encodings_than_hosts_use_is_refused() -> None:
-    """A long list of encodings is one that can't be undone, without any of them being opened."""
+    """A long list of encodings is refused, and none of them is opened."""
     packed = TEXT
     for _ in range(3):
         packed = gzip.compress(packed)
@@ -169,8 +169,8 @@ def test_decoder_of_more_encodings_than_hosts_use_is_refused() -> None:
         Decoder("gzip," * 100_000)
 
 
-def test_budget_counts_what_inner_encodings_give() -> None:
-    """An answer whose outermost encoding hides a bomb from the others is over the budget all the same."""
+def test_budget_counts_the_output_of_inner_encodings() -> None:
+    """An answer whose outermost encoding hides a bomb from the inner ones is over the budget."""
     empties = zlib.compress(gzip.compress(b"", mtime=0) * 4_000_000)
     assert _decoded(Decoder("gzip, deflate"), empties)[1] is True
 
@@ -187,8 +187,8 @@ def test_deflate_of_either_form_is_told_apart_by_its_first_bytes(text: bytes, le
 
 
 @pytest.mark.parametrize("case", [case for case in PACKED if case not in ("none", "identity", "zstd")])
-def test_nothing_is_lost_at_the_edge_of_a_piece(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
-    """What is as long as some pieces, or nearly, comes out to its end, though its last bytes went in long before."""
+def test_bytes_at_the_edge_of_a_piece_are_decoded(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    """Answers about as long as some pieces are decoded to their end."""
     monkeypatch.setattr(content_decoding, "PIECE", 5_000)
     encoding, pack = PACKED[case]
     for size in (*range(4_900, 5_300), *range(9_900, 10_300)):
@@ -197,8 +197,8 @@ def test_nothing_is_lost_at_the_edge_of_a_piece(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd"])
-def test_malformed_bytes_raise(encoding: str) -> None:
-    """What is no such format raises, on whatever chunk that shows."""
+def test_malformed_bytes_raise_an_exception(encoding: str) -> None:
+    """Bytes of another format raise, at any chunk that shows it."""
     decoder = Decoder(encoding)
     with pytest.raises(Exception, match=r".+"):
         list(decoder.feed(b'{"usage": {"prompt_tokens": 1}}' * 9))

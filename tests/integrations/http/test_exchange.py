@@ -1,4 +1,4 @@
-"""One exchange over HTTP: what is ours, the bytes that leave, and the usage in those that come."""
+"""One exchange over HTTP: chat requests, the bytes that leave, and the usage in the answer."""
 
 from __future__ import annotations
 
@@ -26,24 +26,27 @@ URL = "https://dbc-1.cloud.databricks.com/serving-endpoints/chat/completions"
 REFUSAL = b'{"message": "messages.0.content.0: cache_control cannot be set for this block"}'
 
 
-def _of(
+def make_exchange(
     mw: Any, body: bytes, *, method: str = "POST", url: str = URL, headers: Headers = (), **more: Any
 ) -> HttpExchange | None:
+    """Return the exchange of a request, or None if it is no chat request."""
     return HttpExchange.of(mw, method=method, url=url, headers=headers, body=body, **more)
 
 
-def _asked(body: Any = None) -> bytes:
+def request_bytes(body: Any = None) -> bytes:
+    """Return a body as JSON, by default the conversation."""
     return orjson.dumps(conversation() if body is None else body)
 
 
-def _prepared(mw: Middleware, body: bytes | None = None, **more: Any) -> HttpExchange:
-    exchange = _of(mw, _asked() if body is None else body, **more)
+def prepared_exchange(mw: Middleware, body: bytes | None = None, **more: Any) -> HttpExchange:
+    """Return an exchange whose call is prepared."""
+    exchange = make_exchange(mw, request_bytes() if body is None else body, **more)
     assert exchange is not None
     exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
     return exchange
 
 
-# --- which requests are ours ------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------
 
 SYSTEM = "Answer politely, check the booking, never guess. " * 400
 MESSAGES = {
@@ -71,18 +74,18 @@ MESSAGES = {
         ("https://api.openai.com/v1/models?next=/chat/completions", None, None),
     ],
 )
-def test_routes(url: str, wire: str | None, provider: str | None) -> None:
-    """The path tells the shape, the address the provider; everything else is none of ours."""
-    exchange = _of(Recorder(), _asked(), url=url)
+def test_path_names_the_shape_and_host_the_provider(url: str, wire: str | None, provider: str | None) -> None:
+    """A request on any other path has no exchange."""
+    exchange = make_exchange(Recorder(), request_bytes(), url=url)
     assert (exchange and exchange.wire) == wire
     if exchange is not None:
         assert exchange.provider == provider
         assert exchange.prepare_arguments == {"labels": {}, "provider": provider, "wire": wire}
 
 
-def test_a_provider_that_is_told_wins() -> None:
-    """A shell that knows the provider says it: a path alone may tell nothing."""
-    exchange = _of(Recorder(), _asked(), url="/v1/chat/completions", provider="openrouter")
+def test_provider_of_the_host_program_has_precedence() -> None:
+    """A host program may name the provider of a path without a host name."""
+    exchange = make_exchange(Recorder(), request_bytes(), url="/v1/chat/completions", provider="openrouter")
     assert exchange is not None
     assert exchange.provider == "openrouter"
 
@@ -90,12 +93,12 @@ def test_a_provider_that_is_told_wins() -> None:
 @pytest.mark.parametrize(
     ("body", "more", "counted"),
     [
-        (_asked(), {"method": "GET"}, None),
+        (request_bytes(), {"method": "GET"}, None),
         (b"", {}, "pass.not_json"),
         (b"{", {}, "pass.not_json"),
         (b"\xef\xbb\xbf{}", {}, "pass.not_json"),
-        (gzip.compress(_asked(), mtime=0), {"headers": {"Content-Encoding": "gzip"}}, "pass.sealed"),
-        (_asked(), {"headers": [(b"Content-Digest", b"sha-256=:x:")]}, "pass.sealed"),
+        (gzip.compress(request_bytes(), mtime=0), {"headers": {"Content-Encoding": "gzip"}}, "pass.sealed"),
+        (request_bytes(), {"headers": [(b"Content-Digest", b"sha-256=:x:")]}, "pass.sealed"),
         (b'{"messages": [], "top_p": NaN}', {}, "pass.not_json"),
         (b'{"messages": [{"role": "user", "role": "system"}]}', {}, "pass.not_json"),
         (b'{"messages": [{"content": "\\ud800"}]}', {}, "pass.not_json"),
@@ -105,71 +108,75 @@ def test_a_provider_that_is_told_wins() -> None:
         (b'{"messages": "hello"}', {}, None),
     ],
 )
-def test_what_passes_as_it_came(body: bytes, more: Any, counted: str | None) -> None:
-    """No chat request, or one whose bytes can't be had again as the same values: not touched."""
+def test_unreadable_or_sealed_body_has_no_exchange(body: bytes, more: Any, counted: str | None) -> None:
+    """A body that is no chat request, or can't be written again with the same values, stays unchanged."""
     mw = Recorder()
-    assert _of(mw, body, **more) is None
+    assert make_exchange(mw, body, **more) is None
     assert mw.events == ([("count", counted)] if counted else [])
 
 
-def test_labels_come_from_headers_and_context() -> None:
-    """Labels of the block around it hold, and a header's wins."""
+def test_labels_of_headers_override_those_of_the_context() -> None:
+    """Labels of the enclosing block hold, and a header's label wins."""
     with labels(team="south", app="chat"):
-        exchange = _of(Recorder(), _asked(), headers={"X-Cachemw-Label-Team": "north", "x-other": "1"})
+        exchange = make_exchange(
+            Recorder(), request_bytes(), headers={"X-Cachemw-Label-Team": "north", "x-other": "1"}
+        )
     assert exchange is not None
     assert exchange.labels == {"team": "north", "app": "chat"}
 
 
 @pytest.mark.parametrize("kind", [str, str.encode])
-def test_label_headers_are_taken_out(kind: Any) -> None:
-    """Text or bytes: the others stay as they are, in their order, twice where they came twice."""
+def test_label_headers_are_removed_and_others_keep_their_order(kind: Any) -> None:
+    """Headers of text or bytes stay in order, also repeated ones."""
     given = [("Host", "x"), ("X-CACHEMW-Label-app", "a b"), ("cookie", "1"), ("cookie", "2")]
     found, kept = take_labels([(kind(name), kind(value)) for name, value in given])
     assert found == {"app": "a b"}
     assert kept == [(kind(name), kind(value)) for name, value in given if "cachemw" not in name.lower()]
 
 
-# --- what leaves ------------------------------------------------------------------------------------------
+# --- outgoing bodies --------------------------------------------------------------------------------------
 
 
-def test_the_body_that_leaves() -> None:
-    """Markers are added and nothing else."""
-    exchange = _prepared(Recorder())
+def test_outgoing_body_has_markers_added_only() -> None:
+    """Markers are added and all else stays."""
+    exchange = prepared_exchange(Recorder())
     sent = orjson.loads(exchange.outgoing())
     assert exchange.changed
     assert marks(sent) > 0
     assert canonical(sent) == canonical(conversation())
 
 
-def test_the_model_of_the_path_is_not_written_into_the_body() -> None:
-    """Databricks' invocations name the model in the path: it is planned with, and not sent."""
+def test_model_of_the_path_stays_out_of_the_body() -> None:
+    """Databricks' invocations name the model in the path: it is used for the plan, and not sent."""
     body = conversation()
     model = body.pop("model")
-    exchange = _prepared(Recorder(), _asked(body), url=f"/serving-endpoints/{model}/invocations")
+    exchange = prepared_exchange(
+        Recorder(), request_bytes(body), url=f"/serving-endpoints/{model}/invocations"
+    )
     assert exchange.body["model"] == model
     sent = orjson.loads(exchange.outgoing())
     assert marks(sent) > 0
     assert canonical(sent) == canonical(body)
 
 
-def test_the_very_bytes_where_nothing_is_added() -> None:
-    """A short prompt leaves as the bytes it came in, whatever its spacing."""
+def test_body_without_a_marker_leaves_as_the_same_bytes() -> None:
+    """A short prompt leaves as the bytes that arrived, with their spacing."""
     body = b'{ "model": "claude-sonnet-4-6", "messages": [ {"role":"user","content":"caf\\u00e9"} ] }'
-    exchange = _prepared(Recorder(), body)
+    exchange = prepared_exchange(Recorder(), body)
     assert not exchange.changed
     assert exchange.outgoing() is body
 
 
 @pytest.mark.parametrize("number", ["123456789012345678901234567890", "18446744073709551616", "1e400"])
 @pytest.mark.parametrize("place", ["beside", "in a message", "in a tool"])
-def test_numbers_that_would_change_are_never_rewritten(number: str, place: str) -> None:
-    """A number that the serialiser can't write again as it was keeps the whole body as it was, unplanned."""
+def test_number_that_cannot_be_rewritten_keeps_the_body(number: str, place: str) -> None:
+    """A number that the serialiser can't write again keeps the whole body unchanged and unplanned."""
     body = conversation()
     {"beside": body, "in a message": body["messages"][1], "in a tool": body["tools"][0]}[place]["x"] = (
         "NUMBER"
     )
-    raw = _asked(body).replace(b'"NUMBER"', number.encode())
-    exchange = _of(mw := Recorder(), raw)
+    raw = request_bytes(body).replace(b'"NUMBER"', number.encode())
+    exchange = make_exchange(mw := Recorder(), raw)
     if exchange is not None:
         exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
         assert exchange.call.plan.skipped == "unreadable"
@@ -190,36 +197,36 @@ _json = st.recursive(
 
 @given(extra=_json, spaced=st.booleans(), ascii_only=st.booleans())
 def test_every_json_value_survives(extra: Any, spaced: bool, ascii_only: bool) -> None:
-    """Whatever else is in a body comes out as the same values in the same order, however it was written."""
+    """All other values of a body come out equal and in order, in any notation."""
     try:
         orjson.dumps(extra)
     except TypeError:  # a lone surrogate as a key
         return
     asked = {**conversation(), "extra": extra}
     raw = json.dumps(asked, ensure_ascii=ascii_only, indent=1 if spaced else None).encode()
-    exchange = _prepared(Middleware(provider="databricks"), raw)
+    exchange = prepared_exchange(Middleware(provider="databricks"), raw)
     sent = orjson.loads(exchange.outgoing())
     assert marks(sent) > 0
     assert json.dumps(sent["extra"]) == json.dumps(extra)
     assert canonical(sent) == canonical(asked)
 
 
-# --- what comes back --------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------
 
 
-def test_an_answer_in_one_piece() -> None:
-    """A 2xx begins; its usage is found, compressed or not."""
+def test_answer_in_one_piece_gives_its_usage() -> None:
+    """A 2xx begins the call; its usage is found, compressed or not."""
     whole = json.dumps(completion()).encode()
     for encoding, sent in [("", whole), ("gzip", gzip.compress(whole))]:
-        exchange = _prepared(Recorder())
+        exchange = prepared_exchange(Recorder())
         assert exchange.classify_response(200, {"Content-Encoding": encoding}) == "started"
         exchange.feed(sent)
         assert exchange.usage() == {"model": "served-claude", "usage": USAGE}
 
 
-def test_a_stream_tells_its_end() -> None:
-    """Usage is there after any chunk that held it, and `done` once the stream has said so."""
-    exchange = _prepared(Recorder())
+def test_stream_announces_its_end() -> None:
+    """Usage is there after any chunk that held it, and the end is known once the stream announces it."""
+    exchange = prepared_exchange(Recorder())
     assert exchange.classify_response(200, []) == "started"
     for chunk in chunks():
         exchange.feed(event(chunk))
@@ -229,9 +236,9 @@ def test_a_stream_tells_its_end() -> None:
     assert exchange.announced_end
 
 
-def test_events_of_messages() -> None:
+def test_usage_of_messages_events_is_merged() -> None:
     """Anthropic's usage comes in parts; its last event is the end."""
-    exchange = _prepared(Recorder(provider="anthropic"), _asked(MESSAGES), url="/v1/messages")
+    exchange = prepared_exchange(Recorder(provider="anthropic"), request_bytes(MESSAGES), url="/v1/messages")
     assert marks(orjson.loads(exchange.outgoing())) > 0
     exchange.classify_response(200, [])
     started = {
@@ -252,16 +259,16 @@ def test_events_of_messages() -> None:
 @pytest.mark.parametrize(
     ("status", "verdict"), [(204, "started"), (302, "failed"), (404, "failed"), (503, "failed")]
 )
-def test_other_answers(status: int, verdict: str) -> None:
-    """Every 2xx begins; what is no 400 is no refusal."""
-    assert _prepared(Recorder()).classify_response(status, []) == verdict
+def test_status_classifies_the_answer(status: int, verdict: str) -> None:
+    """Every 2xx begins; a status other than 400 is no refusal."""
+    assert prepared_exchange(Recorder()).classify_response(status, []) == verdict
 
 
 @pytest.mark.parametrize("encoding", ["", "gzip"])
-def test_a_refusal_is_answered_once_with_the_original(encoding: str) -> None:
-    """A 400 about our marker: the middleware is asked once, and the original goes next."""
+def test_refusal_gives_the_original_once(encoding: str) -> None:
+    """After a 400 about an added marker the middleware is asked once, and the original goes next."""
     mw = Recorder()
-    exchange = _prepared(mw)
+    exchange = prepared_exchange(mw)
     assert exchange.classify_response(400, {"content-encoding": encoding}) == "refusable"
     refusal = exchange.refusal(400, gzip.compress(REFUSAL) if encoding else REFUSAL)
     assert refusal == (400, REFUSAL.decode())
@@ -271,16 +278,16 @@ def test_a_refusal_is_answered_once_with_the_original(encoding: str) -> None:
     assert exchange.refusal(400, REFUSAL) is None
 
 
-def test_a_400_to_the_original_is_no_refusal() -> None:
-    """Where nothing was added nothing of ours was refused."""
-    exchange = _prepared(Recorder(), b'{"model": "claude-sonnet-4-6", "messages": []}')
+def test_400_to_an_unchanged_request_is_no_refusal() -> None:
+    """A request without added markers can't be refused for them."""
+    exchange = prepared_exchange(Recorder(), b'{"model": "claude-sonnet-4-6", "messages": []}')
     assert exchange.classify_response(400, []) == "failed"
 
 
-def test_what_cannot_be_decoded_is_counted_and_passes() -> None:
-    """An unknown encoding, or bytes that are none of it: no usage, one count, and no error is a refusal."""
+def test_undecodable_answer_is_counted_and_passes() -> None:
+    """An unknown encoding, or malformed bytes: no usage, one count, and no error is a refusal."""
     mw = Recorder()
-    exchange = _prepared(mw)
+    exchange = prepared_exchange(mw)
     assert exchange.classify_response(400, {"content-encoding": "compress"}) == "refusable"
     assert exchange.refusal(400, b"") is None
     assert exchange.classify_response(200, {"content-encoding": "compress"}) == "started"
@@ -303,17 +310,17 @@ def test_what_cannot_be_decoded_is_counted_and_passes() -> None:
         ("UsageReader.finish", "http.usage"),
     ],
 )
-def test_a_bug_of_ours_is_counted_and_never_seen(
+def test_exception_in_the_exchange_is_counted_and_contained(
     monkeypatch: pytest.MonkeyPatch, broken: str, name: str
 ) -> None:
-    """Whatever raises in here, the bytes go on as they came."""
+    """If the exchange fails, the bytes go on unchanged."""
 
     def bug(*args: Any) -> Any:
         raise RuntimeError("bug")
 
     monkeypatch.setattr(f"{http.__name__}.{broken}", bug)
     mw = Recorder()
-    exchange = _of(mw, _asked())
+    exchange = make_exchange(mw, request_bytes())
     if exchange is not None:
         exchange.call = mw.prepare(exchange.body, **exchange.prepare_arguments)
         assert (exchange.outgoing() == exchange.original) == (broken == "orjson")
@@ -339,9 +346,9 @@ def test_a_bug_of_ours_is_counted_and_never_seen(
 def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
     encoding: str, answer: bytes
 ) -> None:
-    """Reading the usage stops, one counter says so, and later bytes of the answer are not looked at."""
+    """Reading stops, one counter has it, and later bytes of the answer are not examined."""
     mw = Recorder()
-    exchange = _prepared(mw)
+    exchange = prepared_exchange(mw)
     assert exchange.classify_response(200, {"content-encoding": encoding}) == "started"
     for start in range(0, len(answer), 1 << 20):
         exchange.feed(answer[start : start + (1 << 20)])
@@ -352,7 +359,7 @@ def test_answer_over_the_budget_is_counted_once_and_settles_without_usage(
 
 def test_refusal_in_a_bomb_is_read_at_its_beginning() -> None:
     """A 400 is decoded no further than a refusal is long."""
-    exchange = _prepared(Recorder())
+    exchange = prepared_exchange(Recorder())
     exchange.classify_response(400, {"content-encoding": "gzip"})
     refusal = exchange.refusal(400, gzip.compress(REFUSAL + bytes(50 << 20)))
     assert refusal is not None
@@ -370,14 +377,14 @@ def test_refusal_in_a_bomb_is_read_at_its_beginning() -> None:
         ("/" * 1_000_000, None), ("/a/invocations" * 100_000 + "/x", None),
     ],
 )  # fmt: skip
-def test_route_of_a_url_is_told_by_the_end_of_its_path(url: str, route: Route | None) -> None:
+def test_route_is_found_by_the_end_of_the_path(url: str, route: Route | None) -> None:
     """Only the last parts of a path count; the query and the fragment do not."""
     assert find_route("post", url) == route
     assert find_route("GET", url) is None
 
 
 def test_memory_for_long_urls_is_bounded() -> None:
-    """Clients choose URLs: those that were seen are not kept at their full length."""
+    """Clients choose URLs: long ones are not kept at their full length."""
     chat_routes._provider_at.cache_clear()
     urls = [f"https://api.anthropic.com/{number}/{'x' * 50_000}" for number in range(300)]
     held = peak_memory(lambda: [(find_route("POST", url), provider_at(url)) for url in urls])

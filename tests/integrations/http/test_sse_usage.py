@@ -65,8 +65,8 @@ STREAM = (
         ("<html>usage</html>", None, False),
     ],
 )
-def test_reads(raw: str, usage: dict[str, Any] | None, done: bool) -> None:
-    """The last usage counts, in whatever line ends and shapes it comes; what can't be read is passed over."""
+def test_usage_is_read_from_any_form_of_an_answer(raw: str, usage: dict[str, Any] | None, done: bool) -> None:
+    """The last usage counts, with any line ends and shapes; unreadable parts are skipped."""
     reader = _read(raw.encode())
     assert (reader.answer or {}).get("usage") == usage
     assert reader.done is done
@@ -83,16 +83,16 @@ def test_answer_has_the_model() -> None:
     ),
     st.lists(st.integers(0, 500), max_size=40),
 )
-def test_any_cut_reads_the_same(raw: str, cuts: list[int]) -> None:
-    """Wherever the chunks are cut, also inside a character or a line end, the result is the same."""
+def test_usage_of_an_answer_in_any_cut_is_the_same(raw: str, cuts: list[int]) -> None:
+    """Chunks may be cut anywhere, also inside a character or a line end."""
     whole = _read(raw.encode())
     cut = _read(raw.encode(), *(cut for cut in cuts if cut <= len(raw.encode())))
     assert (cut.answer, cut.done) == (whole.answer, whole.done)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=20))
-def test_noise_never_raises(noise: list[bytes]) -> None:
-    """Bytes that are no answer at all are read without an error and without usage."""
+def test_noise_is_read_without_usage_or_error(noise: list[bytes]) -> None:
+    """Bytes that are no answer are read without an error and without usage."""
     reader = UsageReader()
     for chunk in noise:
         reader.feed(chunk)
@@ -115,8 +115,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, piece: bytes) -> Non
     assert reader.answer == {"model": "m", "usage": LAST}
 
 
-def test_a_huge_json_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A JSON answer over the bound settles without usage and is not kept."""
+def test_json_answer_over_the_limit_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JSON answer over the limit settles without usage and is not kept."""
     monkeypatch.setattr(sse_usage, "MAX_BODY", 1000)
     raw = json.dumps(_chunk(LAST, "x" * 2000)).encode()
     reader = UsageReader()
@@ -144,7 +144,7 @@ USAGE = _data(_chunk(LAST)).encode()
     ids=["one line", "blank lines", "CRLF", "tiny events", "one event", "one token"],
 )
 def test_lines_run_for_an_answer_in_one_chunk_do_not_grow_with_its_lines(answer: bytes) -> None:
-    """Lines and events without a token are searched by the interpreter's own code, none of ours for each."""
+    """Lines without a token are searched by the interpreter's own code, with no Python line for each."""
     reader = UsageReader()
     assert lines_run(lambda: reader.feed(b"data: x\n" + answer + b"\n\n" + USAGE)) < 300
     assert reader.answer == {"model": "m", "usage": LAST}
@@ -155,7 +155,7 @@ def test_lines_run_for_an_answer_in_one_chunk_do_not_grow_with_its_lines(answer:
     [b"x", b"\n", b"\r", b"data: x\n\n", b'data: "usage"\n\n', b'data: {"usage": {}}\n\n', USAGE, b'"usage"'],
 )
 def test_lines_run_for_many_chunks_grow_with_the_chunks(piece: bytes) -> None:
-    """Twice the chunks run twice the lines, be they the pieces of one event or an event each."""
+    """Twice the chunks run twice the lines, as pieces of one event or as one event each."""
 
     def read(count: int) -> int:
         reader = UsageReader()
@@ -169,7 +169,7 @@ def test_lines_run_for_many_chunks_grow_with_the_chunks(piece: bytes) -> None:
     "piece", [b'data: "usage"\n\n', b'data: {"usage": {}}\n\n', b'"usage"', b'"usage"\n', b"data:\n", USAGE]
 )
 def test_lines_run_for_many_tokens_in_one_chunk_grow_with_the_tokens(piece: bytes) -> None:
-    """Twice the events that hold a token run twice the lines, be they in one chunk."""
+    """Twice the events that hold a token run twice the lines, also in one chunk."""
 
     def read(count: int) -> int:
         reader = UsageReader()

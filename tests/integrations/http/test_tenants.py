@@ -1,4 +1,4 @@
-"""Credentials as namespaces: who is the same, who is not."""
+"""Credentials as namespaces: equal for one owner, different for two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.work import lines_run, peak_memory
 _named = tenants("provider.com", b"secret")
 
 
-def named(headers: list[tuple[bytes, bytes]], query: bytes = b"") -> str:
+def namespace_of(headers: list[tuple[bytes, bytes]], query: bytes = b"") -> str:
     """Return the namespace of a request at one provider."""
     return _named(headers, query)
 
@@ -59,14 +59,16 @@ OWNER = {"iss": "https://a.com", "sub": "app"}
         "order",
         "load balancers",
         "connection",
-        "nobody",
+        "no owner",
         "once",
         "no credentials",
     ],
 )
-def test_the_same_owner_is_one(one: list[tuple[bytes, bytes]], other: list[tuple[bytes, bytes]]) -> None:
-    """Whatever else the request says."""
-    assert named(one) == named(other)
+def test_requests_of_one_owner_have_one_namespace(
+    one: list[tuple[bytes, bytes]], other: list[tuple[bytes, bytes]]
+) -> None:
+    """All other parts of the request may differ."""
+    assert namespace_of(one) == namespace_of(other)
 
 
 APART = {
@@ -95,7 +97,7 @@ APART = {
     "cookie in a balancer's": [(b"cookie", b"AWSALB=a session=1")],
     "cookie in another balancer's": [(b"cookie", b"AWSALB=a, session=1")],
     "cookie in quotes": [(b"cookie", b'AWSALB="a session=1"')],
-    "nobody": [],
+    "no owner": [],
     "empty": [(b"authorization", b"")],
     "owner": bearer(token(OWNER)),
     "other subject": bearer(token({**OWNER, "sub": "app2"})),
@@ -112,8 +114,8 @@ APART = {
 }
 
 
-def test_different_owners_are_apart() -> None:
-    """No two of them have a namespace in common, nor at another provider, nor under another secret."""
+def test_different_owners_have_different_namespaces() -> None:
+    """No two owners share a namespace, nor at another provider, nor under another secret."""
     spaces = [
         space(headers, b"")
         for space in (_named, tenants("other.com", b"secret"), tenants("provider.com", b"secret2"))
@@ -131,33 +133,33 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_credential_of_any_gateway_counts(name: bytes) -> None:
-    """Two of its values are two principals, alone and beside a key that all have."""
-    for others in ([], bearer("dummy")):
-        one, two = (named([(name, value), *others]) for value in (b"A", b"B"))
-        assert len({one, two, named(others)}) == 3
+def test_credential_of_any_gateway_names_a_tenant(name: bytes) -> None:
+    """Two values are two tenants, alone and beside a key that all clients have."""
+    for shared in ([], bearer("dummy")):
+        one, two = (namespace_of([(name, value), *shared]) for value in (b"A", b"B"))
+        assert len({one, two, namespace_of(shared)}) == 3
 
 
-def test_credentials_in_the_query_count() -> None:
-    """However the query spells them, alone and beside headers."""
+def test_credential_in_the_query_names_a_tenant() -> None:
+    """The query counts in each spelling, alone and beside headers."""
     queries = [
         b"", b"api-key=A", b"api-key=B", b"api%2Dkey=A", b"key=A", b"v=1;key=A", b"v=1&code=A", b"v=1&code=B",
     ]  # fmt: skip
-    spaces = {named(headers, query) for headers in ([], bearer(token(OWNER))) for query in queries}
+    spaces = {namespace_of(headers, query) for headers in ([], bearer(token(OWNER))) for query in queries}
     assert len(spaces) == 2 * len(queries)
 
 
 def test_nothing_of_a_credential_is_in_its_name() -> None:
-    """It is a hash of fixed length."""
-    assert all(len(named(headers)) == len("principal:") + 32 for headers in APART.values())
+    """A namespace is a hash of fixed length."""
+    assert all(len(namespace_of(headers)) == len("principal:") + 32 for headers in APART.values())
 
 
 def test_memory_for_long_header_names_is_bounded() -> None:
     """Clients choose the names of headers: long ones are read, and not kept."""
     headers = [(b"x-%d-%s-token" % (number, b"x" * 50_000), b"v") for number in range(300)]
-    assert named(headers[:1]) != named([])
+    assert namespace_of(headers[:1]) != namespace_of([])
     assert _credential.cache_info().currsize <= 256
-    held = peak_memory(lambda: [named([header]) for header in headers])
+    held = peak_memory(lambda: [namespace_of([header]) for header in headers])
     assert held < 2 << 20
 
 
@@ -170,7 +172,7 @@ def test_work_on_a_long_credential_grows_with_its_length(value: bytes) -> None:
     """No form of a credential is searched again and again: twice the bytes run at most twice the lines."""
 
     def run(more: bytes) -> int:
-        return lines_run(lambda: named([(b"authorization", more), (b"cookie", more)]))
+        return lines_run(lambda: namespace_of([(b"authorization", more), (b"cookie", more)]))
 
     assert run(value + value) < 2.2 * run(value) + 10
 
@@ -178,5 +180,5 @@ def test_work_on_a_long_credential_grows_with_its_length(value: bytes) -> None:
 def test_namespace_of_a_jwt_with_deep_claims_is_made_of_its_text() -> None:
     """Claims that are nested too deep to be read make it a key as any other."""
     deep = token("[" * 100_000)
-    assert named(bearer(deep)) == named(bearer(deep))
-    assert named(bearer(deep)) != named(bearer(token("[" * 100_001)))
+    assert namespace_of(bearer(deep)) == namespace_of(bearer(deep))
+    assert namespace_of(bearer(deep)) != namespace_of(bearer(token("[" * 100_001)))
