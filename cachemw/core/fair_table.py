@@ -71,8 +71,7 @@ class FairTable(Generic[K, V]):
         self.close(namespace)
 
     def _evict(self) -> None:
-        """Cut the largest tables to one size, or to one less, so that just enough is freed for some more
-        entries.
+        """Cut the largest tables to one size, or to one less, to free room for some more entries.
 
         Tables of namespaces that were changed longest ago are those cut to one less.
         """
