@@ -25,8 +25,8 @@ from cachemw.stores.redis.store import RedisStore
 MODEL = "claude-sonnet-4-6"
 WEEK = 7 * 24 * 3_600_000
 BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Who pays for what? " * 500}]}
-SUMS = ("calls", "unsettled", "read", "write_5m", "write_1h", "plain", "output")
-MONEY = ("paid", "baseline", "ours", "found")
+SUMS = ("calls", "unsettled", "cache_read", "cache_write_5m", "cache_write_1h", "uncached", "output")
+MONEY = ("paid", "baseline", "saved_by_cachemw", "saved_by_client")
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,15 @@ def test_any_worker_reports_for_all_to_the_last_unit(url: str) -> None:
     assert sums(told) == {
         "calls": 180,
         "unsettled": 0,
-        "read": sum(each.cache_read for each in used),
-        "write_5m": sum(each.cache_write_5m for each in used),
-        "write_1h": 0,
-        "plain": sum(each.uncached for each in used),
+        "cache_read": sum(each.cache_read for each in used),
+        "cache_write_5m": sum(each.cache_write_5m for each in used),
+        "cache_write_1h": 0,
+        "uncached": sum(each.uncached for each in used),
         "output": sum(range(180)),
         "paid": sum(paid for paid, _, _ in money if paid is not None),
         "baseline": sum(plain for _, plain, _ in money if plain is not None),
-        "ours": told.totals.saved_by_cachemw,
-        "found": told.totals.saved_by_client,
+        "saved_by_cachemw": told.totals.saved_by_cachemw,
+        "saved_by_client": told.totals.saved_by_client,
     }
     assert told.totals.saved == sum(saved for _, _, saved in money if saved is not None)
     assert [mw.report("process").totals.calls for mw in workers] == [40, 40, 40]

@@ -172,9 +172,9 @@ GOOD = PrefixRecord(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
 @pytest.mark.parametrize(
     "changed",
     [
-        {"seen": 0}, {"hits": 5.0}, {"hits": -1.0}, {"trials": float("nan")}, {"trials": 1e300}, {"late_hits": 1.5},
-        {"late_trials": float("inf")}, {"gap": -1.0}, {"gap": float("nan")}, {"last": float("inf")}, {"last": float("nan")},
-        {"expires": float("nan")}, {"expires": -float("inf")}, {"pending": 1e13},
+        {"arrivals": 0}, {"reuses_5m": 5.0}, {"reuses_5m": -1.0}, {"trials_5m": float("nan")}, {"trials_5m": 1e300}, {"reuses_1h": 1.5},
+        {"trials_1h": float("inf")}, {"last_gap": -1.0}, {"last_gap": float("nan")}, {"last_arrival": float("inf")}, {"last_arrival": float("nan")},
+        {"expires": float("nan")}, {"expires": -float("inf")}, {"in_flight_until": 1e13},
     ],
 )  # fmt: skip
 def test_record_with_numbers_that_no_arrivals_give_is_unknown(changed: dict[str, float]) -> None:

@@ -439,13 +439,13 @@ def test_a_link_outlives_its_loop_and_a_fork(single: Server, three: Cluster, sch
     """Each `asyncio.run` and each child has connections of its own, and leaves the parent's alone."""
     program = """
 import asyncio, os, sys
-from cachemw.stores.redis.client.link import AsyncLink, Link
-from cachemw.stores.redis.client.routes import HOPS
-link = AsyncLink(sys.argv[1])
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
+from cachemw.stores.redis.client.routes import MAX_REDIRECTS
+link = AsyncRedisClient(sys.argv[1])
 for _ in range(3):
     assert asyncio.run(link.execute([("SET", "a", 5), ("GET", "a")], 5)) == [b"OK", b"5"]
 asyncio.run(link.close())
-link = Link(sys.argv[1])
+link = RedisClient(sys.argv[1])
 ask = lambda: link.execute([("SET", "a", 5), ("CLIENT", "ID")], 5)[1]
 mine = ask()
 child = os.fork()

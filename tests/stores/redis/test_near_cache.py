@@ -106,7 +106,7 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "near", [NearCache(), warm(seen=2), warm(pending=60.0)], ids=["unknown", "young", "being written"]
+    "near", [NearCache(), warm(seen=2), warm(in_flight_until=60.0)], ids=["unknown", "young", "being written"]
 )
 def test_other_heads_are_asked_for(near: NearCache) -> None:
     """What another worker may be changing is the server's to tell."""
@@ -158,7 +158,7 @@ def head(expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
         ({}, head(310.0), True),
         ({"expires": 200.0, "ttl": 300}, head(0.0), True),
         ({"expires": 200.0, "ttl": 300}, head(-1.0, pending=60.0), True),
-        ({"expires": 200.0, "ttl": 300, "pending": 60.0}, head(310.0), True),
+        ({"expires": 200.0, "ttl": 300, "in_flight_until": 60.0}, head(310.0), True),
     ],
     ids=["lives on", "no head", "was dead", "new", "gone", "being written", "was being written"],
 )

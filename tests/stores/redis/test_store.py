@@ -164,7 +164,7 @@ def test_a_restarted_server_gets_back_what_it_lost(closed_port: int) -> None:
     asked = arrival("acme", *KEYS)
 
     def seen(found: Any) -> list[int]:
-        return [record.seen if record else 0 for record in found]
+        return [record.arrivals if record else 0 for record in found]
 
     with asyncio.Runner() as runner:
         server = ValkeyServer(port=closed_port)
@@ -194,11 +194,11 @@ def test_a_restarted_server_gets_back_what_it_lost(closed_port: int) -> None:
 @pytest.mark.parametrize(
     ("theirs", "ours", "left"),
     [
-        (None, {"seen": 5, "expires": 9.0, "ttl": 300}, (5, 9.0)),
-        ({"seen": 9, "expires": 7.0, "ttl": 300}, {"seen": 5, "expires": 9.0, "ttl": 300}, (9, 9.0)),
-        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5, "expires": 9.0, "ttl": 300}, (5, 9.5)),
-        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5}, (5, 9.5)),
-        ({"seen": 2, "expires": 9.5, "ttl": 300}, {"seen": 5, "expires": 0.0, "ttl": 300}, (5, 0.0)),
+        (None, {"arrivals": 5, "expires": 9.0, "ttl": 300}, (5, 9.0)),
+        ({"arrivals": 9, "expires": 7.0, "ttl": 300}, {"arrivals": 5, "expires": 9.0, "ttl": 300}, (9, 9.0)),
+        ({"arrivals": 2, "expires": 9.5, "ttl": 300}, {"arrivals": 5, "expires": 9.0, "ttl": 300}, (5, 9.5)),
+        ({"arrivals": 2, "expires": 9.5, "ttl": 300}, {"arrivals": 5}, (5, 9.5)),
+        ({"arrivals": 2, "expires": 9.5, "ttl": 300}, {"arrivals": 5, "expires": 0.0, "ttl": 300}, (5, 0.0)),
     ],
     ids=["lost", "more arrivals", "later end", "never known", "found dead"],
 )
@@ -484,7 +484,7 @@ from cachemw.stores import open_async_store
 from cachemw.stores.protocol import Arrival
 store = open_async_store(sys.argv[1], secret=b"loops", timeout_ms=5000)
 seen = lambda: asyncio.run(store.observe(Arrival("acme", b"r", b"t", 0, (b"k" * 16,)), 1.0))[0]
-assert seen() is None and seen().seen == 1 and seen().seen == 2
+assert seen() is None and seen().arrivals == 1 and seen().arrivals == 2
 asyncio.run(store.close())
 """
     # In a process of its own: a loop that ended leaves its connection open, and Python says so when it can.
