@@ -79,7 +79,7 @@ def cycle(mw: cachemw.Middleware, number: int) -> None:
 
 def pools(mw: cachemw.Middleware) -> list[Any]:
     """Return the pools of the middleware's store."""
-    link = getattr(mw._shell.store, "_link", None)
+    link = getattr(mw._shell.store, "_client", None)
     return list(link._servers._pools.values()) if link is not None else []
 
 

@@ -14,7 +14,7 @@ from cachemw import fork_safety
 from cachemw.events import Counters
 from cachemw.stores.redis.circuit_breaker import CircuitBreaker
 from cachemw.stores.redis.near_cache import NearCache
-from tests.stores.redis.test_near_cache import HEADS, warm
+from tests.stores.redis.test_near_cache import HEADS, drained, to_restore, warm
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -57,14 +57,14 @@ def test_what_is_unsent_is_the_parents_to_send() -> None:
     def look() -> object:
         records = near.count(HEADS, 10.06)
         return (
-            near.records_to_restore(),
-            [(held.name, held.arrivals) for held in near.drain_hot_updates()],
+            to_restore(near),
+            [(held.name, held.arrivals) for held in drained(near)],
             [r and r.arrivals for r in records or ()],
         )
 
     assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
-    assert [held.arrivals for held in near.drain_hot_updates()] == [1, 1]
-    assert list(near.records_to_restore()) == [b"message 1"]
+    assert [held.arrivals for held in drained(near)] == [1, 1]
+    assert list(to_restore(near)) == [b"message 1"]
 
 
 BODY = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 9_000}]}
@@ -98,9 +98,9 @@ def test_a_middleware_goes_on(store: str) -> None:
 
 def test_nothing_is_kept_alive_to_be_told() -> None:
     """An object that is gone is told nothing."""
-    before = len(fork_safety._told)
+    before = len(fork_safety._methods)
     counters = Counters()
-    assert len(fork_safety._told) == before + 1
+    assert len(fork_safety._methods) == before + 1
     del counters
     gc.collect()
-    assert len(fork_safety._told) <= before
+    assert len(fork_safety._methods) <= before

@@ -178,7 +178,7 @@ async def cycle(mw: cachemw.AsyncMiddleware, number: int) -> None:
 
 def pools(mw: cachemw.AsyncMiddleware) -> list[Any]:
     """Return the pools of the middleware's store."""
-    servers = getattr(getattr(mw._shell.store, "_link", None), "_servers", None)
+    servers = getattr(getattr(mw._shell.store, "_client", None), "_servers", None)
     return list(servers._pools.values()) if servers is not None else []
 
 

@@ -164,7 +164,7 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             inner = open_async_store(url, secret=secret, timeout_ms=PATIENT_MS)
             store = Awaited(inner)
         if kind == "fakeredis":
-            inner._link = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
+            inner._client = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
         stores.append(store)
         return store
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import cachemw
 from benchmarks import redis_servers
 from benchmarks.redis_servers import until
-from cachemw.stores.redis.store import RedisStore
+from cachemw.stores.redis._sync import RedisStore
 
 MODEL = "claude-sonnet-4-6"
 WEEK = 7 * 24 * 3_600_000
@@ -141,17 +141,17 @@ def test_any_order_of_amounts_and_failures_adds_each_once(valkey: str, steps: li
         if what == "flush":
             store.flush()
         elif what == "script flush":
-            store._link.execute([("SCRIPT", "FLUSH")], 5)
+            store._client.execute([("SCRIPT", "FLUSH")], 5)
         elif what == "lost answer":
-            execute = store._link.execute
+            execute = store._client.execute
 
             def lose(commands: Any, seconds: float, execute: Any = execute) -> Any:
                 execute(commands, seconds)
                 raise redis.ConnectionError
 
-            store._link.execute = lose  # type: ignore[method-assign]
+            store._client.execute = lose  # type: ignore[method-assign]
             store.flush()
-            store._link.execute = execute  # type: ignore[method-assign]
+            store._client.execute = execute  # type: ignore[method-assign]
         else:
             store.add(namespace, what, rest[0], 60)
             for name, amount in rest[0].items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cachemw.core.hash_types import StoreKey
 from cachemw.core.reuse.record import (
     PrefixRecord,
     in_flight_record,
@@ -13,7 +14,8 @@ from cachemw.core.reuse.record import (
 )
 from cachemw.stores.protocol import CacheEntry
 from cachemw.stores.redis import near_cache as module
-from cachemw.stores.redis.near_cache import FRESH, HotUpdate, NearCache
+from cachemw.stores.redis.hot_prefixes import FRESH, HotUpdate
+from cachemw.stores.redis.near_cache import NearCache
 
 NAMES = [b"head 1", b"head 2", b"message 1", b"message 2"]
 HEADS = NAMES[:2]
@@ -29,6 +31,20 @@ def tell(
 ) -> None:
     """Give an answer to what was asked when the worker knew what it knows now."""
     near.store_reply(names, heads, records, now, near.snapshot_known(names))
+
+
+def drained(near: NearCache) -> list[HotUpdate]:
+    """Return the news that a flush would publish."""
+    updates: list[HotUpdate] = []
+    near.drain_hot_updates(updates)
+    return updates
+
+
+def to_restore(near: NearCache) -> dict[StoreKey, PrefixRecord]:
+    """Return the records that a flush would restore."""
+    records: dict[StoreKey, PrefixRecord] = {}
+    near.records_to_restore(records)
+    return records
 
 
 def hot(near: NearCache, names: list[bytes], now: float) -> list[PrefixRecord | None] | None:
@@ -51,23 +67,23 @@ def test_hot_heads_are_counted_when_the_answer_begins() -> None:
     """A lookup counts nothing; an arrival is counted here though it began before the server's last word."""
     near = warm()
     assert near.answer_locally(HEADS, 10.01) == near.answer_locally(HEADS, 10.02)
-    assert near.drain_hot_updates() == []
+    assert drained(near) == []
     assert near.count(HEADS, 9.5) is not None
     assert near.count(HEADS, 10.0 + 59.0) is not None
     assert near.count(HEADS, 10.0 + 61.0) is None
-    assert [(held.arrivals, held.last) for held in near.drain_hot_updates()] == [(2, 69.0)] * 2
+    assert [(held.arrivals, held.last) for held in drained(near)] == [(2, 69.0)] * 2
 
 
 def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
     """The server's word counts, except of records that it lost or was not given yet."""
     near = warm(expires=400.0, ttl=300)
     records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
-    found = near.looked([*NAMES[:3], b"new"], 2, records, 12.0)
+    found = near.lookup_reply([*NAMES[:3], b"new"], 2, records, 12.0)
     assert [record and record.arrivals for record in found] == [10, 30, 1, None]
-    assert near.records_to_restore() == {}
+    assert to_restore(near) == {}
     being_written = in_flight_record(70.0)
     (first_seen, *_), (unknown,) = (
-        near.looked([name], 0, [being_written], 12.0) for name in (b"head 1", b"new")
+        near.lookup_reply([name], 0, [being_written], 12.0) for name in (b"head 1", b"new")
     )
     assert first_seen is not None
     assert (first_seen.arrivals, first_seen.in_flight_until) == (10, 70.0)
@@ -99,10 +115,10 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
         later = record_arrival(later, 0, 10.0 + number / 100)
     assert hot(near, HEADS, 10.0 + 1.01 * FRESH) is None
     assert hot(near, HEADS, 9.9) is None
-    assert [(held.name, held.arrivals, held.last) for held in near.drain_hot_updates()] == [
+    assert [(held.name, held.arrivals, held.last) for held in drained(near)] == [
         (b"head 1", 5, 10.04), (b"head 2", 5, 10.04),
     ]  # fmt: skip
-    assert near.drain_hot_updates() == []
+    assert drained(near) == []
 
 
 @pytest.mark.parametrize(
@@ -111,14 +127,14 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
 def test_other_heads_are_asked_for(near: NearCache) -> None:
     """What another worker may be changing is the server's to tell."""
     assert hot(near, HEADS, 10.01) is None
-    assert near.drain_hot_updates() == []
+    assert drained(near) == []
 
 
 def test_one_cold_head_is_enough_to_ask() -> None:
     """Heads are asked for together, and none of them is counted before that."""
     near = warm()
     assert hot(near, [*HEADS, b"another"], 10.01) is None
-    assert near.drain_hot_updates() == []
+    assert drained(near) == []
 
 
 def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
@@ -126,10 +142,10 @@ def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
     near = warm()
     for _ in range(3):
         hot(near, HEADS, 10.02)
-    held = near.drain_hot_updates()
+    held = drained(near)
     hot(near, HEADS, 10.03)
     theirs = record_arrivals(hot_record(), 40, 10.0)
-    near.sent(held, [theirs] * 2)
+    near.published(held, [theirs] * 2)
     found = hot(near, HEADS, 10.05)
     assert found is not None
     assert [record and record.arrivals for record in found] == [9 + 40 + 3 + 1] * 2
@@ -168,7 +184,7 @@ def test_only_that_a_living_head_lives_on_can_wait(
     """All else is told at once; both are known here."""
     near = warm(**known)
     assert near.record_write([b"head 1"], [entry]) == [0] * urgent
-    assert [held.entry for held in near.drain_hot_updates()] == [entry] * (not urgent)
+    assert [held.entry for held in drained(near)] == [entry] * (not urgent)
     (record,) = near.peek([b"head 1"], 11.0)
     assert record is not None
     assert record.in_flight_until == entry.in_flight_until
@@ -180,7 +196,7 @@ def test_of_what_can_wait_the_later_end_counts() -> None:
     near = warm(expires=400.0, ttl=300)
     assert near.record_write(HEADS[:1], [head(3700.0, 3600)]) == []
     assert near.record_write(HEADS[:1], [head(401.0, 300)]) == []
-    assert [held.entry and held.entry.expires for held in near.drain_hot_updates()] == [3700.0]
+    assert [held.entry and held.entry.expires for held in drained(near)] == [3700.0]
 
 
 def test_a_head_that_died_is_not_brought_back() -> None:
@@ -188,7 +204,7 @@ def test_a_head_that_died_is_not_brought_back() -> None:
     near = warm(expires=200.0, ttl=300)
     assert near.record_write([b"head 1"], [head(310.0)]) == []
     assert near.record_write([b"head 1"], [head(0.0)]) == [0]
-    assert near.drain_hot_updates() == []
+    assert drained(near) == []
 
 
 def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
@@ -202,14 +218,14 @@ def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
     near.record_write([NAMES[2]], [CacheEntry(b"m", False, 311.0, 300)])
     assert not near.claim([NAMES[2]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
     assert near.claim([NAMES[3]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
-    owed = near.records_to_restore()
+    owed = to_restore(near)
     assert sorted(owed) == sorted(NAMES)
     assert [(owed[name].arrivals, owed[name].expires, owed[name].in_flight_until) for name in NAMES] == [
         (12, 0.0, 0.0), (12, 0.0, 0.0), (2, 311.0, 0.0), (2, 0.0, 71.0),
     ]  # fmt: skip
-    assert near.records_to_restore() == {}
+    assert to_restore(near) == {}
     near.schedule_restore([NAMES[1], b"unknown"])
-    assert list(near.records_to_restore()) == [NAMES[1]]
+    assert list(to_restore(near)) == [NAMES[1]]
 
 
 def test_what_the_server_lost_it_gets_back() -> None:
@@ -218,7 +234,7 @@ def test_what_the_server_lost_it_gets_back() -> None:
     records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
     tell(near, [*NAMES[:3], b"new"], 2, records, 12.0)
     assert [record and record.arrivals for record in records] == [10, 30, 1, None]
-    assert sorted(near.records_to_restore()) == [b"head 1", b"message 1"]
+    assert sorted(to_restore(near)) == [b"head 1", b"message 1"]
     forgotten: list[PrefixRecord | None] = [None]
     tell(near, [b"head 1"], 1, forgotten, 12.0 + 7201)
     assert forgotten == [None]
@@ -233,7 +249,7 @@ def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> No
     records: list[PrefixRecord | None] = [None] * 4
     near.store_reply(NAMES, 2, records, 10.02, known)
     assert records == [None] * 4
-    assert near.records_to_restore() == {}
+    assert to_restore(near) == {}
     assert [record and record.arrivals for record in near.peek(NAMES, 10.03)] == [6, 6, 2, 2]
     found = hot(near, HEADS, 10.03)
     assert found is not None
@@ -257,7 +273,7 @@ def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
             max(400.0, theirs.expires),
             theirs.in_flight_until,
         )
-    assert near.records_to_restore()[b"head 1"].expires == 900.0
+    assert to_restore(near)[b"head 1"].expires == 900.0
     near.schedule_restore([b"head 1"])
     more: list[PrefixRecord | None] = [hot_record(99)]
     tell(near, [b"head 1"], 1, more, 14.0)
@@ -268,14 +284,14 @@ def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
     """What the server began anew may arrive after it got ours; after the next flush its word counts again."""
     near = warm(expires=400.0, ttl=300)
     tell(near, [b"head 1"], 1, [None], 12.0)
-    assert list(near.records_to_restore()) == [b"head 1"]
+    assert list(to_restore(near)) == [b"head 1"]
     records: list[PrefixRecord | None] = [new_record(0, 12.0)]
     tell(near, [b"head 1"], 1, records, 12.1)
     assert [record and (record.arrivals > 9, record.expires) for record in records] == [(True, 400.0)]
-    assert near.records_to_restore() == {}
+    assert to_restore(near) == {}
     tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
     near.restored([b"head 1"])
-    assert near.records_to_restore() == {}
+    assert to_restore(near) == {}
     records = [new_record(0, 12.0)]
     tell(near, [b"head 1"], 1, records, 12.2)
     assert records == [new_record(0, 12.0)]
@@ -285,12 +301,12 @@ def test_another_flush_forgets_nothing_that_is_being_given_back() -> None:
     """Two at once are normal: a report's and the background's. Where giving fails it is owed again."""
     near = warm(expires=400.0, ttl=300)
     tell(near, [b"head 1"], 1, [None], 12.0)
-    assert list(near.records_to_restore()) == [b"head 1"]
-    assert near.records_to_restore() == {}
+    assert list(to_restore(near)) == [b"head 1"]
+    assert to_restore(near) == {}
     tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
     near.schedule_restore([b"head 1"])
     near.restored([b"head 1"])  # of another flush, too late
-    assert near.records_to_restore()[b"head 1"].expires == 400.0
+    assert to_restore(near)[b"head 1"].expires == 400.0
 
 
 def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
@@ -298,19 +314,17 @@ def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
     near = warm(seen=9)
     for _ in range(50):
         assert hot(near, HEADS, 10.05) is not None
-    near.drain_hot_updates()
+    drained(near)
     near.schedule_restore(HEADS)
-    assert [record.arrivals for record in near.records_to_restore().values()] == [60, 60]
+    assert [record.arrivals for record in to_restore(near).values()] == [60, 60]
 
 
 def test_a_hot_head_that_the_server_has_lost_is_owed() -> None:
     """It answers the numbers with no record from before them."""
     near = warm(seen=9, expires=400.0, ttl=300)
     assert hot(near, HEADS, 10.05) is not None
-    near.sent(near.drain_hot_updates(), [None, None])
-    assert [(record.arrivals, record.expires) for record in near.records_to_restore().values()] == [
-        (11, 400.0)
-    ] * 2
+    near.published(drained(near), [None, None])
+    assert [(record.arrivals, record.expires) for record in to_restore(near).values()] == [(11, 400.0)] * 2
 
 
 def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has() -> None:
@@ -334,18 +348,18 @@ def test_alone_nobody_waits_for_another_workers_answer() -> None:
 
 def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Idle heads make place, busy ones stay; nothing grows with what passes."""
-    monkeypatch.setattr(module, "_HEADS", 4)
+    monkeypatch.setattr(module, "_SHARED", 4)
     monkeypatch.setattr(module, "_RECORDS", 8)
     near = NearCache()
     for number in range(20):
         names = [b"%d %d" % (number, index) for index in range(2)]
         tell(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
         hot(near, names, 1.0)
-        assert len(near._heads) <= 4
-    assert [held.name for held in near.drain_hot_updates()] == [b"0 0", b"0 1", b"1 0", b"1 1"]
+        assert len(near._hot) <= 4
+    assert [held.name for held in drained(near)] == [b"0 0", b"0 1", b"1 0", b"1 1"]
     tell(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)
-    assert list(near._heads) == [b"x"]
+    assert list(near._hot._prefixes) == [b"x"]
     near.schedule_restore([b"%d" % number for number in range(9)])
     near.schedule_restore([b"one more"])
-    assert len(near._to_restore) == 9
+    assert len(near._queue.scheduled) == 9
     assert HotUpdate(b"x", 1, 1.0, None).arrivals == 1

@@ -19,8 +19,9 @@ import cachemw
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record
 from cachemw.stores import open_async_store, open_store
 from cachemw.stores.protocol import Arrival, CacheEntry, Store
+from cachemw.stores.redis._async import AsyncRedisStore
+from cachemw.stores.redis._sync import RedisStore
 from cachemw.stores.redis.commands import RECORD
-from cachemw.stores.redis.store import AsyncRedisStore, RedisStore
 
 SECRET = b"a secret"
 KEYS = tuple(bytes([index]) * 16 for index in range(1, 5))
@@ -214,10 +215,36 @@ def test_what_is_given_back_is_merged(
     (name,) = names(store, fresh(), KEYS[0])
     if theirs is not None:
         client.set(name, RECORD.pack(*new_record(0, 1.0)._replace(**theirs)))
-    store._later(store._commands.restore({name: new_record(0, 1.0)._replace(**ours)}))
+    store._execute(store._commands.restore({name: new_record(0, 1.0)._replace(**ours)}), 1.0)
     record = PrefixRecord._make(RECORD.unpack(client.get(name) or b""))
     assert (record.arrivals, record.expires) == left
     assert client.pttl(name) > 0
+
+
+@pytest.mark.parametrize("failing", ["drain_hot_updates", "records_to_restore"])
+def test_flush_interrupted_after_a_drain_restores_what_was_drained(
+    store: RedisStore, fresh: Namespaces, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """An interrupt between the drain and the first call of a flush loses no arrival and no record."""
+    namespace = fresh()
+    asked = [arrival(namespace, *KEYS[:1], bytes([9, number]) * 8) for number in range(8)]
+    for each in asked[:6]:
+        store.observe(each, 1.0)
+    (shared, *_) = names(store, namespace, *KEYS[:1])
+    store._near.schedule_restore([shared])
+    drain = getattr(store._near, failing)
+
+    def interrupted(filled: Any) -> None:
+        drain(filled)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(store._near, failing, interrupted)
+        store.flush()
+    assert not store.flush()
+    (record, *_) = store.peek(asked[0], 1.0)
+    assert record is not None
+    assert record.arrivals == 6
 
 
 def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
@@ -396,13 +423,13 @@ def test_a_root_shared_by_all_requests_is_not_asked_for_by_each(
 ) -> None:
     """Two hundred conversations under one head load its slot a few times, and no arrival is lost."""
     namespace, sent = fresh(), list[Any]()
-    execute = store._link.execute
+    execute = store._client.execute
 
     def spied(commands: Any, seconds: float) -> Any:
         sent.extend(commands)
         return execute(commands, seconds)
 
-    monkeypatch.setattr(store._link, "execute", spied)
+    monkeypatch.setattr(store._client, "execute", spied)
     (head,) = names(store, namespace, KEYS[0])
     for number in range(200):
         now = 1.0 + number / 1000
