@@ -1,6 +1,6 @@
 """Background threads, and the rules that keep an interrupted request from blocking other threads.
 
-Lives here: how a daemon thread is started. Must not know: what it does.
+Contains: the start of a daemon thread. Must not depend on: the work of that thread.
 
 A signal handler may raise anywhere in the main thread: Ctrl-C in a notebook, a soft time limit of Celery,
 `signal.alarm`. CPython runs handlers when a Python function begins, at a backward jump, and when a call has
@@ -15,7 +15,7 @@ request path keeps these rules, and `tests/engine/test_interrupts.py` raises at 
 - Waits and hand-overs use `queue.SimpleQueue`, which is written in C, with a timeout. Semaphores, conditions,
   events, `queue.Queue` and futures run Python code while they hold a lock of their own, and an exception in that
   code leaves the lock held for good.
-- What must be given back is given back by one call of a C function that stands in the `finally` block itself.
+- Borrowed resources return by one call of a C function that stands in the `finally` block itself.
 """
 
 from __future__ import annotations
