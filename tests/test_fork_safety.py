@@ -40,16 +40,16 @@ def said_by_child(act: Callable[[], object]) -> str:
     return said or "dies"
 
 
-def test_a_lock_that_was_held_is_free() -> None:
-    """Another thread of the parent may have been at work in any of them."""
+def test_lock_held_in_the_parent_is_free_in_the_child() -> None:
+    """Another thread of the parent may hold any of the locks during the fork."""
     counters, breaker, near = Counters(), CircuitBreaker(), NearCache()
     with counters._lock, breaker._lock, near._lock:
         said = said_by_child(lambda: (counters.add("x"), breaker.failed(0.0), near.peek([b"x"], 0.0)))
     assert said == "(None, False, [None])"
 
 
-def test_what_is_unsent_is_the_parents_to_send() -> None:
-    """It is sent once; what is known is known in both."""
+def test_unsent_data_stays_with_the_parent() -> None:
+    """The parent sends it once; both processes keep the records."""
     near = warm(seen=9)
     assert near.count(HEADS, 10.05) is not None
     near.schedule_restore([b"message 1"])
@@ -72,8 +72,8 @@ USAGE = {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}
 
 
 @pytest.mark.parametrize("store", ["memory://", "redis://127.0.0.1:1"])
-def test_a_middleware_goes_on(store: str) -> None:
-    """With what it has learned, and sums and news of its own, whatever the parent's threads were at."""
+def test_middleware_in_a_child_continues(store: str) -> None:
+    """It keeps the learned records, with sums and updates of its own, whatever the parent's threads do."""
     mw = cachemw.Middleware(provider="databricks", store=store, secret="s", clock=lambda: 1.0)
     for _ in range(3):
         mw.settle(mw.prepare(BODY), USAGE)
@@ -96,8 +96,8 @@ def test_a_middleware_goes_on(store: str) -> None:
     mw.close()
 
 
-def test_nothing_is_kept_alive_to_be_told() -> None:
-    """An object that is gone is told nothing."""
+def test_registered_object_is_not_kept_alive() -> None:
+    """An object that is collected gets no call in a child."""
     before = len(fork_safety._methods)
     counters = Counters()
     assert len(fork_safety._methods) == before + 1

@@ -16,7 +16,7 @@ from cachemw.stores.url import parse
 def open_store(url: str, **options: Any) -> Store:
     """Open the store that a URL names. `cachemw.stores.url` lists the allowed URLs.
 
-    Nothing is connected yet.
+    The store connects at its first call.
 
     Args:
         url: The URL.

@@ -189,8 +189,8 @@ def learns(one: Worker, other: Worker) -> bool:
 
 @pytest.mark.parametrize("twins", [("sync", "async"), ("async", "sync")], ids=["sync", "async"])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]) -> None:
-    """They go out marked as this worker knows; after it workers learn from each other, and sums are exact."""
+def test_requests_during_a_fault_go_on_and_lose_nothing(fault: Fault, twins: tuple[str, str]) -> None:
+    """They get breakpoints by local records; afterwards workers share records again, and sums are exact."""
     with (
         standalone("valkey", *fault.options) as server,
         workers(server.url, *twins, patience=fault.patience) as (one, other),
@@ -220,8 +220,8 @@ def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]
 
 
 @pytest.mark.parametrize("twin", ["sync", "async"])
-def test_what_is_evicted_is_given_back(twin: str) -> None:
-    """A server that drops keys for want of memory makes no request fail, nor a worker forget."""
+def test_evicted_records_are_restored(twin: str) -> None:
+    """A server that evicts keys makes no request fail and no worker forget."""
     with standalone("valkey") as server, server.client() as client, workers(server.url, twin) as (worker,):
         begin, go_on = talk(2)
         (written,) = worker.send([begin])

@@ -64,8 +64,8 @@ def sums(report: cachemw.Report) -> dict[str, int | Decimal]:
     return {name: getattr(report.totals, name) for name in (*SUMS, *MONEY)}
 
 
-def test_any_worker_reports_for_all_to_the_last_unit(url: str) -> None:
-    """Threads of sync workers, tasks of an async one: each reports the same sums, those of all receipts."""
+def test_report_of_any_worker_covers_all_workers(url: str) -> None:
+    """Threads of sync workers and tasks of an async one report the same sums, those of all receipts."""
     namespace = f"all {time.time_ns()}"
     workers = [cachemw.Middleware(**options(url, namespace)) for _ in range(3)]
 
@@ -131,8 +131,8 @@ def test_any_worker_reports_for_all_to_the_last_unit(url: str) -> None:
         max_size=30,
     )
 )
-def test_any_order_of_amounts_and_failures_adds_each_once(valkey: str, steps: list[Any]) -> None:
-    """Whichever worker sends when, and whatever answer is lost, the sums are those of plain addition."""
+def test_amounts_through_any_failures_are_added_once(valkey: str, steps: list[Any]) -> None:
+    """The sums equal plain addition, in any order of workers and lost replies."""
     namespace = f"orders {time.time_ns()}"
     stores = [RedisStore(valkey, secret=b"s", timeout_ms=5000, namespace=namespace) for _ in range(3)]
     expected: dict[str, dict[str, int]] = {"hour 1": {}, "hour 2": {}}
@@ -207,8 +207,8 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_killed_workers_calls_are_unsettled(url: str, kind: str) -> None:
-    """`kill -9` between settle and flush loses what was queued, no more; the others see the calls it left open."""
+def test_calls_of_a_killed_worker_are_unsettled(url: str, kind: str) -> None:
+    """`kill -9` between settle and flush loses queued data only; other workers see the open calls."""
     namespace = f"killed {kind} {time.time_ns()}"
     looking = cachemw.Middleware(**options(url, namespace))
     child = subprocess.Popen(
@@ -245,8 +245,8 @@ def test_a_killed_workers_calls_are_unsettled(url: str, kind: str) -> None:
     looking.close()
 
 
-def test_a_table_is_kept_for_seven_days(valkey: str) -> None:
-    """Each sum that is added renews its hour's table, and what tells batches apart; another namespace's lives on."""
+def test_table_is_kept_for_seven_days(valkey: str) -> None:
+    """Each sum renews the table of its hour and its batch numbers; another namespace's table stays."""
     namespace = f"kept {time.time_ns()}"
     mw = cachemw.Middleware(**options(valkey, namespace))
 

@@ -20,7 +20,7 @@ from cachemw.stores.redis.shared import RedisStoreBase, Steps
 class AsyncRedisStore(RedisStoreBase):
     """Keep records and sums in Redis. The tasks of one event loop at a time may use one.
 
-    `url` is one that `cachemw.stores.url.parse` accepts. Nothing is connected before the first call. `options` are the
+    `url` is one that `cachemw.stores.url.parse` accepts. The first call opens the first connection. `options` are the
     arguments of `RedisStoreBase`.
     """
 
@@ -127,7 +127,7 @@ class AsyncRedisStore(RedisStoreBase):
         await self._client.close()
 
     async def _drive(self, steps: Steps, seconds: float) -> Any:
-        """Send the commands of each step, and throw into the steps what the store raises."""
+        """Send the commands of each step, and throw errors of the store into the steps."""
         replies: Any = None
         while True:
             try:

@@ -117,7 +117,7 @@ class Commands:
 
         Args:
             names: The keys. Without `counts` one arrival of each is counted, of a request that ends with the last key.
-            now: The time of the arrivals. None means the server's own time; a value below 0 is the age of the arrival
+            now: The time of the arrivals. A value of None means the server's own time, a value below 0 the age of the arrival
                 by the server's clock.
             counts: So many arrivals of each key are counted, of requests that continued after it.
         """

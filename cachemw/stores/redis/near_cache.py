@@ -36,7 +36,7 @@ class NearCache:
         after_fork_in_child(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Leave to the parent what it has not yet sent."""
+        """Leave all unpublished data to the parent."""
         self._lock = RLock()
         self._queue.clear()
         self._hot.discard_unpublished()

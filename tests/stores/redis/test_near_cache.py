@@ -63,8 +63,8 @@ def warm(now: float = 10.0, seen: int = 9, **fields: float) -> NearCache:
     return near
 
 
-def test_hot_heads_are_counted_when_the_answer_begins() -> None:
-    """A lookup counts nothing; an arrival is counted here though it began before the server's last word."""
+def test_hot_prefix_is_counted_when_the_response_begins() -> None:
+    """A lookup counts nothing; an arrival is counted even if it began before the server's last reply."""
     near = warm()
     assert near.answer_locally(HEADS, 10.01) == near.answer_locally(HEADS, 10.02)
     assert drained(near) == []
@@ -74,8 +74,8 @@ def test_hot_heads_are_counted_when_the_answer_begins() -> None:
     assert [(held.arrivals, held.last) for held in drained(near)] == [(2, 69.0)] * 2
 
 
-def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
-    """The server's word counts, except of records that it lost or was not given yet."""
+def test_lookup_reply_without_a_lost_record_is_completed() -> None:
+    """The server's records count, except those that it lost or has not received yet."""
     near = warm(expires=400.0, ttl=300)
     records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
     found = near.lookup_reply([*NAMES[:3], b"new"], 2, records, 12.0)
@@ -90,7 +90,7 @@ def test_lookup_is_completed_by_records_that_the_server_has_lost() -> None:
     assert unknown == being_written
 
 
-def test_many_arrivals_at_once_are_as_one_after_another() -> None:
+def test_many_arrivals_at_once_equal_single_ones() -> None:
     """The closed form agrees with the single steps."""
     for before in (
         None,
@@ -106,8 +106,8 @@ def test_many_arrivals_at_once_are_as_one_after_another() -> None:
             assert tuple(found) == pytest.approx(tuple(record), rel=1e-9)
 
 
-def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
-    """Each answer counts its arrival; after it the server is asked again."""
+def test_hot_prefixes_are_answered_for_a_tenth_of_a_second() -> None:
+    """Each answer counts its arrival; afterwards the server is asked again."""
     near = warm()
     later = record_arrival(hot_record(), 0, 10.0)
     for number in range(5):
@@ -124,21 +124,21 @@ def test_hot_heads_are_answered_for_a_tenth_of_a_second() -> None:
 @pytest.mark.parametrize(
     "near", [NearCache(), warm(seen=2), warm(in_flight_until=60.0)], ids=["unknown", "young", "being written"]
 )
-def test_other_heads_are_asked_for(near: NearCache) -> None:
-    """What another worker may be changing is the server's to tell."""
+def test_prefixes_that_are_not_hot_are_asked_for(near: NearCache) -> None:
+    """The server answers for a record that another worker may be changing."""
     assert hot(near, HEADS, 10.01) is None
     assert drained(near) == []
 
 
-def test_one_cold_head_is_enough_to_ask() -> None:
-    """Heads are asked for together, and none of them is counted before that."""
+def test_one_cold_prefix_sends_all_to_the_server() -> None:
+    """Shared prefixes are asked for together, and none of them is counted before."""
     near = warm()
     assert hot(near, [*HEADS, b"another"], 10.01) is None
     assert drained(near) == []
 
 
-def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
-    """The server's records from before are taken over, less nothing that came since."""
+def test_published_arrivals_return_with_those_of_other_workers() -> None:
+    """The server's records from before are taken over, and later local arrivals are added."""
     near = warm()
     for _ in range(3):
         hot(near, HEADS, 10.02)
@@ -151,8 +151,8 @@ def test_what_was_sent_comes_back_with_what_the_others_did() -> None:
     assert [record and record.arrivals for record in found] == [9 + 40 + 3 + 1] * 2
 
 
-def test_an_answer_that_was_overtaken_takes_nothing_back() -> None:
-    """Of two answers the one with more arrivals is the later."""
+def test_overtaken_reply_changes_no_record() -> None:
+    """The reply with more arrivals is the later one."""
     near = warm(seen=50)
     tell(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
     found = hot(near, HEADS, 10.02)
@@ -178,10 +178,10 @@ def head(expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
     ],
     ids=["lives on", "no head", "was dead", "new", "gone", "being written", "was being written"],
 )
-def test_only_that_a_living_head_lives_on_can_wait(
+def test_only_the_refresh_of_a_cached_entry_can_wait(
     known: dict[str, float], entry: CacheEntry, urgent: bool
 ) -> None:
-    """All else is told at once; both are known here."""
+    """All other entries are published at once; both kinds are known locally."""
     near = warm(**known)
     assert near.record_write([b"head 1"], [entry]) == [0] * urgent
     assert [held.entry for held in drained(near)] == [entry] * (not urgent)
@@ -191,7 +191,7 @@ def test_only_that_a_living_head_lives_on_can_wait(
     assert record.expires == (entry.expires if entry.expires in (0.0, 310.0) else known.get("expires", 0.0))
 
 
-def test_of_what_can_wait_the_later_end_counts() -> None:
+def test_waiting_refreshes_publish_the_later_expiry() -> None:
     """An entry of an hour and one of five minutes may be refreshed within a tenth of a second."""
     near = warm(expires=400.0, ttl=300)
     assert near.record_write(HEADS[:1], [head(3700.0, 3600)]) == []
@@ -199,16 +199,16 @@ def test_of_what_can_wait_the_later_end_counts() -> None:
     assert [held.entry and held.entry.expires for held in drained(near)] == [3700.0]
 
 
-def test_a_head_that_died_is_not_brought_back() -> None:
-    """A refresh that was held back is nothing beside what was told since."""
+def test_waiting_refresh_of_a_gone_entry_is_dropped() -> None:
+    """A refresh that was held back is void after a later report that the entry is gone."""
     near = warm(expires=200.0, ttl=300)
     assert near.record_write([b"head 1"], [head(310.0)]) == []
     assert near.record_write([b"head 1"], [head(0.0)]) == [0]
     assert drained(near) == []
 
 
-def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
-    """Arrivals, entries and claims are kept here, and owed to the server."""
+def test_worker_without_a_server_continues_from_the_last_records() -> None:
+    """Arrivals, entries and claims are kept locally, and scheduled for a restore."""
     near = warm()
     hot(near, HEADS, 10.01)
     found = near.observe(NAMES, 11.0)
@@ -228,8 +228,8 @@ def test_alone_a_worker_goes_on_from_what_it_last_heard() -> None:
     assert list(to_restore(near)) == [NAMES[1]]
 
 
-def test_what_the_server_lost_it_gets_back() -> None:
-    """A record that a worker knows and the server doesn't is used, and owed; one that nobody knows is new."""
+def test_record_that_the_server_lost_is_restored() -> None:
+    """A known record replaces the lost one and is restored; an unknown prefix is new."""
     near = warm()
     records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
     tell(near, [*NAMES[:3], b"new"], 2, records, 12.0)
@@ -240,8 +240,8 @@ def test_what_the_server_lost_it_gets_back() -> None:
     assert forgotten == [None]
 
 
-def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> None:
-    """Nobody knew of it when it was asked for: nothing was lost, and it is counted already."""
+def test_late_reply_to_a_first_arrival_restores_nothing() -> None:
+    """No worker knew the prefix at the time of the call, so no record was lost and it is counted already."""
     near = NearCache()
     known = near.snapshot_known(NAMES)
     assert known == [False] * 4
@@ -256,8 +256,8 @@ def test_an_answer_to_a_first_arrival_may_come_after_those_to_later_ones() -> No
     assert [record and record.arrivals for record in found] == [6, 6]
 
 
-def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
-    """Until it has been given back, more arrivals and a later end stand; a younger record of it changes nothing."""
+def test_scheduled_restore_outlives_a_younger_server_record() -> None:
+    """Until the restore, more arrivals and a later expiry count; a younger record changes nothing."""
     near = warm(expires=400.0, ttl=300)
     tell(near, [b"head 1"], 1, [None], 12.0)
     for theirs in (
@@ -280,8 +280,8 @@ def test_what_is_owed_is_not_forgotten_for_what_the_server_began_anew() -> None:
     assert more == [hot_record(99)._replace(expires=900.0, ttl=3600)]
 
 
-def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
-    """What the server began anew may arrive after it got ours; after the next flush its word counts again."""
+def test_reply_from_before_a_restore_loses_nothing() -> None:
+    """A reply with the younger record may arrive after the restore; after the next flush the server's record counts."""
     near = warm(expires=400.0, ttl=300)
     tell(near, [b"head 1"], 1, [None], 12.0)
     assert list(to_restore(near)) == [b"head 1"]
@@ -297,8 +297,8 @@ def test_an_answer_from_before_it_was_given_back_takes_nothing_away() -> None:
     assert records == [new_record(0, 12.0)]
 
 
-def test_another_flush_forgets_nothing_that_is_being_given_back() -> None:
-    """Two at once are normal: a report's and the background's. Where giving fails it is owed again."""
+def test_second_flush_keeps_a_restore_under_way() -> None:
+    """A report and the background may flush at once. If a restore fails it is scheduled again."""
     near = warm(expires=400.0, ttl=300)
     tell(near, [b"head 1"], 1, [None], 12.0)
     assert list(to_restore(near)) == [b"head 1"]
@@ -309,8 +309,8 @@ def test_another_flush_forgets_nothing_that_is_being_given_back() -> None:
     assert to_restore(near)[b"head 1"].expires == 400.0
 
 
-def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
-    """Its arrivals are known here alone: where sending them failed the record as it stands is given back."""
+def test_unpublished_arrivals_of_a_hot_prefix_are_restored() -> None:
+    """Only this worker knows them: if publishing fails, the record as it stands is restored."""
     near = warm(seen=9)
     for _ in range(50):
         assert hot(near, HEADS, 10.05) is not None
@@ -319,16 +319,16 @@ def test_what_of_a_hot_head_was_not_sent_is_owed() -> None:
     assert [record.arrivals for record in to_restore(near).values()] == [60, 60]
 
 
-def test_a_hot_head_that_the_server_has_lost_is_owed() -> None:
-    """It answers the numbers with no record from before them."""
+def test_hot_prefix_that_the_server_lost_is_restored() -> None:
+    """The server replies to the counts with no record from before them."""
     near = warm(seen=9, expires=400.0, ttl=300)
     assert hot(near, HEADS, 10.05) is not None
     near.published(drained(near), [None, None])
     assert [(record.arrivals, record.expires) for record in to_restore(near).values()] == [(11, 400.0)] * 2
 
 
-def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has() -> None:
-    """Of two ends the later counts, but a provider that read nothing has spoken."""
+def test_gone_entry_stays_gone_beside_a_later_server_expiry() -> None:
+    """The later expiry counts, unless a provider read nothing from the entry."""
     near = warm(expires=400.0, ttl=300)
     near.record_write([b"head 1"], [head(0.0)])
     near.schedule_restore([b"head 1"])
@@ -337,8 +337,8 @@ def test_what_was_found_dead_is_not_brought_to_life_by_what_the_server_still_has
     assert records == [hot_record(99)._replace(expires=0.0, ttl=300)]
 
 
-def test_alone_nobody_waits_for_another_workers_answer() -> None:
-    """That it has begun could not be heard."""
+def test_worker_without_a_server_waits_for_no_write_of_another() -> None:
+    """This worker could not learn that the response to the other request has begun."""
     near = NearCache()
     tell(near, [b"m"], 0, [new_record(0, 9.0)._replace(in_flight_until=69.0)], 10.0)
     (record,) = near.observe([b"m"], 11.0)
@@ -346,8 +346,8 @@ def test_alone_nobody_waits_for_another_workers_answer() -> None:
     assert record.in_flight_until == 0.0
 
 
-def test_what_a_worker_keeps_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Idle heads make place, busy ones stay; nothing grows with what passes."""
+def test_near_cache_when_full_drops_idle_prefixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle shared prefixes make room, busy ones stay, and all tables stay bounded."""
     monkeypatch.setattr(module, "_SHARED", 4)
     monkeypatch.setattr(module, "_RECORDS", 8)
     near = NearCache()

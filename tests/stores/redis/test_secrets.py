@@ -284,10 +284,10 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[Server]]
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_no_prompt_is_anywhere(
+def test_run_with_all_opt_ins_stores_no_prompt(
     servers: tuple[str, list[Server]], kind: str, sent: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run with all that is opt-in leaves hashes, sums, model names and labels; every key is ours and ends."""
+    """A run leaves hashes, sums, model names and labels; each key is cachemw's and expires."""
     caplog.set_level(logging.DEBUG, logger="cachemw")
     url, nodes = servers
     prompts = Prompts()
@@ -316,8 +316,8 @@ def test_no_prompt_is_anywhere(
     assert found(outside.encode(), {**prompts.texts, "secret": SECRET.encode()}) == set()
 
 
-def test_what_is_planted_is_found() -> None:
-    """The search finds a run of eight characters of any text in any form, and nothing in what has none."""
+def test_search_finds_planted_text() -> None:
+    """The search finds eight characters of any text in any form, and nothing without them."""
     prompts = Prompts()
     prompts.bodies()
     for name, text in list(prompts.texts.items())[::5]:
@@ -337,8 +337,10 @@ def test_what_is_planted_is_found() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_store_that_is_away_tells_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor do failures: no prompt, and of the store's URL neither user nor password nor host."""
+def test_unavailable_store_logs_no_prompt_and_no_password(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures show no prompt, and of the store's URL neither user nor password nor host."""
     caplog.set_level(logging.DEBUG, logger="cachemw")
     prompts = Prompts()
     port = free_port()
@@ -346,7 +348,7 @@ def test_a_store_that_is_away_tells_nothing(kind: str, caplog: pytest.LogCapture
     assert counts["error.store.ConnectionError"] > 0
     assert counts["store.away"] == 1
     outside = "\n".join([caplog.text, *map(repr, told), *counts])
-    assert "The store is away (ConnectionError)" in caplog.text
+    assert "Store unavailable (ConnectionError)." in caplog.text
     assert found(outside.encode(), {**prompts.texts, "password": PASSWORD.encode()}) == set()
     assert f":{port}" not in outside
     assert "127.0.0.1" not in outside
@@ -382,8 +384,8 @@ def traffic(
     mw.close()
 
 
-def test_namespaces_share_no_key(servers: tuple[str, list[Server]]) -> None:
-    """The same traffic under another namespace, given as a setting or with each call, has other keys all."""
+def test_traffic_under_another_namespace_shares_no_key(servers: tuple[str, list[Server]]) -> None:
+    """The namespace may be a setting or come with each call."""
     url, nodes = servers
     traffic(url)
     default = keys_of(nodes)
@@ -398,8 +400,8 @@ def test_namespaces_share_no_key(servers: tuple[str, list[Server]]) -> None:
     assert {key[-2:] for key in default & by_call} <= {b":s", b":t", b":b"}
 
 
-def test_secrets_share_no_key(servers: tuple[str, list[Server]]) -> None:
-    """The same traffic under another secret has other keys all, but for the one by which that is found out."""
+def test_traffic_under_another_secret_shares_no_key(servers: tuple[str, list[Server]]) -> None:
+    """Only the key of the fingerprint is the same."""
     url, nodes = servers
     traffic(url)
     first = keys_of(nodes)
@@ -411,8 +413,8 @@ def test_secrets_share_no_key(servers: tuple[str, list[Server]]) -> None:
     assert {key[-2:] for key in first & second} == {b":s"}
 
 
-def test_a_namespaces_report_and_entries_are_its_own(one: tuple[str, list[Server]]) -> None:
-    """What one namespace learned and saved, another doesn't see, whatever its name looks like."""
+def test_report_and_entries_of_a_namespace_are_its_own(one: tuple[str, list[Server]]) -> None:
+    """Another namespace does not see them, whatever its name looks like."""
     url, nodes = one
     names = ["a", "a:b", "a\x00observed", "A", "{a}", "a" * 256]
     made = cachemw.Middleware
@@ -465,19 +467,19 @@ def _async(url: str, secret: str | None, times: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("act", [_sync, _async], ids=["sync", "async"])
 @pytest.mark.parametrize("other", ["another secret", None])
-def test_another_secret_is_told_once(
+def test_worker_with_another_secret_warns_once(
     servers: tuple[str, list[Server]],
     act: Callable[[str, str | None, int], dict[str, int]],
     other: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The worker that came later counts it once and warns once; the one whose secret it is says nothing."""
+    """The worker that came later counts it once and warns once; the first one stays silent."""
     url, nodes = servers
     assert "error.store.OtherSecret" not in act(url, SECRET, 3)
     caplog.clear()
     assert act(url, other, 3)["error.store.OtherSecret"] == 1
     (warning,) = [each.message for each in caplog.records if "another secret" in each.message]
-    assert "Set `secret` the same for all." in warning
+    assert "Set `secret` to the same value for all workers." in warning
     assert SECRET not in warning
     assert "error.store.OtherSecret" not in act(url, SECRET, 1)
     keys = dumped(nodes)

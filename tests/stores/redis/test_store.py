@@ -113,21 +113,21 @@ def silent() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_no_server_is_a_store_error_at_once(once: Once, closed_port: int) -> None:
-    """A refused connection is not tried again, and its host is not told."""
+def test_store_without_a_server_fails_at_once(once: Once, closed_port: int) -> None:
+    """The client tries a refused connection once, and the error does not show the host."""
     start = time.monotonic()
     assert once.failed(f"redis://:password@127.0.0.1:{closed_port}") == "ConnectionError"
     assert time.monotonic() - start < 2
 
 
-def test_a_server_that_does_not_answer_costs_the_timeout(once: Once, silent: int) -> None:
-    """One answer is waited for once."""
+def test_silent_server_costs_the_timeout(once: Once, silent: int) -> None:
+    """A call waits for its reply once."""
     start = time.monotonic()
     assert once.failed(f"redis://127.0.0.1:{silent}", timeout_ms=50) == "TimeoutError"
     assert 0.04 < time.monotonic() - start < 2
 
 
-def test_what_the_server_says_is_not_told(once: Once, valkey: str) -> None:
+def test_error_text_of_the_server_is_not_shown(once: Once, valkey: str) -> None:
     """A refused password becomes the class of the error."""
     assert once.failed(valkey.replace("redis://", "redis://nobody:hunter2@")) in (
         "AuthenticationError",
@@ -135,12 +135,12 @@ def test_what_the_server_says_is_not_told(once: Once, valkey: str) -> None:
     )
 
 
-def test_a_name_that_does_not_resolve_is_a_store_error(once: Once) -> None:
-    """Nor does a failing look-up leave as anything else."""
+def test_unresolvable_host_name_is_a_store_error(once: Once) -> None:
+    """A failing look-up becomes the same error as a refused connection."""
     assert once.failed("redis://no-such-host.invalid") == "ConnectionError"
 
 
-def test_a_unix_socket_serves(once: Once, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_unix_socket_url_serves(once: Once, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The path of the URL is the socket."""
     path = tmp_path_factory.mktemp("s") / "v.sock"
     with ValkeyServer(unix_socket_path=path, port=0):
@@ -149,15 +149,15 @@ def test_a_unix_socket_serves(once: Once, tmp_path_factory: pytest.TempPathFacto
         assert once(f"unix://{path}") == told()
 
 
-def test_the_machines_own_redis_serves(once: Once, redis_server: str) -> None:
-    """Where a redis-server is on PATH, the scripts run on it; the contract suite then takes it too."""
+def test_installed_redis_server_serves(once: Once, redis_server: str) -> None:
+    """If a redis-server is on PATH, the scripts run on it, and the contract suite uses it too."""
     asked = f"{redis_server}/{7 + once.asynchronous}"
     assert once(asked) == [None] * 4
     assert once(asked) == told()
 
 
-def test_a_restarted_server_gets_back_what_it_lost(closed_port: int) -> None:
-    """Connections are opened again, scripts loaded, and records come back by who knows them, sync and async."""
+def test_server_after_a_restart_gets_lost_records_back(closed_port: int) -> None:
+    """Workers connect again, load scripts, and restore their records, sync and async."""
     counts: list[str] = []
     options: dict[str, Any] = {"secret": SECRET, "timeout_ms": 2000, "count": counts.append}
     sync = RedisStore(f"redis://127.0.0.1:{closed_port}", **options)
@@ -203,7 +203,7 @@ def test_a_restarted_server_gets_back_what_it_lost(closed_port: int) -> None:
     ],
     ids=["lost", "more arrivals", "later end", "never known", "found dead"],
 )
-def test_what_is_given_back_is_merged(
+def test_restored_record_is_merged(
     store: RedisStore,
     client: redis.Redis,
     fresh: Namespaces,
@@ -211,7 +211,7 @@ def test_what_is_given_back_is_merged(
     ours: dict[str, Any],
     left: tuple[int, float],
 ) -> None:
-    """More arrivals win; of an entry the later end, unless it was found to be dead."""
+    """The higher count of arrivals wins, and the later expiry, unless the entry is known to be gone."""
     (name,) = names(store, fresh(), KEYS[0])
     if theirs is not None:
         client.set(name, RECORD.pack(*new_record(0, 1.0)._replace(**theirs)))
@@ -238,17 +238,20 @@ def test_flush_interrupted_after_a_drain_restores_what_was_drained(
         drain(filled)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(store._near, failing, interrupted)
-        store.flush()
+        with pytest.raises(KeyboardInterrupt):
+            store.flush()
     assert not store.flush()
     (record, *_) = store.peek(asked[0], 1.0)
     assert record is not None
     assert record.arrivals == 6
 
 
-def test_flushed_scripts_are_loaded_again(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
-    """No arrival is lost or counted twice by it."""
+def test_scripts_after_a_flush_are_loaded_again(
+    store: RedisStore, client: redis.Redis, fresh: Namespaces
+) -> None:
+    """Each arrival is counted exactly once."""
     namespace = fresh()
     store.observe(arrival(namespace, *KEYS), 1.0)
     client.script_flush()
@@ -284,7 +287,7 @@ NOT_A_NUMBER = RECORD.pack(*new_record(0, 1.0)._replace(arrivals=3, last_arrival
 def test_garbage_under_a_key_is_unknown_and_overwritten(
     store: RedisStore, client: redis.Redis, fresh: Namespaces, spoil: Callable[[Any, bytes], Any]
 ) -> None:
-    """Whatever another program left under our key, the next arrival makes a record of it."""
+    """The next arrival makes a record of it, whatever another program left under the key."""
     namespace = fresh()
     name = names(store, namespace, *KEYS)[1]
     spoil(client, name)
@@ -299,7 +302,7 @@ def test_garbage_under_a_key_is_unknown_and_overwritten(
 
 
 def test_garbage_in_a_table_is_overwritten(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
-    """Another type under a table's key goes; a field that is no integer starts anew."""
+    """A key of another type is replaced; a field that is no integer starts at zero."""
     namespace = fresh()
     name = store._commands.read(namespace, ["hour"])[0][1]
     client.set(name, "text")
@@ -312,10 +315,10 @@ def test_garbage_in_a_table_is_overwritten(store: RedisStore, client: redis.Redi
     assert store.read(namespace, ["hour"]) == {"calls": 3, "tokens": 5}
 
 
-def test_a_sum_over_64_bits_stays_and_holds_up_nothing(
+def test_sum_above_64_bits_stays_and_blocks_no_other(
     store: RedisStore, client: redis.Redis, fresh: Namespaces
 ) -> None:
-    """The sum stays what it was, the other amounts of the batch are added, and the table still expires."""
+    """The sum keeps its value, the other amounts of the batch are added, and the table still expires."""
     namespace = fresh()
     largest = 2**63 - 1
     added(store, namespace, {"tokens": largest})
@@ -328,8 +331,8 @@ def test_a_sum_over_64_bits_stays_and_holds_up_nothing(
     assert 0 < client.pttl(store._commands.read(namespace, ["hour"])[0][1]) <= 60_000
 
 
-def test_every_key_expires(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
-    """After a run no key is without an end, whichever call touched it last, and none holds text."""
+def test_keys_of_a_run_all_expire(store: RedisStore, client: redis.Redis, fresh: Namespaces) -> None:
+    """Each key has a TTL, whichever call touched it last, and holds no text."""
     client.flushall()
     namespace = fresh()
     for now in (1.0, 2.0, 1e9, 1e9 + 700):
@@ -350,10 +353,10 @@ def test_every_key_expires(store: RedisStore, client: redis.Redis, fresh: Namesp
             assert key not in stored
 
 
-def test_a_keys_life_is_renewed_once_a_term(
+def test_key_ttl_is_renewed_once_in_ten_minutes(
     store: RedisStore, client: redis.Redis, fresh: Namespaces
 ) -> None:
-    """An arrival in another ten minutes than the last renews it; one in the same has no need to."""
+    """An arrival in another ten minutes than the last one renews it; one in the same does not."""
     namespace = fresh()
     name = names(store, namespace, *KEYS)[2]
     start = 1000 * TERM + 1
@@ -368,8 +371,8 @@ def test_a_keys_life_is_renewed_once_a_term(
     assert client.pttl(name) > 7_700_000
 
 
-def test_a_request_that_waited_says_nothing_of_the_clock(valkey: str, fresh: Namespaces) -> None:
-    """One that began long before it asks, or whose answer is seen late, makes no entry live longer."""
+def test_delayed_request_shifts_no_expiry(valkey: str, fresh: Namespaces) -> None:
+    """A request that began long before its call extends no entry."""
     store = RedisStore(valkey, secret=SECRET, timeout_ms=5000, server_time=True)
     namespace, now = fresh(), time.time()
     asked = arrival(namespace, *KEYS)
@@ -383,8 +386,8 @@ def test_a_request_that_waited_says_nothing_of_the_clock(valkey: str, fresh: Nam
 
 
 @pytest.mark.parametrize("off", [-3600.0, -2.0, 0.0, 2.0, 3600.0])
-def test_a_clock_that_is_off_is_put_right_by_the_server(valkey: str, fresh: Namespaces, off: float) -> None:
-    """A worker whose clock is off sees the others' times by its own, and they its times by theirs."""
+def test_wrong_clock_of_a_worker_is_corrected(valkey: str, fresh: Namespaces, off: float) -> None:
+    """Each worker sees the times of the rest by its own clock."""
     right, wrong = (
         RedisStore(
             valkey,
@@ -418,10 +421,10 @@ def test_a_clock_that_is_off_is_put_right_by_the_server(valkey: str, fresh: Name
         store.close()
 
 
-def test_a_root_shared_by_all_requests_is_not_asked_for_by_each(
+def test_shared_root_is_asked_for_by_few_requests(
     store: RedisStore, valkey: str, fresh: Namespaces, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two hundred conversations under one head load its slot a few times, and no arrival is lost."""
+    """Two hundred conversations under one root load its slot a few times, and no arrival is lost."""
     namespace, sent = fresh(), list[Any]()
     execute = store._client.execute
 
@@ -470,8 +473,8 @@ def test_threads_lose_no_arrival_and_no_amount(store: RedisStore, fresh: Namespa
     assert store.read(namespace, ["hour"]) == {"calls": 800}
 
 
-async def test_tasks_lose_nothing_and_a_cancelled_one_hurts_no_other(valkey: str, fresh: Namespaces) -> None:
-    """A call that was given up leaves no answer behind for the next one to read."""
+async def test_cancelled_task_leaves_no_reply_behind(valkey: str, fresh: Namespaces) -> None:
+    """A cancelled call leaves no reply for the next one to read, and no arrival is lost."""
     store = AsyncRedisStore(valkey, secret=SECRET, timeout_ms=5000)
     namespace, other = fresh(), fresh()
     asked = arrival(namespace, *KEYS)
@@ -503,7 +506,7 @@ async def test_a_busy_loop_loses_no_answer(valkey: str, fresh: Namespaces) -> No
     await store.close()
 
 
-def test_an_async_store_outlives_its_loop(valkey: str) -> None:
+def test_async_store_in_a_second_loop_serves(valkey: str) -> None:
     """A store that one `asyncio.run` used serves the next one too, and can be closed after it."""
     program = """
 import asyncio, sys
@@ -518,8 +521,8 @@ asyncio.run(store.close())
     subprocess.run([sys.executable, "-c", program, valkey], check=True)
 
 
-def test_a_script_that_never_closes_loses_nothing(valkey: str) -> None:
-    """What waits to be sent is sent when the interpreter ends, or when nobody has the middleware any more."""
+def test_script_without_close_loses_nothing(valkey: str) -> None:
+    """The worker sends its data when the interpreter ends, or when the middleware is collected."""
     program = """
 import sys, time, cachemw
 body = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 50_000}]}
@@ -542,7 +545,7 @@ kept = call("kept")
     other.close()
 
 
-def test_twins_share_what_they_keep(valkey: str, fresh: Namespaces) -> None:
+def test_sync_and_async_stores_share_records(valkey: str, fresh: Namespaces) -> None:
     """A sync worker and an async one are two workers of one fleet."""
     sync: Store = open_store(valkey, secret=SECRET, timeout_ms=5000)
     asked = arrival(fresh(), *KEYS)
