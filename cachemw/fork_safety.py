@@ -2,8 +2,8 @@
 
 Contains: the methods to call in a child. Must not depend on: the effect of these methods.
 
-A lock that another thread of the parent held would stay locked in the child for ever. The unsent data of the parent
-belongs to the parent, which sends it.
+A lock that another thread of the parent held would stay locked in the child for ever. The unsent data of the
+parent belongs to the parent, which sends it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _methods: set[WeakMethod[Callable[[], None]]] = set()
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
-    """Call an object's method in each child that is forked while the object lives, before anything else runs."""
+    """Call a method in each child that is forked while its object exists, before other code runs."""
     _methods.add(WeakMethod(method, _methods.discard))
 
 

@@ -1,4 +1,4 @@
-"""What a forked process does with what its parent had."""
+"""A forked process and the state of its parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cachemw import fork_safety
 from cachemw.events import Counters
 from cachemw.stores.redis.circuit_breaker import CircuitBreaker
 from cachemw.stores.redis.near_cache import NearCache
-from tests.stores.redis.test_near_cache import HEADS, drained, to_restore, warm
+from tests.stores.redis.test_near_cache import SHARED, drained, to_restore, warm
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def said_by_child(act: Callable[[], object]) -> str:
-    """Return what a child says, "dies" where it does not end by itself."""
+    """Return the result of a child, "dies" if it does not end by itself."""
     reader, speaker = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,18 +51,18 @@ def test_lock_held_in_the_parent_is_free_in_the_child() -> None:
 def test_unsent_data_stays_with_the_parent() -> None:
     """The parent sends it once; both processes keep the records."""
     near = warm(seen=9)
-    assert near.count(HEADS, 10.05) is not None
+    assert near.count(SHARED, 10.05) is not None
     near.schedule_restore([b"message 1"])
 
     def look() -> object:
-        records = near.count(HEADS, 10.06)
+        records = near.count(SHARED, 10.06)
         return (
             to_restore(near),
             [(held.name, held.arrivals) for held in drained(near)],
             [r and r.arrivals for r in records or ()],
         )
 
-    assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
+    assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(SHARED)], [11, 11]))
     assert [held.arrivals for held in drained(near)] == [1, 1]
     assert list(to_restore(near)) == [b"message 1"]
 

@@ -1,7 +1,7 @@
 """Stores of prefix records and sums, and the functions that open one by its URL.
 
-Contains: the store of each URL scheme. Must not depend on: the calls of a store. The library of a store is imported only
-if a URL asks for it.
+Contains: the store of each URL scheme. Must not depend on: the calls of a store. The library of a store is
+imported only if a URL asks for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The store of one process: exact, bounded, and lost with the process.
 
-Contains: dictionaries and a lock. Must not depend on: the clock of records (`now` is given), the network, text.
+Contains: dictionaries and a lock. Must not depend on: the clock of records (`now` is given), the network,
+text.
 """
 # ruff: noqa: ARG002 - a store takes all arguments of the protocol, used or not
 
@@ -19,7 +20,7 @@ DEFAULT_MAX_PREFIXES = 200_000
 
 
 class MemoryStore:
-    """Keep at most `max_prefixes` records of all namespaces; the largest namespace loses its longest unused first."""
+    """Keep at most `max_prefixes` records; the largest namespace loses its longest unused one first."""
 
     local = True
 
@@ -71,7 +72,7 @@ class MemoryStore:
             return self._records.claim(namespace, [entry.key for entry in entries], entries, now)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
-        """See `Store.add`. As on a server, a table is kept for real seconds, whatever the caller's clock says."""
+        """See `Store.add`. As on a server, `keep` is in real seconds, not by the caller's clock."""
         key, now = (namespace, table), time.monotonic()
         with self._lock:
             if self._kept.get(key, 0.0) < now:  # usually a new table

@@ -1,7 +1,7 @@
 """Records of prefixes in this process, for the memory store and for a worker whose store is unavailable.
 
-Contains: a bounded dictionary, and the effect of arrivals, entries and claims on it. Must not depend on: the content of
-keys, locks, the network.
+Contains: a bounded dictionary, and the effect of arrivals, entries and claims on it. Must not depend on: the
+content of keys, locks, the network.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _Reply = tuple[PrefixRecord | None, int, float]
 class RecordLru:
     """At most `limit` records of all namespaces; the largest namespace loses its longest unused record first.
 
-    A prefix without arrivals has no record, but a request that is about to write it can be noted. Reads then return a
-    record of 0 arrivals with its `in_flight_until`. Not thread-safe.
+    A prefix without arrivals has no record, but a request that is about to write it can be noted. Reads then
+    return a record of 0 arrivals with its `in_flight_until`. Not thread-safe.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,7 +1,7 @@
 """The URLs of stores, and the refusal of all others.
 
-Contains: the check of each part, before any connection. Must not depend on: clients, connections. A URL may hold a
-password, and an error never shows it.
+Contains: the check of each part, before any connection. Must not depend on: clients, connections. A URL may
+hold a password, and an error never shows it.
 
 ==============================================================================  ============================
 ``memory://[?max_prefixes=N]``                                                  this process alone

@@ -1,8 +1,8 @@
 # Generated from _async.py by scripts/unasync.py: change that file instead.
 """The store that workers share: Redis, Valkey and other servers with their protocol.
 
-Contains: the calls of a store. Must not depend on: connections and topologies (`client`), key names and record formats
-(`commands`).
+Contains: the calls of a store. Must not depend on: connections and topologies (`client`), key names and
+record formats (`commands`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from cachemw.stores.redis.shared import RedisStoreBase, Steps
 class RedisStore(RedisStoreBase):
     """Keep records and sums in Redis. Any number of threads may use one.
 
-    `url` is one that `cachemw.stores.url.parse` accepts. The first call opens the first connection. `options` are the
-    arguments of `RedisStoreBase`.
+    `url` is one that `cachemw.stores.url.parse` accepts. The first call opens the first connection. `options`
+    are the arguments of `RedisStoreBase`.
     """
 
     def __init__(self, url: str, **options: Any) -> None:

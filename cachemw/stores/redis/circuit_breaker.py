@@ -1,7 +1,7 @@
 """A circuit breaker: it stops the calls to a server that does not answer, and probes for its return.
 
-Contains: three states and the rules between them. Must not depend on: the calls, their errors, the clock (`now` is
-given, in seconds of any monotonic clock).
+Contains: three states and the rules between them. Must not depend on: the calls, their errors, the clock
+(`now` is given, in seconds of any monotonic clock).
 
 | State     | Event                                | Next state                                        |
 |-----------|--------------------------------------|---------------------------------------------------|

@@ -2,8 +2,8 @@
 
 Contains: key names, the packed record, the scripts. Must not depend on: connections, sync or async.
 
-Each part in <> is a digest in hex. The secret keys all of them but <space>, so a key reveals no text, and no namespace
-reaches the keys of another. The braces put all keys of one script into one slot of a cluster::
+Each part in <> is a digest in hex. The secret keys all of them but <space>, so a key reveals no text, and no
+namespace reaches the keys of another. The braces put all keys of one script into one slot of a cluster::
 
     cachemw:{<namespace>:<shard key>}:p:<prefix>    string: one packed record
     cachemw:{<namespace>:<table>}:t                 hash: name -> sum
@@ -116,9 +116,9 @@ class Commands:
         """Return the commands that count arrivals.
 
         Args:
-            names: The keys. Without `counts` one arrival of each is counted, of a request that ends with the last key.
-            now: The time of the arrivals. A value of None means the server's own time, a value below 0 the age of the arrival
-                by the server's clock.
+            names: The keys. Without `counts` one arrival of each is counted; the request ends with the last.
+            now: The time of the arrivals. None is the server's own time, a value below 0 the age of the
+                arrival by the server's clock.
             counts: So many arrivals of each key are counted, of requests that continued after it.
         """
         stamp = "" if now is None else repr(now)
@@ -145,7 +145,7 @@ class Commands:
     def claims(
         self, names: Sequence[bytes], entries: Sequence[CacheEntry], now: float
     ) -> list[tuple[Command, slice]]:
-        """Return the commands that claim entries. Send each one after the server has granted the one before it."""
+        """Return the commands that claim entries, each to be sent once the one before it was granted."""
         packed = [_PENDING.pack(entry.in_flight_until) for entry in entries]
         return [(run(CLAIM, names[part], repr(now), *packed[part]), part) for part in self._parts(names)]
 
@@ -235,7 +235,7 @@ def tenant(name: bytes) -> str:
 
 
 def records(replies: Sequence[Any]) -> tuple[float, list[PrefixRecord | None]]:
-    """Return the server's time and the records from the replies to `Commands.observe`, None for unknown prefixes."""
+    """Return the server's time and the records from `Commands.observe`, None for unknown prefixes."""
     found: list[PrefixRecord | None] = []
     try:
         for reply in checked(replies):
@@ -246,7 +246,7 @@ def records(replies: Sequence[Any]) -> tuple[float, list[PrefixRecord | None]]:
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[PrefixRecord | None]:
-    """Return the records from the replies to `Commands.peek`; see `Store.lookup` for records of 0 arrivals."""
+    """Return the records from `Commands.peek`; see `Store.lookup` for records of 0 arrivals."""
     found: list[PrefixRecord | None] = []
     try:
         for packed in [packed for reply in checked(replies) for packed in reply]:

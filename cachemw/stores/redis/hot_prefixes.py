@@ -1,10 +1,11 @@
 """Shared prefixes that arrive all the time, answered for by the worker itself.
 
-Contains: their records, the arrivals and entries that are not yet published. Must not depend on: locks, commands, clocks
-(`now` is given).
+Contains: their records, the arrivals and entries that are not yet published. Must not depend on: locks,
+commands, clocks (`now` is given).
 
-Shared prefixes end in the tools or system section. A fleet has few of them, so each request would ask one shard for the
-same ones. A worker answers for them for a tenth of a second, and publishes the arrivals of that time as one number.
+Shared prefixes end in the tools or system section. A fleet has few of them, so each request would ask one
+shard for the same ones. A worker answers for them for a tenth of a second, and publishes the arrivals of that
+time as one number.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _HOT = 4
 
 
 class HotUpdate(NamedTuple):
-    """News of one shared prefix: its unpublished arrivals, the last at `last`, and the entry that they refreshed."""
+    """The unpublished arrivals of a shared prefix, the last at `last`, and the entry that they refreshed."""
 
     name: StoreKey
     arrivals: int
@@ -73,7 +74,7 @@ class HotPrefixes:
             prefix.count, prefix.entry = 0, None
 
     def fresh(self, names: Sequence[StoreKey], now: float) -> list[PrefixRecord | None] | None:
-        """Return the records of these prefixes if all are hot and the server replied for them lately, else None."""
+        """Return the records of these prefixes if all are hot with a recent server reply, else None."""
         prefixes = self._hot(names, now)
         if prefixes is None or not all(0.0 <= now - prefix.replied_at < FRESH for prefix in prefixes):
             return None

@@ -1,7 +1,7 @@
 """The records that one worker knows: they spare the server calls, and serve while the server is unavailable.
 
-Contains: the records of the server's last replies, and the lock over them, over the hot prefixes and over the restore
-queue. Must not depend on: connections, commands, clocks (`now` is given).
+Contains: the records of the server's last replies, and the lock over them, over the hot prefixes and over the
+restore queue. Must not depend on: connections, commands, clocks (`now` is given).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ _RECORDS = 32_768
 
 
 class NearCache:
-    """Keep the records that one worker knows, by the server's names for them. Any number of threads may use one.
+    """Keep the records that one worker knows, by their store keys. Any number of threads may use one.
 
-    `tenant` returns the namespace that a name belongs to: each has its fair share of the records that are kept.
+    `tenant` returns the namespace that a name belongs to: each has its fair share of the records that are
+    kept.
     """
 
     def __init__(self, tenant: Callable[[bytes], str] = lambda _: "") -> None:
@@ -49,7 +50,7 @@ class NearCache:
             return self._hot.fresh(names, now)
 
     def count(self, names: Sequence[StoreKey], now: float) -> list[PrefixRecord | None] | None:
-        """Count an arrival of these shared prefixes, to be published later; return the records from before it.
+        """Count an arrival of shared prefixes, to be published later; return the records before it.
 
         Returns None, and counts nothing, if one of them is not hot.
         """
@@ -77,7 +78,7 @@ class NearCache:
         return records
 
     def snapshot_known(self, names: Sequence[StoreKey]) -> list[bool]:
-        """Return for each name whether a record of it is kept: `store_reply` takes it, from before the call."""
+        """Return for each name whether its record is kept. `store_reply` takes this, from before a call."""
         with self._lock:
             return [self._records.has(self._tenant(name), name) for name in names]
 
@@ -123,8 +124,8 @@ class NearCache:
     ) -> dict[StoreKey, PrefixRecord]:
         """Put the local records in the place of those that the server has lost or not received.
 
-        Returns the local records of names that no worker knew at the time of the call. The reply to a first arrival
-        has come after those to later ones: nothing is lost, and they count the first one already.
+        Returns the local records of names that no worker knew at the time of the call. The reply to a first
+        arrival has come after those to later ones: nothing is lost, and they count the first one already.
         """
         overtaken: dict[StoreKey, PrefixRecord] = {}
         for index, (name, remote) in enumerate(zip(names, records, strict=True)):

@@ -1,15 +1,16 @@
 """The records that one worker has to give back to the store server.
 
-Contains: the state of each record that the server lost or never received. Must not depend on: records, commands, locks.
+Contains: the state of each record that the server lost or never received. Must not depend on: records,
+commands, locks.
 
 States of a key, and the events that move it:
 
-| State     | Meaning                                                   | The next state                             |
-|-----------|-----------------------------------------------------------|--------------------------------------------|
-| in sync   | The server's record counts.                               | `schedule`: scheduled                      |
-| scheduled | The worker's record counts; the next flush sends it.      | `begin`: restoring                         |
-| restoring | A flush has sent it; the server has not answered.         | `finish`: restored; `schedule`: scheduled  |
-| restored  | The server has it, but replies from before may still come. | `begin` of the next flush: in sync         |
+| State     | Meaning                                            | The next state                         |
+|-----------|----------------------------------------------------|----------------------------------------|
+| in sync   | The server's record counts.                        | `schedule`: scheduled                  |
+| scheduled | The worker's record counts; a flush will send it.  | `begin`: restoring                     |
+| restoring | A flush has sent it; the server has not answered.  | `finish`: restored, or scheduled again |
+| restored  | The server has it; older replies may still come.   | `begin` of the next flush: in sync     |
 
 A record that the server lost once more while it is restored is in both of the last two states and scheduled.
 """
@@ -22,7 +23,7 @@ from cachemw.core.hash_types import StoreKey
 
 
 class RestoreQueue:
-    """Keep the keys whose records are to be restored, at most `limit` and one call's keys. Not thread-safe."""
+    """Keep the keys of records to restore, at most `limit` and one call's keys. Not thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -55,7 +56,7 @@ class RestoreQueue:
         return not (self.scheduled.isdisjoint(keys) and self._restoring.keys().isdisjoint(keys))
 
     def is_restoring(self, key: StoreKey) -> bool:
-        """Return True if a flush has sent the record of a key, and no later flush has begun since its answer."""
+        """Return True if a flush has sent a key's record, and no flush began after the answer."""
         return key in self._restoring
 
     def begin(self, keys: list[StoreKey]) -> None:

@@ -1,10 +1,11 @@
 """The parts that the sync and the async Redis store share: everything but the calls themselves.
 
-Contains: clocks, failures, and calls of more than one step as generators. Must not depend on: connections and topologies
-(`client`), key names and record formats (`commands`).
+Contains: clocks, failures, and calls of more than one step as generators. Must not depend on: connections and
+topologies (`client`), key names and record formats (`commands`).
 
-No command is sent twice, unless the server can recognise the second one (`sums_outbox`): a call without a reply may have
-been counted. While the server is unavailable a worker goes on with local statistics (`near_cache`).
+No command is sent twice, unless the server can recognise the second one (`sums_outbox`): a call without a
+reply may have been counted. While the server is unavailable a worker goes on with local statistics
+(`near_cache`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class RedisStoreBase:
         secret: Keys the hashes that leave the process.
         timeout_ms: Bounds each call that a request waits for.
         namespace: The namespace whose key fingerprint is published.
-        server_time: True if the caller's clock is the real one, `clock`: the server's clock then counts in its place,
+        server_time: True if the caller's clock is the real one, `clock`. The server's clock then replaces it,
             and workers' clocks may be wrong.
         clock: Returns the real time in seconds.
         count: Called with the name of each failure.
@@ -84,7 +85,7 @@ class RedisStoreBase:
     def _to_local_clock(
         self, server_time: float, sent: float, found: list[PrefixRecord | None]
     ) -> list[PrefixRecord | None]:
-        """Return records by this worker's clock, and note how far it is off, beyond the times around the call."""
+        """Return records by this worker's clock, and note its skew beyond the time of the call."""
         if not self._server_time:
             return found
         skew = server_time - min(max(server_time, sent), self._clock())

@@ -1,9 +1,10 @@
 """Amounts on their way to a shared store: added up, sent in batches, each batch added exactly once.
 
-Contains: waiting amounts, and batches without an answer. Must not depend on: connections, the meaning of amounts.
+Contains: waiting amounts, and batches without an answer. Must not depend on: connections, the meaning of
+amounts.
 
-A lost answer leaves open whether the server added the batch. The batch keeps its number and is sent again until the
-server confirms it. The server remembers the last number of each sender, so sending is idempotent.
+A lost answer leaves open whether the server added the batch. The batch keeps its number and is sent again
+until the server confirms it. The server remembers the last number of each sender, so sending is idempotent.
 """
 
 from __future__ import annotations

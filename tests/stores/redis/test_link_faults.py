@@ -1,4 +1,4 @@
-"""What servers and networks can do to a link, and in what time."""
+"""Faults of servers and networks, and the time that they cost a call."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from benchmarks import redis_servers
 from benchmarks.redis_servers import Cluster, Server, until
-from cachemw.stores.redis.client import connect, servers, sockets
+from cachemw.stores.redis.client import connect, servers
 from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 from cachemw.stores.redis.client.pool import Background
 from cachemw.stores.redis.client.routes import MAX_REDIRECTS
 from cachemw.stores.redis.commands import Command
-from cachemw.stores.url import target
 from tests.stores.links import PATIENT, SLACK, Impostor, Linker, count, ponging, tls
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
-    """Send an endless answer, a byte every five milliseconds."""
+    """Send an endless reply, a byte every five milliseconds."""
     connection.sendall(b"$100000\r\n")
     while True:
         connection.sendall(b"x")
@@ -41,7 +40,7 @@ def drip(connection: socket.socket, data: bytes) -> None:
 
 
 def flood(connection: socket.socket, data: bytes) -> None:
-    """Send an endless answer as fast as it goes."""
+    """Send an endless reply at full speed."""
     connection.sendall(b"$1000000000000\r\n")
     while True:
         connection.sendall(b"x" * 65536)
@@ -69,7 +68,7 @@ def test_request_to_a_server_that_does_not_read_ends_at_the_deadline(linked: Lin
 
     def deaf(connection: socket.socket, data: bytes) -> None:
         came[0] = len(data)
-        stop.wait(5)
+        stop.wait(30)
         while part := connection.recv(1 << 20):
             came[0] += len(part)
 
@@ -131,7 +130,7 @@ def test_silent_name_server_costs_the_deadline(
     def sleep(host: Any, *rest: Any, **more: Any) -> Any:
         if host != "named.invalid":
             return real(host, *rest, **more)
-        silent.wait(5)
+        silent.wait(30)
         return real("127.0.0.1", *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", sleep)
@@ -161,7 +160,7 @@ def test_network_slower_than_the_deadline_is_connected_in_the_end(linked: Linker
     with Impostor(late) as server:
         link = linked(server.url)
         link_errors = 0
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not link_errors or len(server.sent) < 2:
             assert time.monotonic() < end
             with suppress(TimeoutError, RedisTimeout):
@@ -174,30 +173,39 @@ def test_network_slower_than_the_deadline_is_connected_in_the_end(linked: Linker
         assert b"GET" in server.sent[1]
 
 
-def test_calls_above_max_connections_wait(linked: Linker, single: Server) -> None:
+def test_calls_above_max_connections_wait(linked: Linker, single: Server, keys: list[bytes]) -> None:
     """Calls beyond the limit of the URL wait for a connection until their deadline."""
-    link = linked(single.url.replace("redis://", "redis://") + "?max_connections=2")
-    start = time.monotonic()
-    sent: list[Command] = [("BLPOP", "none", "0.3")]
+    link = linked(single.url + "?max_connections=2")
+    (key, *_) = keys
+    sent: list[Command] = [("BLPOP", key, "25")]
     if isinstance(link.link, RedisClient):
         with ThreadPoolExecutor(3) as pool:
-            calls = [pool.submit(link.link.execute, sent, 5.0) for _ in range(3)]
-            time.sleep(0.1)
-            with pytest.raises(TimeoutError):
-                link.execute([("GET", "a")], 0.05)
-            assert [call.result() for call in calls] == [[None]] * 3
+            calls = [pool.submit(link.link.execute, sent, 30.0) for _ in range(3)]
+            with single.client() as client:
+                _until_blocked(client, 2)
+                with pytest.raises(TimeoutError):
+                    link.execute([("GET", "a")], 0.05)
+                _until_blocked(client, 2)
+                client.rpush(key, "x", "x", "x")
+            assert [call.result() for call in calls] == [[[key, b"x"]]] * 3
     else:
 
         async def all_at_once() -> list[Any]:
-            calls = [asyncio.create_task(link.link.execute(sent, 5.0)) for _ in range(3)]
-            await asyncio.sleep(0.1)
-            with pytest.raises(TimeoutError):
-                await link.link.execute([("GET", "a")], 0.05)
+            calls = [asyncio.create_task(link.link.execute(sent, 30.0)) for _ in range(3)]
+            with single.client() as client:
+                await asyncio.to_thread(_until_blocked, client, 2)
+                with pytest.raises(TimeoutError):
+                    await link.link.execute([("GET", "a")], 0.05)
+                await asyncio.to_thread(_until_blocked, client, 2)
+                client.rpush(key, "x", "x", "x")
             return await asyncio.gather(*calls)
 
         assert link._runner is not None
-        assert link._runner.run(all_at_once()) == [[None]] * 3
-    assert time.monotonic() - start >= 0.6
+        assert link._runner.run(all_at_once()) == [[[key, b"x"]]] * 3
+
+
+def _until_blocked(client: Any, count: int) -> None:
+    until(lambda: client.info("clients")["blocked_clients"] == count, "the calls do not wait", seconds=20)
 
 
 def test_connection_closed_by_the_server_is_replaced_before_the_call(
@@ -318,8 +326,8 @@ def test_close_during_an_opening_ends_the_connection(linked: Linker) -> None:
     late, ended = threading.Event(), threading.Event()
 
     def slow(connection: socket.socket, data: bytes) -> None:
-        late.wait(5)
-        # Nothing more comes but its end.
+        late.wait(30)
+        # The client sends no more and closes the connection.
         with suppress(OSError):
             connection.sendall(b"+PONG\r\n")
             connection.recv(1)
@@ -334,7 +342,7 @@ def test_close_during_an_opening_ends_the_connection(linked: Linker) -> None:
         else:
             link._runner.run(link.link.close())
         late.set()
-        assert ended.wait(5)
+        assert ended.wait(30)
 
 
 def test_close_during_an_opening_leaves_no_task(linked: Linker) -> None:
@@ -459,32 +467,8 @@ assert ask() == mine
 link.close()
 """
     url = single.url if scheme == "redis" else three.url
-    # In a process of its own: a loop that ended leaves its connection open, and Python says so when it can.
+    # In a process of its own: an ended loop leaves its connection open, and Python warns about it.
     subprocess.run([sys.executable, "-c", program, url], check=True)
-
-
-@pytest.mark.parametrize("name", ["single", "by_socket", "encrypted"])
-def test_redis_py_opens_sockets_by_the_hook_that_bounds_them(
-    request: pytest.FixtureRequest, name: str
-) -> None:
-    """`_connect` has no public name: should it go, answers would no longer be bounded as a whole."""
-    server = request.getfixturevalue(name)
-    url = tls(server.url, request.getfixturevalue("certificates")) if name == "encrypted" else server.url
-    connection = connect.opener(target(url), 1.0)(None)
-    assert isinstance(connection._sock, sockets.BoundedSocket)
-    connection.send_command("ECHO", "late but there", check_health=False)
-    time.sleep(0.05)
-    connection.until(time.monotonic() - 1)
-    assert connection.read_response() == b"late but there"
-    for grace in (True, False):
-        connection = connect.opener(target(url), 1.0)(None)
-        connection.send_command("BLPOP", "none", "0.2", check_health=False)
-        connection.until(time.monotonic() - 1)
-        if not grace:
-            connection._sock._last = True
-        with pytest.raises(RedisTimeout):
-            connection.read_response()
-        assert not connection.is_connected
 
 
 def test_client_in_another_process_leaves_the_parents_connections(single: Server) -> None:

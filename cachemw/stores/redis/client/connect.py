@@ -1,10 +1,11 @@
 """The opening of one connection to Redis.
 
-Contains: the class of redis-py for a target, and the steps until a connection is open: name look-up, connect, TLS, login
-and one PING, which detects a server that accepts connections and never replies. Must not depend on: calls, pools, slots.
+Contains: the class of redis-py for a target, and the steps until a connection is open: name look-up, connect,
+TLS, login and one PING, which detects a server that accepts connections and never replies. Must not depend
+on: calls, pools, slots.
 
-The patience in seconds bounds each wait of these steps except the name look-up, which has no bound. So the pools open
-connections in the background.
+The patience in seconds bounds each wait of these steps except the name look-up, which has no bound. So the
+pools open connections in the background.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
 async def _on_a_thread(work: Callable[[], T]) -> T:
     """Run a function on a new thread, and return its result.
 
-    The few threads of the loop's executor belong to the application. A silent name server would block each of them for
-    half a minute.
+    The few threads of the loop's executor belong to the application. A silent name server would block each of
+    them for half a minute.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()

@@ -2,8 +2,8 @@
 
 Contains: a call as a whole, sync and async. Must not depend on: key names, scripts, the store.
 
-The client sends the commands of a call to all servers before it reads the first reply. It sends a command again only if
-the server refused to run it: a command whose reply was lost may have been counted.
+The client sends the commands of a call to all servers before it reads the first reply. It sends a command
+again only if the server refused to run it: a command whose reply was lost may have been counted.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ _PARTS = 10
 class RedisClient:
     """Send commands to the servers of a URL. Any number of threads may use one.
 
-    `url` is one that `cachemw.stores.url` accepts. The first call opens the first connection. If a connection is not
-    open before the deadline of a call, a background thread continues to open it; `connect_patience` in seconds bounds
-    each of its waits. If `clustered` is True, a command may name keys of one slot only. The commands of a call must be
+    `url` is one that `cachemw.stores.url` accepts. The first call opens the first connection. If a connection
+    is not open before the deadline of a call, a background thread continues to open it; `connect_patience` in
+    seconds bounds each of its waits. If `clustered` is True, a command may name keys of one slot only. The
+    commands of a call must be
     independent: a command that was redirected runs after the rest.
     """
 
@@ -45,7 +46,7 @@ class RedisClient:
         self._process = os.getpid()
 
     def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, within `seconds`. The reply to a refused command is its `ResponseError`.
+        """Return the replies in order, within `seconds`. A refused command's reply is its `ResponseError`.
 
         Raises the error of redis-py, of the network or `TimeoutError` if a reply is missing.
         """
@@ -105,10 +106,10 @@ class AsyncRedisClient:
 
 @asynccontextmanager
 async def _bounded(seconds: float) -> AsyncIterator[asyncio.Timeout]:
-    """Raise `TimeoutError` if the block takes longer than `seconds`, without the time in which the loop was busy.
+    """Raise `TimeoutError` if the block takes longer than `seconds`, not counting a busy loop.
 
-    After a long busy period, a plain timeout would expire although the reply had arrived. So the time is counted in
-    parts, and each part counts once, however late the loop sees its end.
+    After a long busy period, a plain timeout would expire although the reply had arrived. So the time is
+    counted in parts, and each part counts once, however late the loop sees its end.
     """
     loop, left = asyncio.get_running_loop(), _PARTS
     timer: asyncio.TimerHandle

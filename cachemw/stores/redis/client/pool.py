@@ -1,11 +1,11 @@
 """The connections to one server.
 
-Contains: their number, their lending, and the connections that take long to open. Must not depend on: the steps of
-opening, commands.
+Contains: their number, their lending, and the connections that take long to open. Must not depend on: the
+steps of opening, commands.
 
-If a call reaches its deadline while its connection is being opened, the opening continues, and a later call gets the
-connection. So a network slower than the deadline is connected to in the end. A call does not wait if another call has
-just waited as long in vain: while a host is unavailable, one call waits for it, not each.
+If a call reaches its deadline while its connection is being opened, the opening continues, and a later call
+gets the connection. So a network slower than the deadline is connected to in the end. A call does not wait if
+another call has just waited as long in vain: while a host is unavailable, one call waits for it, not each.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class Background(Generic[T]):
         return self._error is not None
 
     def result(self, deadline: float, seconds: float) -> T:
-        """Return or raise the outcome. Raise `TimeoutError` at the deadline, or at once if a call waited as long before."""
+        """Return or raise the outcome. Raise `TimeoutError` at the deadline.
+
+        Raises it at once if an earlier call waited as long in vain.
+        """
         if not self._done and (self.waited >= seconds or not self._wait(deadline)):
             self.waited = max(self.waited, seconds)
             raise TimeoutError
@@ -158,10 +161,10 @@ class AsyncBackground(Generic[T]):
 class Pool:
     """Lend connections to threads, the last released one first, at most `size` at a time.
 
-    A pool that is `closed` still lends, and keeps no connection. A call takes a connection and a permit, and returns the
-    permit to `room`. An exception that a signal handler raises may lose the connection, but never the permit. One call
-    of a C function moves the permit from `room` to the caller's list. Another one in the caller's `finally` block,
-    `deque(map(SimpleQueue.put, permits, permits), 0)`, puts all permits back.
+    A pool that is `closed` still lends, and keeps no connection. A call takes a connection and a permit, and
+    returns the permit to `room`. An exception that a signal handler raises may lose the connection, but never
+    the permit. One call of a C function moves the permit from `room` to the caller's list. Another one in the
+    caller's `finally` block, `deque(map(SimpleQueue.put, permits, permits), 0)`, puts all permits back.
     """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:

@@ -1,6 +1,7 @@
 """The server of each command, and the next server after a refusal to run it.
 
-Contains: the slots of a cluster, and the reactions to NOSCRIPT, MOVED and ASK. Must not depend on: connections.
+Contains: the slots of a cluster, and the reactions to NOSCRIPT, MOVED and ASK. Must not depend on:
+connections.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class PendingCommand(NamedTuple):
     asking: bool = False
 
     def after(self, error: Exception, asked: Address) -> PendingCommand | None:
-        """Return the command to send after an error that proves it did not run, None if the error is its reply."""
+        """Return the command to send after a refusal to run it, None if the error is its reply."""
         if isinstance(error, NoScriptError) and self.command[0] == "EVALSHA":
             return self._replace(command=with_text(self.command))
         if isinstance(error, AskError):
@@ -47,7 +48,7 @@ class CommandBatch:
     def answered(
         self, groups: Mapping[Address, list[PendingCommand]], answers: list[list[Any]]
     ) -> list[tuple[ResponseError, Address]]:
-        """Take the replies to all pending commands, keep those to send again, and return each refusal with its server."""
+        """Take the replies, keep the commands to send again, and return each refusal with its server."""
         refusals = []
         self.pending = []
         for (address, group), replies in zip(groups.items(), answers, strict=True):

@@ -1,11 +1,11 @@
 """The servers of one target: their connections and, in a cluster, the node of each slot.
 
-Contains: the exchange of commands and replies, and the refresh of a cluster's slots. Must not depend on: the parts of a
-call, redirects.
+Contains: the exchange of commands and replies, and the refresh of a cluster's slots. Must not depend on: the
+parts of a call, redirects.
 
-A background thread or task looks up the slots of a cluster at the first call, and again after a refusal or a failure that
-may mean a change. Only the first call waits for them. If a node is unavailable, the calls that need it fail, at once if
-it refuses connections.
+A background thread or task looks up the slots of a cluster at the first call, and again after a refusal or a
+failure that may mean a change. Only the first call waits for them. If a node is unavailable, the calls that
+need it fail, at once if it refuses connections.
 """
 
 from __future__ import annotations

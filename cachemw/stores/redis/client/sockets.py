@@ -1,7 +1,7 @@
 """redis-py's connections with a deadline for each whole call, and with shared TLS contexts.
 
-Contains: all uses of private names of redis-py; README.md lists them with the reason and the test of each. Must not
-depend on: the time at which a connection is opened, commands.
+Contains: all uses of private names of redis-py; README.md lists them with the reason and the test of each.
+Must not depend on: the time at which a connection is opened, commands.
 """
 
 from __future__ import annotations
@@ -104,7 +104,10 @@ class _Dropping:
     _writer: asyncio.StreamWriter | None
 
     async def disconnect(self, nowait: bool = False, *rest: Any, **named: Any) -> None:
-        """Disconnect. With `nowait`, drop unsent requests too: a server that does not read would keep the socket open."""
+        """Disconnect. With `nowait`, drop unsent requests too.
+
+        A server that does not read would keep the socket open.
+        """
         if nowait and self._writer is not None:
             self._writer.transport.abort()
         await super().disconnect(nowait, *rest, **named)  # type: ignore[misc]
@@ -131,7 +134,7 @@ class Unix(_Bounded, redis.UnixDomainSocketConnection):
 
 
 def contexts(at: Target) -> Callable[[], RedisSSLContext]:
-    """Return a function that returns a target's TLS context, and makes a new one after its files have changed."""
+    """Return a function that returns a target's TLS context, a new one after a change of its files."""
     options = at.parameters
     files = [Path(options[name]) for name in FILES if name in options]
 
