@@ -1,4 +1,4 @@
-"""What every store promises, on every kind of store, sync and async."""
+"""The contract of all stores, on each kind of store, sync and async."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Namespaces = Callable[[], str]
 
 
 def arrival(namespace: str, *keys: bytes) -> Arrival:
-    """Return an arrival of these keys, heads first."""
+    """Return an arrival of these keys, shared prefixes first."""
     return Arrival(namespace, ROOT, TRUNK, sum(key in HEADS for key in keys), keys)
 
 
 def added(store: Store, namespace: str, table: str, amounts: dict[str, int]) -> None:
-    """Add amounts, and see that they are."""
+    """Add amounts, and flush."""
     store.add(namespace, table, amounts, 60)
     assert not store.flush()
 
@@ -40,7 +40,7 @@ def entry(key: bytes, expires: float, ttl: int = 300, pending: float = 0.0) -> C
 
 
 def same(left: Any, right: Any) -> bool:
-    """Say whether two answers hold the same records, floats to a millionth."""
+    """Return True if two results hold the same records, floats to a millionth."""
     return len(left) == len(right) and all(
         (a is None and b is None)
         or (a is not None and b is not None and tuple(a) == pytest.approx(tuple(b), rel=1e-6))
@@ -49,7 +49,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def known(store: Store, namespace: str, *keys: bytes, now: float) -> list[PrefixRecord | None]:
-    """Return what a store knows of keys, by an arrival that nothing else is told of."""
+    """Return the records of keys, by an arrival that only they get."""
     return list(store.observe(arrival(namespace, *keys), now))
 
 
@@ -76,7 +76,7 @@ claiming = st.tuples(
     st.lists(st.sampled_from(HEADS + OTHERS), unique=True, max_size=4),
     st.sampled_from([0.25, 60.0, 600.0]),
 )
-# Steps of the clock: on, back (another worker's clock), at the edges of what a record tells apart.
+# Steps of the clock: forward, back (another worker's clock), and the edges of the time ranges of a record.
 steps = st.one_of(
     st.sampled_from(
         [0.0, -3.25, 0.001, 299.999, 300.0, 300.001, 3600.0, 3600.5, FORGET, FORGET + 0.001, -9000.0]
@@ -314,7 +314,7 @@ def test_simultaneous_claims_are_granted_once(opened: Callable[[], Any], fresh: 
 
 
 def at_once(store: Any, count: int, *arguments: Any) -> list[bool]:
-    """Claim so many times at the same moment."""
+    """Make so many claims at the same moment."""
     if not hasattr(store, "gather"):
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(lambda _: store.claim(*arguments), range(count)))

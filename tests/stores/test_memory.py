@@ -1,4 +1,4 @@
-"""What only the memory store promises: a bound, and a lock."""
+"""The promises of the memory store alone: a bound and a lock."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def arrival(*keys: int) -> Arrival:
 
 
 def seen(store: MemoryStore, *keys: int) -> list[int]:
-    """Return how often each key was seen, 0 for an unknown one."""
+    """Return the arrivals of each key, 0 for an unknown one."""
     return [record.arrivals if record else 0 for record in store.observe(arrival(*keys), 1.0)]
 
 

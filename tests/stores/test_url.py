@@ -1,4 +1,4 @@
-"""Which store URLs open what, and how the others are refused."""
+"""The store URLs: the store of each, and the refusal of other URLs."""
 
 from __future__ import annotations
 

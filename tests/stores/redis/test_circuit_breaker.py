@@ -1,4 +1,4 @@
-"""When a server that does not answer is left alone, and tried again."""
+"""The circuit breaker: when it opens, probes and closes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the process for Redis: key names, packed records, and into which slots they go."""
+"""The commands that leave the process: key names, packed records, and their slots."""
 
 from __future__ import annotations
 

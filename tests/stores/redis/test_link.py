@@ -1,10 +1,11 @@
-"""What a link promises on every topology, and how it follows servers that change."""
+"""The client on each topology, and while servers change."""
 
 from __future__ import annotations
 
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -30,21 +31,21 @@ from tests.stores.links import SLACK, Linker, Twin, count, tls
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[Sentinels]:
-    """A master, a replica, three sentinels."""
+    """Start a master, a replica and three sentinels."""
     with redis_servers.sentinel(down_after=NEVER_DOWN) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def encrypted_cluster(certificates: Certificates) -> Iterator[Cluster]:
-    """Two masters that take TLS only."""
+    """Start a cluster of two masters that accept TLS only."""
     with skipping(), redis_servers.cluster(2, 0, "redis", tls=certificates, down_after=NEVER_DOWN) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def encrypted_sentinels(certificates: Certificates) -> Iterator[Sentinels]:
-    """Sentinels that take TLS and a password only, and what they watch."""
+    """Start sentinels that require TLS and a password, and their servers."""
     with (
         skipping(),
         redis_servers.sentinel(
@@ -67,7 +68,7 @@ KINDS += ["tls", "tls and acl", "tls cluster", "tls sentinel"]
 
 @pytest.fixture(params=KINDS)
 def topology(request: pytest.FixtureRequest) -> Topology:
-    """Every way to reach a server."""
+    """Return each way to reach a server."""
     get = request.getfixturevalue
     if request.param in ("single", "acl"):
         server = get("single")
@@ -127,13 +128,28 @@ def test_commands_to_two_nodes_are_waited_for_together(linked: Linker, three: Cl
     link = linked(three.url)
     both = [b"none{%d}" % tag for tag in _tags(0, 12000)]
     link.execute([("GET", key) for key in both])
-    start = time.monotonic()
-    assert link.execute([("BLPOP", key, "0.8") for key in both]) == [None, None]
-    assert 0.8 <= time.monotonic() - start < 1.5
+    nodes = three.nodes[0], three.nodes[2]
+
+    def release() -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(node.client()) for node in nodes]
+            until(
+                lambda: all(client.info("clients")["blocked_clients"] for client in clients),
+                "the second command is not sent before the first reply",
+                seconds=20,
+            )
+            for client, key in zip(clients, both, strict=True):
+                client.rpush(key, "x")
+
+    with ThreadPoolExecutor(1) as pool:
+        released = pool.submit(release)
+        replies = link.execute([("BLPOP", key, "25") for key in both], 30)
+        released.result()
+    assert replies == [[key, b"x"] for key in both]
 
 
 def _tags(*near: int) -> list[int]:
-    """Return tags whose slots follow the given ones closely: each on the node of that slot."""
+    """Return tags whose slots follow the given ones closely, each on the node of that slot."""
     return [next(tag for tag in range(10**6) if 0 <= key_slot(b"%d" % tag) - slot < 500) for slot in near]
 
 
@@ -288,23 +304,23 @@ def test_loading_server_is_an_error_until_it_has_loaded(linked: Linker) -> None:
         server.kill()
         server.start(wait=False)
         link, seen = linked(server.url), []
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while bytes not in seen:
             assert time.monotonic() < end, seen
             try:
                 seen.append(type(link.execute([("GET", "key 7")], 1)[0]))
             except Refused as error:
-                # At first it does not listen.
+                # The server does not listen at first.
                 seen.append(type(error))
         assert seen[-2:] == [BusyLoadingError, bytes]
 
 
-def test_read_only_refusal_opens_a_new_connection(linked: Linker) -> None:
+def test_read_only_refusal_opens_a_new_connection(linked: Linker, closed_port: int) -> None:
     """After a failover a name may lead to another server, which an old connection would never reach."""
     with redis_servers.standalone() as server, server.client() as client:
         link = linked(server.url)
         (before,) = link.execute([("CLIENT", "ID")])
-        client.replicaof("127.0.0.1", redis_servers.free_port())
+        client.replicaof("127.0.0.1", closed_port)
         assert [type(reply) for reply in link.execute([count(b"a"), ("SET", "a", 1)])] == [ReadOnlyError] * 2
         client.replicaof("NO", "ONE")
         (after,), (counted,) = link.execute([("CLIENT", "ID")]), link.execute([count(b"a")])
@@ -325,7 +341,7 @@ def test_promotion_by_the_sentinels_is_followed(gone: str) -> None:
                 fail_over = ("SENTINEL", "FAILOVER", redis_servers.SERVICE)
                 until(lambda: client.execute_command(*fail_over), "the sentinels know no good replica")
             until(lambda: made.master_port() != made.master.port, "no promotion")
-            # The sentinels would do this, ten seconds later.
+            # The sentinels would do the same ten seconds later.
             with made.master.client() as client:
                 client.replicaof("127.0.0.1", made.replicas[0].port)
         else:
@@ -336,8 +352,8 @@ def test_promotion_by_the_sentinels_is_followed(gone: str) -> None:
 
 
 def _until_at(twin: Twin, port: int) -> None:
-    # The old master takes writes until it is told.
-    end = time.monotonic() + 12
+    # The old master accepts writes until it is demoted.
+    end = time.monotonic() + 60
     while twin.until(("SET", "a", 2)) and int(twin.until(("CONFIG", "GET", "port"))[1]) != port:
         assert time.monotonic() < end, "the promotion is not followed"
         twin.pause(0.02)
@@ -379,9 +395,9 @@ def test_frozen_node_is_waited_for_by_one_call_only(linked: Linker, three: Clust
         for _ in range(12):
             start = time.monotonic()
             with pytest.raises((RedisTimeout, TimeoutError)):
-                link.execute([("GET", b"{%d}" % tag)], 0.04)
+                link.execute([("GET", b"{%d}" % tag)], 0.2)
             waits.append(time.monotonic() - start)
     finally:
         three.nodes[0].thaw()
-    assert sum(wait > 0.03 for wait in waits) <= 6
+    assert sum(wait > 0.15 for wait in waits) <= 6
     assert link.until(("GET", b"{%d}" % tag)) == b"1"

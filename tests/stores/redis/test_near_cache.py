@@ -1,4 +1,4 @@
-"""What a worker knows of its own: when it answers for the server, and what it owes it."""
+"""The near cache: when it answers for the server, and the records that it restores."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from cachemw.stores.redis.hot_prefixes import FRESH, HotUpdate
 from cachemw.stores.redis.near_cache import NearCache
 
 NAMES = [b"head 1", b"head 2", b"message 1", b"message 2"]
-HEADS = NAMES[:2]
+SHARED = NAMES[:2]
 
 
 def hot_record(seen: int = 9) -> PrefixRecord:
-    """Return the record of a prefix that came often."""
+    """Return the record of a prefix that arrives often."""
     return record_arrivals(None, seen, 0.0)
 
 
-def tell(
+def reply(
     near: NearCache, names: list[bytes], heads: int, records: list[PrefixRecord | None], now: float
 ) -> None:
-    """Give an answer to what was asked when the worker knew what it knows now."""
+    """Pass on a reply to a call that began with the present records."""
     near.store_reply(names, heads, records, now, near.snapshot_known(names))
 
 
@@ -48,7 +48,7 @@ def to_restore(near: NearCache) -> dict[StoreKey, PrefixRecord]:
 
 
 def hot(near: NearCache, names: list[bytes], now: float) -> list[PrefixRecord | None] | None:
-    """Look heads up and count their arrival, as a request does that is answered at once."""
+    """Look shared prefixes up and count their arrival, as a request with an immediate response does."""
     found = near.answer_locally(names, now)
     if found is not None:
         assert near.count(names, now) == found
@@ -56,21 +56,21 @@ def hot(near: NearCache, names: list[bytes], now: float) -> list[PrefixRecord | 
 
 
 def warm(now: float = 10.0, seen: int = 9, **fields: float) -> NearCache:
-    """Return what a worker knows after one answer of the server."""
+    """Return a near cache after one reply of the server."""
     near = NearCache()
     records: list[PrefixRecord | None] = [hot_record(seen)._replace(**fields)] * 2
-    tell(near, NAMES, 2, [*records, None, None], now)
+    reply(near, NAMES, 2, [*records, None, None], now)
     return near
 
 
 def test_hot_prefix_is_counted_when_the_response_begins() -> None:
     """A lookup counts nothing; an arrival is counted even if it began before the server's last reply."""
     near = warm()
-    assert near.answer_locally(HEADS, 10.01) == near.answer_locally(HEADS, 10.02)
+    assert near.answer_locally(SHARED, 10.01) == near.answer_locally(SHARED, 10.02)
     assert drained(near) == []
-    assert near.count(HEADS, 9.5) is not None
-    assert near.count(HEADS, 10.0 + 59.0) is not None
-    assert near.count(HEADS, 10.0 + 61.0) is None
+    assert near.count(SHARED, 9.5) is not None
+    assert near.count(SHARED, 10.0 + 59.0) is not None
+    assert near.count(SHARED, 10.0 + 61.0) is None
     assert [(held.arrivals, held.last) for held in drained(near)] == [(2, 69.0)] * 2
 
 
@@ -111,10 +111,10 @@ def test_hot_prefixes_are_answered_for_a_tenth_of_a_second() -> None:
     near = warm()
     later = record_arrival(hot_record(), 0, 10.0)
     for number in range(5):
-        assert hot(near, HEADS, 10.0 + number / 100) == [later] * 2
+        assert hot(near, SHARED, 10.0 + number / 100) == [later] * 2
         later = record_arrival(later, 0, 10.0 + number / 100)
-    assert hot(near, HEADS, 10.0 + 1.01 * FRESH) is None
-    assert hot(near, HEADS, 9.9) is None
+    assert hot(near, SHARED, 10.0 + 1.01 * FRESH) is None
+    assert hot(near, SHARED, 9.9) is None
     assert [(held.name, held.arrivals, held.last) for held in drained(near)] == [
         (b"head 1", 5, 10.04), (b"head 2", 5, 10.04),
     ]  # fmt: skip
@@ -122,18 +122,18 @@ def test_hot_prefixes_are_answered_for_a_tenth_of_a_second() -> None:
 
 
 @pytest.mark.parametrize(
-    "near", [NearCache(), warm(seen=2), warm(in_flight_until=60.0)], ids=["unknown", "young", "being written"]
+    "near", [NearCache(), warm(seen=2), warm(in_flight_until=60.0)], ids=["unknown", "young", "in flight"]
 )
 def test_prefixes_that_are_not_hot_are_asked_for(near: NearCache) -> None:
     """The server answers for a record that another worker may be changing."""
-    assert hot(near, HEADS, 10.01) is None
+    assert hot(near, SHARED, 10.01) is None
     assert drained(near) == []
 
 
 def test_one_cold_prefix_sends_all_to_the_server() -> None:
     """Shared prefixes are asked for together, and none of them is counted before."""
     near = warm()
-    assert hot(near, [*HEADS, b"another"], 10.01) is None
+    assert hot(near, [*SHARED, b"another"], 10.01) is None
     assert drained(near) == []
 
 
@@ -141,12 +141,12 @@ def test_published_arrivals_return_with_those_of_other_workers() -> None:
     """The server's records from before are taken over, and later local arrivals are added."""
     near = warm()
     for _ in range(3):
-        hot(near, HEADS, 10.02)
+        hot(near, SHARED, 10.02)
     held = drained(near)
-    hot(near, HEADS, 10.03)
+    hot(near, SHARED, 10.03)
     theirs = record_arrivals(hot_record(), 40, 10.0)
     near.published(held, [theirs] * 2)
-    found = hot(near, HEADS, 10.05)
+    found = hot(near, SHARED, 10.05)
     assert found is not None
     assert [record and record.arrivals for record in found] == [9 + 40 + 3 + 1] * 2
 
@@ -154,29 +154,29 @@ def test_published_arrivals_return_with_those_of_other_workers() -> None:
 def test_overtaken_reply_changes_no_record() -> None:
     """The reply with more arrivals is the later one."""
     near = warm(seen=50)
-    tell(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
-    found = hot(near, HEADS, 10.02)
+    reply(near, NAMES, 2, [hot_record(20), hot_record(20), None, None], 10.01)
+    found = hot(near, SHARED, 10.02)
     assert found is not None
     assert [record and record.arrivals for record in found] == [51, 51]
 
 
-def head(expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
-    """Return an entry of a head."""
+def shared_entry(expires: float, ttl: int = 300, pending: float = 0.0) -> CacheEntry:
+    """Return an entry of a shared prefix."""
     return CacheEntry(b"k", True, expires, ttl, pending)
 
 
 @pytest.mark.parametrize(
     ("known", "entry", "urgent"),
     [
-        ({"expires": 200.0, "ttl": 300}, head(310.0), False),
-        ({"expires": 200.0, "ttl": 300}, head(310.0)._replace(is_shared=False), True),
-        ({"expires": 5.0, "ttl": 300}, head(310.0), True),
-        ({}, head(310.0), True),
-        ({"expires": 200.0, "ttl": 300}, head(0.0), True),
-        ({"expires": 200.0, "ttl": 300}, head(-1.0, pending=60.0), True),
-        ({"expires": 200.0, "ttl": 300, "in_flight_until": 60.0}, head(310.0), True),
+        ({"expires": 200.0, "ttl": 300}, shared_entry(310.0), False),
+        ({"expires": 200.0, "ttl": 300}, shared_entry(310.0)._replace(is_shared=False), True),
+        ({"expires": 5.0, "ttl": 300}, shared_entry(310.0), True),
+        ({}, shared_entry(310.0), True),
+        ({"expires": 200.0, "ttl": 300}, shared_entry(0.0), True),
+        ({"expires": 200.0, "ttl": 300}, shared_entry(-1.0, pending=60.0), True),
+        ({"expires": 200.0, "ttl": 300, "in_flight_until": 60.0}, shared_entry(310.0), True),
     ],
-    ids=["lives on", "no head", "was dead", "new", "gone", "being written", "was being written"],
+    ids=["refresh", "not shared", "was expired", "new", "gone", "in flight", "was being written"],
 )
 def test_only_the_refresh_of_a_cached_entry_can_wait(
     known: dict[str, float], entry: CacheEntry, urgent: bool
@@ -194,27 +194,27 @@ def test_only_the_refresh_of_a_cached_entry_can_wait(
 def test_waiting_refreshes_publish_the_later_expiry() -> None:
     """An entry of an hour and one of five minutes may be refreshed within a tenth of a second."""
     near = warm(expires=400.0, ttl=300)
-    assert near.record_write(HEADS[:1], [head(3700.0, 3600)]) == []
-    assert near.record_write(HEADS[:1], [head(401.0, 300)]) == []
+    assert near.record_write(SHARED[:1], [shared_entry(3700.0, 3600)]) == []
+    assert near.record_write(SHARED[:1], [shared_entry(401.0, 300)]) == []
     assert [held.entry and held.entry.expires for held in drained(near)] == [3700.0]
 
 
 def test_waiting_refresh_of_a_gone_entry_is_dropped() -> None:
     """A refresh that was held back is void after a later report that the entry is gone."""
     near = warm(expires=200.0, ttl=300)
-    assert near.record_write([b"head 1"], [head(310.0)]) == []
-    assert near.record_write([b"head 1"], [head(0.0)]) == [0]
+    assert near.record_write([b"head 1"], [shared_entry(310.0)]) == []
+    assert near.record_write([b"head 1"], [shared_entry(0.0)]) == [0]
     assert drained(near) == []
 
 
 def test_worker_without_a_server_continues_from_the_last_records() -> None:
     """Arrivals, entries and claims are kept locally, and scheduled for a restore."""
     near = warm()
-    hot(near, HEADS, 10.01)
+    hot(near, SHARED, 10.01)
     found = near.observe(NAMES, 11.0)
     assert [record and record.arrivals for record in found] == [11, 11, 1, 1]
     assert [record and record.request_ended_here for record in found] == [0, 0, 0, 1]
-    assert hot(near, HEADS, 11.01) is None
+    assert hot(near, SHARED, 11.01) is None
     near.record_write([NAMES[2]], [CacheEntry(b"m", False, 311.0, 300)])
     assert not near.claim([NAMES[2]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
     assert near.claim([NAMES[3]], [CacheEntry(b"m", False, -1.0, 300, 71.0)], 11.0)
@@ -232,11 +232,11 @@ def test_record_that_the_server_lost_is_restored() -> None:
     """A known record replaces the lost one and is restored; an unknown prefix is new."""
     near = warm()
     records: list[PrefixRecord | None] = [None, hot_record(30), None, None]
-    tell(near, [*NAMES[:3], b"new"], 2, records, 12.0)
+    reply(near, [*NAMES[:3], b"new"], 2, records, 12.0)
     assert [record and record.arrivals for record in records] == [10, 30, 1, None]
     assert sorted(to_restore(near)) == [b"head 1", b"message 1"]
     forgotten: list[PrefixRecord | None] = [None]
-    tell(near, [b"head 1"], 1, forgotten, 12.0 + 7201)
+    reply(near, [b"head 1"], 1, forgotten, 12.0 + 7201)
     assert forgotten == [None]
 
 
@@ -245,13 +245,13 @@ def test_late_reply_to_a_first_arrival_restores_nothing() -> None:
     near = NearCache()
     known = near.snapshot_known(NAMES)
     assert known == [False] * 4
-    tell(near, NAMES, 2, [hot_record(5), hot_record(5), new_record(0, 10.0), new_record(1, 10.0)], 10.01)
+    reply(near, NAMES, 2, [hot_record(5), hot_record(5), new_record(0, 10.0), new_record(1, 10.0)], 10.01)
     records: list[PrefixRecord | None] = [None] * 4
     near.store_reply(NAMES, 2, records, 10.02, known)
     assert records == [None] * 4
     assert to_restore(near) == {}
     assert [record and record.arrivals for record in near.peek(NAMES, 10.03)] == [6, 6, 2, 2]
-    found = hot(near, HEADS, 10.03)
+    found = hot(near, SHARED, 10.03)
     assert found is not None
     assert [record and record.arrivals for record in found] == [6, 6]
 
@@ -259,13 +259,13 @@ def test_late_reply_to_a_first_arrival_restores_nothing() -> None:
 def test_scheduled_restore_outlives_a_younger_server_record() -> None:
     """Until the restore, more arrivals and a later expiry count; a younger record changes nothing."""
     near = warm(expires=400.0, ttl=300)
-    tell(near, [b"head 1"], 1, [None], 12.0)
+    reply(near, [b"head 1"], 1, [None], 12.0)
     for theirs in (
         new_record(0, 12.0),
         new_record(0, 12.0)._replace(expires=900.0, ttl=3600, in_flight_until=80.0),
     ):
         records: list[PrefixRecord | None] = [theirs]
-        tell(near, [b"head 1"], 1, records, 13.0)
+        reply(near, [b"head 1"], 1, records, 13.0)
         (record,) = records
         assert record is not None
         assert record.arrivals > 9
@@ -276,36 +276,36 @@ def test_scheduled_restore_outlives_a_younger_server_record() -> None:
     assert to_restore(near)[b"head 1"].expires == 900.0
     near.schedule_restore([b"head 1"])
     more: list[PrefixRecord | None] = [hot_record(99)]
-    tell(near, [b"head 1"], 1, more, 14.0)
+    reply(near, [b"head 1"], 1, more, 14.0)
     assert more == [hot_record(99)._replace(expires=900.0, ttl=3600)]
 
 
 def test_reply_from_before_a_restore_loses_nothing() -> None:
-    """A reply with the younger record may arrive after the restore; after the next flush the server's record counts."""
+    """A reply may arrive late; after the next flush the server's record counts."""
     near = warm(expires=400.0, ttl=300)
-    tell(near, [b"head 1"], 1, [None], 12.0)
+    reply(near, [b"head 1"], 1, [None], 12.0)
     assert list(to_restore(near)) == [b"head 1"]
     records: list[PrefixRecord | None] = [new_record(0, 12.0)]
-    tell(near, [b"head 1"], 1, records, 12.1)
+    reply(near, [b"head 1"], 1, records, 12.1)
     assert [record and (record.arrivals > 9, record.expires) for record in records] == [(True, 400.0)]
     assert to_restore(near) == {}
-    tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
+    reply(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
     near.restored([b"head 1"])
     assert to_restore(near) == {}
     records = [new_record(0, 12.0)]
-    tell(near, [b"head 1"], 1, records, 12.2)
+    reply(near, [b"head 1"], 1, records, 12.2)
     assert records == [new_record(0, 12.0)]
 
 
 def test_second_flush_keeps_a_restore_under_way() -> None:
     """A report and the background may flush at once. If a restore fails it is scheduled again."""
     near = warm(expires=400.0, ttl=300)
-    tell(near, [b"head 1"], 1, [None], 12.0)
+    reply(near, [b"head 1"], 1, [None], 12.0)
     assert list(to_restore(near)) == [b"head 1"]
     assert to_restore(near) == {}
-    tell(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
+    reply(near, [b"head 1"], 1, [new_record(0, 12.0)], 12.1)
     near.schedule_restore([b"head 1"])
-    near.restored([b"head 1"])  # of another flush, too late
+    near.restored([b"head 1"])  # the late end of another flush
     assert to_restore(near)[b"head 1"].expires == 400.0
 
 
@@ -313,16 +313,16 @@ def test_unpublished_arrivals_of_a_hot_prefix_are_restored() -> None:
     """Only this worker knows them: if publishing fails, the record as it stands is restored."""
     near = warm(seen=9)
     for _ in range(50):
-        assert hot(near, HEADS, 10.05) is not None
+        assert hot(near, SHARED, 10.05) is not None
     drained(near)
-    near.schedule_restore(HEADS)
+    near.schedule_restore(SHARED)
     assert [record.arrivals for record in to_restore(near).values()] == [60, 60]
 
 
 def test_hot_prefix_that_the_server_lost_is_restored() -> None:
     """The server replies to the counts with no record from before them."""
     near = warm(seen=9, expires=400.0, ttl=300)
-    assert hot(near, HEADS, 10.05) is not None
+    assert hot(near, SHARED, 10.05) is not None
     near.published(drained(near), [None, None])
     assert [(record.arrivals, record.expires) for record in to_restore(near).values()] == [(11, 400.0)] * 2
 
@@ -330,17 +330,17 @@ def test_hot_prefix_that_the_server_lost_is_restored() -> None:
 def test_gone_entry_stays_gone_beside_a_later_server_expiry() -> None:
     """The later expiry counts, unless a provider read nothing from the entry."""
     near = warm(expires=400.0, ttl=300)
-    near.record_write([b"head 1"], [head(0.0)])
+    near.record_write([b"head 1"], [shared_entry(0.0)])
     near.schedule_restore([b"head 1"])
     records: list[PrefixRecord | None] = [hot_record(99)._replace(expires=900.0, ttl=3600)]
-    tell(near, [b"head 1"], 1, records, 13.0)
+    reply(near, [b"head 1"], 1, records, 13.0)
     assert records == [hot_record(99)._replace(expires=0.0, ttl=300)]
 
 
 def test_worker_without_a_server_waits_for_no_write_of_another() -> None:
     """This worker could not learn that the response to the other request has begun."""
     near = NearCache()
-    tell(near, [b"m"], 0, [new_record(0, 9.0)._replace(in_flight_until=69.0)], 10.0)
+    reply(near, [b"m"], 0, [new_record(0, 9.0)._replace(in_flight_until=69.0)], 10.0)
     (record,) = near.observe([b"m"], 11.0)
     assert record is not None
     assert record.in_flight_until == 0.0
@@ -353,11 +353,11 @@ def test_near_cache_when_full_drops_idle_prefixes(monkeypatch: pytest.MonkeyPatc
     near = NearCache()
     for number in range(20):
         names = [b"%d %d" % (number, index) for index in range(2)]
-        tell(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
+        reply(near, [*names, b"m"], 2, [hot_record()] * 3, 1.0)
         hot(near, names, 1.0)
         assert len(near._hot) <= 4
     assert [held.name for held in drained(near)] == [b"0 0", b"0 1", b"1 0", b"1 1"]
-    tell(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)
+    reply(near, [b"x", b"m"], 1, [hot_record()] * 2, 1.0)
     assert list(near._hot._prefixes) == [b"x"]
     near.schedule_restore([b"%d" % number for number in range(9)])
     near.schedule_restore([b"one more"])

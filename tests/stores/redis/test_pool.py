@@ -1,4 +1,4 @@
-"""How connections are lent: who waits, for how long, and for which."""
+"""The lending of connections: the waiting calls, their deadlines and the order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cachemw.stores.redis.client.pool import AsyncPool, Background, Pool
 
 
 class Fake:
-    """A connection to nothing."""
+    """A connection without a server."""
 
     is_connected = True
     noisy = False
@@ -24,7 +24,7 @@ class Fake:
         self.host, self.port = "h", port
 
     def until(self, deadline: float) -> None:
-        """Take any bound."""
+        """Accept any deadline."""
 
     def can_read(self) -> bool:
         return self.noisy
@@ -34,14 +34,14 @@ class Fake:
 
 
 class Opener:
-    """Open connections when it is allowed to."""
+    """Open connections once a test allows it."""
 
     def __init__(self) -> None:
         self.allowed = threading.Event()
         self.made: list[Fake] = []
 
     def __call__(self) -> Fake:
-        self.allowed.wait(5)
+        self.allowed.wait(30)
         self.made.append(Fake())
         return self.made[-1]
 
@@ -58,7 +58,7 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
 
 
 def give(pool: Pool, connection: Any) -> None:
-    """Give a connection and its permit back."""
+    """Release a connection and its permit."""
     pool.release(connection)
     pool.room.put(pool.room)
 
@@ -109,20 +109,20 @@ def test_opening_is_waited_for_once_for_each_length_of_time() -> None:
     opened = []
 
     def slow() -> Fake:
-        allowed.wait(5)
+        allowed.wait(30)
         opened.append(Fake())
         return opened[-1]
 
     pool = Pool(slow, 5)
     with pytest.raises(TimeoutError):
-        take(pool, 0.05)
+        take(pool, 0.2)
     start = time.monotonic()
     for _ in range(100):
         with pytest.raises(TimeoutError):
-            take(pool, 0.05)
-    assert time.monotonic() - start < 1
+            take(pool, 0.2)
+    assert time.monotonic() - start < 10
     threading.Timer(0.1, allowed.set).start()
-    assert take(pool, 2.0) is opened[0]
+    assert take(pool, 30.0) is opened[0]
     assert len(opened) == 1
 
 
@@ -136,8 +136,10 @@ def test_error_of_an_opening_reaches_the_waiting_call_only() -> None:
     def refuse() -> Fake:
         raise ConnectionRefusedError
 
+    refused = threading.Event()
+
     def late() -> Fake:
-        time.sleep(0.1)
+        refused.wait(30)
         raise ConnectionRefusedError
 
     pool = Pool(connect, 1)
@@ -147,7 +149,8 @@ def test_error_of_an_opening_reaches_the_waiting_call_only() -> None:
     results.append(late)
     with pytest.raises(TimeoutError):
         take(pool, 0.02)
-    time.sleep(0.15)
+    refused.set()
+    until(lambda: pool._opening[0].done, "the opening does not end")
     results.append(Fake)
     assert isinstance(take(pool), Fake)
 
@@ -166,7 +169,7 @@ def test_closed_pool_keeps_no_connection() -> None:
 
 
 def left_open(pool: Pool, opener: Opener) -> Fake:
-    """Return a connection that was opened after its call had given up."""
+    """Return a connection that was opened after the deadline of its call."""
     with pytest.raises(TimeoutError):
         take(pool, 0.02)
     opener.allowed.set()
@@ -247,8 +250,14 @@ def test_background_work_hands_on_its_error() -> None:
     assert work.failed
 
 
+async def ended(pool: AsyncPool) -> None:
+    """Wait until a background opening has ended."""
+    openings = [opening._task for opening in pool._opening]
+    await asyncio.wait(openings, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+
+
 class AsyncFake(Fake):
-    """The same, awaited."""
+    """`Fake` for asyncio."""
 
     async def can_read(self) -> bool:  # type: ignore[override]
         return super().can_read()
@@ -322,12 +331,13 @@ async def test_async_pool_lends_and_forgets_like_the_sync_pool() -> None:
 async def test_error_of_an_async_opening_reaches_the_waiting_task_only() -> None:
     """The next task opens a new connection."""
     failures = [OSError("late"), OSError("at once")]
+    refused = asyncio.Event()
 
     async def connect() -> AsyncFake:
         if failures:
             failure = failures.pop()
             if not failures:
-                await asyncio.sleep(0.05)
+                await refused.wait()
             raise failure
         return AsyncFake()
 
@@ -338,11 +348,12 @@ async def test_error_of_an_async_opening_reaches_the_waiting_task_only() -> None
             return await pool.acquire([], limit, seconds)
 
     with pytest.raises(OSError, match="at once"):
-        await call(1)
+        await call(30)
     with pytest.raises(TimeoutError):
         await call(0.01)
-    await asyncio.sleep(0.1)
-    assert isinstance(await call(1), AsyncFake)
+    refused.set()
+    await ended(pool)
+    assert isinstance(await call(30), AsyncFake)
 
 
 @pytest.mark.parametrize("end", ["noisy", "forgotten", "closed"])
@@ -361,7 +372,7 @@ async def test_async_pool_checks_a_connection_opened_in_the_background(end: str)
         async with asyncio.timeout(0.01) as limit:
             await pool.acquire([], limit, 0.01)
     allowed.set()
-    await asyncio.sleep(0.01)
+    await ended(pool)
     if end == "noisy":
         made[0].noisy = True
     else:
@@ -394,9 +405,10 @@ async def test_close_of_an_async_pool_cancels_an_awaited_opening() -> None:
 async def test_close_of_an_async_pool_ends_all_openings() -> None:
     """Both finished and unfinished openings end."""
     made = []
+    allowed, never = asyncio.Event(), asyncio.Event()
 
     async def connect() -> AsyncFake:
-        await asyncio.sleep(0.03 if not made else 60)
+        await (never if made else allowed).wait()
         made.append(AsyncFake())
         return made[-1]
 
@@ -405,9 +417,10 @@ async def test_close_of_an_async_pool_ends_all_openings() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01) as limit:
                 await pool.acquire([], limit, 0.01)
-    await asyncio.sleep(0.05)
-    async with asyncio.timeout(1) as limit:
-        lent = await pool.acquire([], limit, 1)
+    allowed.set()
+    await ended(pool)
+    async with asyncio.timeout(30) as limit:
+        lent = await pool.acquire([], limit, 30)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
             await pool.acquire([], limit, 0.01)

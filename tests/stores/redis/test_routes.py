@@ -1,4 +1,4 @@
-"""Where commands go in a cluster, and what a refusal makes of them."""
+"""The nodes of commands in a cluster, and the effect of refusals."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a run on known prompts leaves behind: in the servers, on the way to them, in logs, counts and events.
+"""The data that a run on known prompts leaves in servers, on the way to them, in logs, counts and events.
 
-Nothing of a prompt, a tool, an image, an API key or a secret may be found in any of it, not in runs of eight
-characters, not as hex or base64.
+It must not contain eight characters in a row of any prompt, tool, image, API key or secret, also not as hex
+or base64.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Keys = dict[bytes, tuple[int, bytes]]
 
 
 class Prompts:
-    """Requests made of texts that are found nowhere else; `texts` are all of them, by what they are."""
+    """Requests made of unique texts; `texts` are all of them by their role."""
 
     def __init__(self) -> None:
         self._random = random.Random(20_260_301)
@@ -92,7 +92,7 @@ class Prompts:
         return {"type": "function", "function": function}
 
     def bodies(self) -> list[dict[str, Any]]:
-        """Return a conversation that grows, others on the same prompts, and one that is short."""
+        """Return a growing conversation, more on the same prompts, and a short one."""
         tools = [self.tool(number) for number in range(4)]
         manual = self.text("system prompt", 1_500)
         sent: list[dict[str, Any]] = []
@@ -126,14 +126,14 @@ Told = list[object]
 
 
 def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, dict[str, int]]:
-    """Send all prompts through a wrapped client to the simulated gateway; what was told, and counted."""
+    """Send all prompts through a wrapped client to the simulated gateway; return the events and counts."""
     bodies = prompts.bodies()
     told: Told = []
     settings = cachemw.Settings(
         **{"provider": "databricks", "store": store, "secret": SECRET, "namespace": NAMESPACE}
         | {"coalesce": True, "split_text": True, "sort_tools": True, "store_timeout_ms": 2000} | fields
     )  # fmt: skip
-    # One kind of block is refused, so what that teaches is shared too.
+    # The gateway refuses one kind of block, so workers share that fact, too.
     with (
         simulated_gateway.running(simulated_gateway.build(Options(tool_result_markers=False))) as url,
         ExitStack() as stack,
@@ -182,16 +182,16 @@ def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, d
         return told, asyncio.run(awaited())
 
 
-# --- where it is looked for ----------------------------------------------------------------------------------
+# --- the search ----------------------------------------------------------------------------------
 
 
 def grams(data: bytes, length: int) -> set[bytes]:
-    """Return all runs of so many bytes."""
+    """Return all substrings of so many bytes."""
     return {data[start : start + length] for start in range(len(data) - length + 1)}
 
 
 def found(data: bytes, texts: Mapping[str, bytes]) -> set[str]:
-    """Return which texts have a run of eight characters in the data: as they are, as hex or as base64."""
+    """Return the texts with eight characters in a row in the data: plain, as hex or as base64."""
     plain, hexes = grams(data, RUN), grams(data.lower(), 2 * RUN)
     return {
         name
@@ -209,7 +209,7 @@ def _base64(text: bytes) -> Iterator[bytes]:
 
 
 def dumped(servers: Iterable[Server]) -> Keys:
-    """Return all keys of servers, each with its remaining milliseconds and all that is stored under it."""
+    """Return all keys of servers with their remaining milliseconds and their values."""
     keys: Keys = {}
     for server in servers:
         with server.client() as client:
@@ -231,7 +231,7 @@ def joined(keys: Keys) -> bytes:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Every part of every command that leaves the process."""
+    """Record all parts of all commands that leave the process."""
     parts: list[bytes] = []
 
     def note(commands: Any) -> None:
@@ -258,21 +258,21 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[tuple[str, list[Server]]]:
-    """A server of its own; URL and processes."""
+    """Start a server; return its URL and processes."""
     with redis_servers.standalone() as server:
         yield server.url, [server]
 
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[tuple[str, list[Server]]]:
-    """A cluster of three."""
+    """Start a cluster of three; return its URL and processes."""
     with redis_servers.cluster(3) as cluster:
         yield cluster.url, cluster.nodes
 
 
 @pytest.fixture(params=["one", "three"])
 def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[Server]]]:
-    """Each topology, empty."""
+    """Return each topology, empty."""
     url, nodes = request.getfixturevalue(request.param)
     yield url, nodes
     for node in nodes:
@@ -280,7 +280,7 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[Server]]
             client.flushall()
 
 
-# --- what holds ------------------------------------------------------------------------------------------------
+# --- tests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
@@ -293,7 +293,7 @@ def test_run_with_all_opt_ins_stores_no_prompt(
     prompts = Prompts()
     told, counts = run(kind, url, prompts)
     keys = dumped(nodes)
-    # It was a run: prefixes, sums, facts and a secret's print are there, and entries were read.
+    # The run left prefixes, sums, facts and a fingerprint, and read entries.
     assert len([name for name in keys if b"}:p:" in name]) > 15
     assert {name[-2:] for name in keys if b"}:p:" not in name} == {b":t", b":b", b":s"}
     assert not [name for name in counts if name.startswith("error.")], counts
@@ -308,7 +308,7 @@ def test_run_with_all_opt_ins_stores_no_prompt(
     everything = {**prompts.texts, "namespace": NAMESPACE.encode(), "secret": SECRET.encode()}
     assert found(inside, everything) == set()
     assert found(b"\n".join(sent), everything) == set()
-    # The user's own words are labels, and names of models beside them, in the tables of sums alone.
+    # Only the tables of sums hold text of the application: labels and model names.
     for word in (*LABELS, *LABELS.values(), "claude-sonnet-4-6"):
         holding = {name[-2:] for name, (_, value) in keys.items() if word.encode() in name + value}
         assert holding == {b":t"}, word
@@ -355,7 +355,7 @@ def test_unavailable_store_logs_no_prompt_and_no_password(
 
 
 def keys_of(nodes: list[Server]) -> set[bytes]:
-    """Return the names of all keys, and have none after."""
+    """Return the names of all keys, and delete them."""
     names = set(dumped(nodes))
     for node in nodes:
         with node.client() as client:
@@ -364,14 +364,14 @@ def keys_of(nodes: list[Server]) -> set[bytes]:
 
 
 def prefixes(keys: set[bytes]) -> set[bytes]:
-    """Return those of records; what tables there are goes by the time, too."""
+    """Return the keys of records. The time decides which tables exist, too."""
     return {key for key in keys if b"}:p:" in key}
 
 
 def traffic(
     url: str, *, namespace: str | None = None, setting: str = "default", secret: str = SECRET
 ) -> None:
-    """Send the same requests, in the namespace of the settings or one that is given with each call."""
+    """Send the same requests, in the namespace of the settings or in one for each call."""
     prompts = Prompts()
     mw = cachemw.Middleware(
         provider="databricks", store=url, secret=secret, namespace=setting, store_timeout_ms=2000
@@ -396,7 +396,7 @@ def test_traffic_under_another_namespace_shares_no_key(servers: tuple[str, list[
     assert default.isdisjoint(by_setting)
     assert prefixes(by_call) == prefixes(by_setting)
     assert len(prefixes(by_call)) == len(prefixes(default)) > 15
-    # The report, what is known of models and classes, and whose secret it is, go by the settings.
+    # The namespace of the settings keys the report, the facts and cohorts, and the fingerprint.
     assert {key[-2:] for key in default & by_call} <= {b":s", b":t", b":b"}
 
 
@@ -440,7 +440,8 @@ def test_report_and_entries_of_a_namespace_are_its_own(one: tuple[str, list[Serv
     keys_of(nodes)
 
 
-# --- workers whose secrets differ ------------------------------------------------------------------------------
+# --- workers whose secrets differ
+# ------------------------------------------------------------------------------
 
 
 def _sync(url: str, secret: str | None, times: int) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Amounts on their way: each is added once, whatever is lost or sent twice."""
+"""The outbox of sums: each amount is added once, through any losses and repetitions."""
 
 from __future__ import annotations
 
