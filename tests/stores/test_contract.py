@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record, record_arrival
@@ -85,7 +85,22 @@ steps = st.one_of(
 )
 
 
+def is_clustered(store: Any) -> bool:
+    """Return True if a store sends one command for each shard."""
+    commands = getattr(getattr(store, "store", store), "_commands", None)
+    return commands is not None and commands._clustered
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(
+    calls=[
+        (("observe", [HEADS[0]], []), 0.0),
+        (("claim", [HEADS[0]], 0.25), 0.0),
+        (("claim", [OTHERS[0]], 600.0), 0.0),
+        (("claim", [OTHERS[0], HEADS[0]], 0.25), 299.999),
+        (("observe", [HEADS[0]], []), 0.0),
+    ]
+)
 @given(calls=st.lists(st.tuples(st.one_of(observing, writing, claiming), steps), min_size=1, max_size=25))
 def test_store_answers_any_calls_like_the_memory_store(
     store: Store, fresh: Namespaces, calls: list[tuple[tuple[Any, ...], float]]
@@ -104,6 +119,10 @@ def test_store_answers_any_calls_like_the_memory_store(
             assert not store.flush()
             got = model.claim(namespace, ROOT, TRUNK, entries, now)
             assert store.claim(namespace, ROOT, TRUNK, entries, now) is got
+            shared = [each for each in entries if each.is_shared]
+            # A cluster has granted the shared prefixes by then, and releases them.
+            if not got and is_clustered(store) and model.claim(namespace, ROOT, TRUNK, shared, now):
+                model.write(namespace, ROOT, TRUNK, [each.released() for each in shared])
         else:
             for each in (store, model):
                 each.write(namespace, ROOT, TRUNK, rest[0])
