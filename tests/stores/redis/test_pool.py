@@ -50,7 +50,7 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
     """Take a connection within seconds."""
     permits: list[Any] = []
     try:
-        return pool.acquire(permits, time.monotonic() + seconds, seconds)
+        return pool.lend(permits, time.monotonic() + seconds, seconds)
     except BaseException:
         for permit in permits:
             permit.put(permit)
@@ -280,7 +280,7 @@ async def test_task_gets_the_connection_of_a_task_that_timed_out() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.acquire([], limit, seconds)
+            return await pool.lend([], limit, seconds)
 
     task = asyncio.create_task(call(0.05))
     await asyncio.sleep(0)
@@ -313,13 +313,13 @@ async def test_async_pool_lends_and_forgets_like_the_sync_pool() -> None:
 
     pool = AsyncPool(connect, 5)
     async with asyncio.timeout(2) as limit:
-        one, two = await pool.acquire([], limit, 2), await pool.acquire([], limit, 2)
+        one, two = await pool.lend([], limit, 2), await pool.lend([], limit, 2)
         await pool.release(one)
         await pool.release(two)
-        assert await pool.acquire([], limit, 2) is two
+        assert await pool.lend([], limit, 2) is two
         await pool.release(two)
         two.noisy, one.can_read = True, broken
-        three = await pool.acquire([], limit, 2)
+        three = await pool.lend([], limit, 2)
         assert three.port == 2
         assert not one.is_connected
         assert not two.is_connected
@@ -345,7 +345,7 @@ async def test_error_of_an_async_opening_reaches_the_waiting_task_only() -> None
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.acquire([], limit, seconds)
+            return await pool.lend([], limit, seconds)
 
     with pytest.raises(OSError, match="at once"):
         await call(30)
@@ -370,7 +370,7 @@ async def test_async_pool_checks_a_connection_opened_in_the_background(end: str)
     pool = AsyncPool(slow, 5)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.acquire([], limit, 0.01)
+            await pool.lend([], limit, 0.01)
     allowed.set()
     await ended(pool)
     if end == "noisy":
@@ -378,7 +378,7 @@ async def test_async_pool_checks_a_connection_opened_in_the_background(end: str)
     else:
         await (pool.forget() if end == "forgotten" else pool.close())
     async with asyncio.timeout(1) as limit:
-        assert await pool.acquire([], limit, 1) is made[1]
+        assert await pool.lend([], limit, 1) is made[1]
     assert not made[0].is_connected
 
 
@@ -397,7 +397,7 @@ async def test_close_of_an_async_pool_cancels_an_awaited_opening() -> None:
     ending = asyncio.create_task(end())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05) as limit:
-            await pool.acquire([], limit, 0.05)
+            await pool.lend([], limit, 0.05)
     await ending
     assert asyncio.all_tasks() == before
 
@@ -416,14 +416,14 @@ async def test_close_of_an_async_pool_ends_all_openings() -> None:
     for _ in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01) as limit:
-                await pool.acquire([], limit, 0.01)
+                await pool.lend([], limit, 0.01)
     allowed.set()
     await ended(pool)
     async with asyncio.timeout(30) as limit:
-        lent = await pool.acquire([], limit, 30)
+        lent = await pool.lend([], limit, 30)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.acquire([], limit, 0.01)
+            await pool.lend([], limit, 0.01)
     await pool.close()
     assert lent.is_connected
     await pool.release(lent)

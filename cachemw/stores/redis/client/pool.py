@@ -163,8 +163,9 @@ class Pool:
 
     A pool that is `closed` still lends, and keeps no connection. A call takes a connection and a permit, and
     returns the permit to `room`. An exception that a signal handler raises may lose the connection, but never
-    the permit. One call of a C function moves the permit from `room` to the caller's list. Another one in the
-    caller's `finally` block, `deque(map(SimpleQueue.put, permits, permits), 0)`, puts all permits back.
+    the permit. One call of a C function moves the permit from `room` to the caller's list `permits`. Another one
+    in the caller's `finally` block, `deque(returning, 0)`, puts all permits back. The caller makes `returning`,
+    which is `map(SimpleQueue.put, permits, permits)`, before it takes the first permit.
     """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:
@@ -178,7 +179,7 @@ class Pool:
         self._opening: list[Background[Connection]] = []
         self._where: Any = None
 
-    def acquire(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
+    def lend(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
         """Add a permit to `permits` and return a usable connection.
 
         Raises the error of opening it, or `TimeoutError` at the deadline.
@@ -286,10 +287,10 @@ class AsyncPool:
         self._opening: list[AsyncBackground[Connection]] = []
         self._where: Any = None
 
-    async def acquire(
+    async def lend(
         self, permits: list[asyncio.Semaphore], limit: asyncio.Timeout, seconds: float
     ) -> Connection:
-        """See `Pool.acquire`. `limit` is the caller's deadline, and the caller releases each of `permits`."""
+        """See `Pool.lend`. `limit` is the caller's deadline, and the caller releases each of `permits`."""
         await self.room.acquire()
         permits.append(self.room)
         _settle(self._opening, self._idle)

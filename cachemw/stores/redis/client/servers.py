@@ -99,12 +99,14 @@ class ClusterNodes(_Topology):
     def send(self, groups: Groups, deadline: float, seconds: float) -> list[list[Any]]:
         """Send all commands, then read all replies in the order of the groups. A refusal is a reply."""
         permits: list[Permit] = []
+        # Made here: after each call in the `finally` block, a signal handler may raise. See `Pool`.
+        returning = map(SimpleQueue.put, permits, permits)
         taken: list[tuple[Pool, Connection]] = []
         unread: list[Connection] = []
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, pool.acquire(permits, deadline, seconds)))
+                taken.append((pool, pool.lend(permits, deadline, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 connection.send_packed_command(_packed(connection, group), check_health=False)
@@ -125,7 +127,7 @@ class ClusterNodes(_Topology):
                 for pool, connection in taken:
                     pool.release(connection)
             finally:
-                deque(map(SimpleQueue.put, permits, permits), 0)  # see `Pool`
+                deque(returning, 0)
 
     def note(self, refusal: ResponseError, address: Address) -> None:
         """React to a server's refusal."""
@@ -202,7 +204,7 @@ class AsyncClusterNodes(_Topology):
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, await pool.acquire(permits, limit, seconds)))
+                taken.append((pool, await pool.lend(permits, limit, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 await connection.send_packed_command(_packed(connection, group), check_health=False)
