@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.fork_safety import after_fork_in_child
 from cachemw.stores.protocol import Arrival, CacheEntry
@@ -46,8 +47,8 @@ class MemoryStore:
     def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """See `Store.write`."""
@@ -62,8 +63,8 @@ class MemoryStore:
     def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:
@@ -120,8 +121,8 @@ class AsyncMemoryStore:
     async def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """See `Store.write`."""
@@ -134,8 +135,8 @@ class AsyncMemoryStore:
     async def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:

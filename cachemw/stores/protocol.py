@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 
 FORGET = 7200.0
@@ -28,10 +29,10 @@ class Arrival:
     """
 
     namespace: str
-    shared_shard_key: bytes
-    conversation_shard_key: bytes
+    shared_shard_key: PrefixHash
+    conversation_shard_key: PrefixHash
     shared_count: int
-    keys: tuple[bytes, ...]
+    keys: tuple[PrefixHash, ...]
 
 
 class CacheEntry(NamedTuple):
@@ -42,20 +43,25 @@ class CacheEntry(NamedTuple):
     that writes the entry may still wait for its response, 0 once it waits no more.
     """
 
-    key: bytes
+    key: PrefixHash
     is_shared: bool
     expires: float
     ttl: int
     in_flight_until: float = 0.0
 
     def by_clock_ahead(self, seconds: float) -> CacheEntry:
-        """Return the entry by a clock that is so many seconds ahead; values that are no times stay."""
+        """Return the entry by a clock that is so many seconds ahead; the values 0 and -1 stay."""
         return self._replace(
             expires=self.expires + seconds if self.expires > 0.0 else self.expires,
             in_flight_until=self.in_flight_until + seconds
             if self.in_flight_until > 0.0
             else self.in_flight_until,
         )
+
+    @property
+    def is_gone(self) -> bool:
+        """Return True if the provider no longer has the entry."""
+        return self.expires == 0
 
     def gone(self) -> CacheEntry:
         """Return the entry as one that the provider does not have."""
@@ -100,8 +106,8 @@ class Store(Protocol):
     def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """Note the provider's entry of each key.
@@ -117,8 +123,8 @@ class Store(Protocol):
     def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:
@@ -161,8 +167,8 @@ class AsyncStore(Protocol):
     async def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """See `Store.write`."""
@@ -173,8 +179,8 @@ class AsyncStore(Protocol):
     async def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:

@@ -98,7 +98,7 @@ class RecordLru:
                 if entry.in_flight_until:
                     pending[key] = entry.in_flight_until
                 continue
-            if entry.expires == 0 or entry.expires > record.expires:
+            if entry.is_gone or entry.expires > record.expires:
                 record = record._replace(expires=entry.expires, ttl=entry.ttl)
             records[key] = record._replace(in_flight_until=entry.in_flight_until)
         self._pending.close(namespace)

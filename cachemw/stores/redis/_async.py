@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.errors import StoreError
 from cachemw.stores.protocol import Arrival, CacheEntry
@@ -64,8 +65,8 @@ class AsyncRedisStore(RedisStoreBase):
     async def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """See `Store.write`."""
@@ -93,8 +94,8 @@ class AsyncRedisStore(RedisStoreBase):
     async def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:

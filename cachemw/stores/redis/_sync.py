@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.errors import StoreError
 from cachemw.stores.protocol import Arrival, CacheEntry
@@ -65,8 +66,8 @@ class RedisStore(RedisStoreBase):
     def write(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> None:
         """See `Store.write`."""
@@ -94,8 +95,8 @@ class RedisStore(RedisStoreBase):
     def claim(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
         now: float,
     ) -> bool:

@@ -21,7 +21,7 @@ from importlib.resources import files
 from itertools import groupby, islice
 from typing import Any, TypeAlias
 
-from cachemw.core.hash_types import StoreKey
+from cachemw.core.hash_types import PrefixHash, StoreKey
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record
 from cachemw.errors import StoreError
 from cachemw.stores.protocol import FORGET, Arrival, CacheEntry
@@ -100,8 +100,8 @@ class Commands:
     def entry_names(
         self,
         namespace: str,
-        shared_shard_key: bytes,
-        conversation_shard_key: bytes,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
         entries: Sequence[CacheEntry],
     ) -> tuple[list[StoreKey], list[CacheEntry]]:
         """Return the keys of entries, and the entries in that order: shared prefixes first."""
@@ -195,7 +195,9 @@ class Commands:
             start = stop
         return parts
 
-    def _prefixes(self, namespace: str, shard_key: bytes, hashes: Sequence[bytes]) -> list[StoreKey]:
+    def _prefixes(
+        self, namespace: str, shard_key: PrefixHash, hashes: Sequence[PrefixHash]
+    ) -> list[StoreKey]:
         names = self._names
         front = b"cachemw:{%b:%b}:p:" % (self._tenant(namespace), names[shard_key][:16])
         return [StoreKey(front + names[each]) for each in hashes]

@@ -133,11 +133,11 @@ class HotPrefixes:
             return False
         record = prefix.record
         refreshes = record.expires > entry.expires - entry.ttl > 0 and not record.in_flight_until
-        if entry.expires == 0 or entry.expires > record.expires:
+        if entry.is_gone or entry.expires > record.expires:
             record = record._replace(expires=entry.expires, ttl=entry.ttl)
         prefix.record = record._replace(in_flight_until=entry.in_flight_until)
         waits = refreshes and not entry.in_flight_until
-        if waits or (prefix.entry is not None and entry.expires):
+        if waits or (prefix.entry is not None and not entry.is_gone):
             # As on the server: the later end counts, and the last `in_flight_until`.
             later = max(prefix.entry or entry, entry, key=lambda each: each.expires)
             prefix.entry = later._replace(in_flight_until=entry.in_flight_until)
