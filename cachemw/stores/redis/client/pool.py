@@ -163,9 +163,9 @@ class Pool:
 
     A pool that is `closed` still lends, and keeps no connection. A call takes a connection and a permit, and
     returns the permit to `room`. An exception that a signal handler raises may lose the connection, but never
-    the permit. One call of a C function moves the permit from `room` to the caller's list `permits`. Another one
-    in the caller's `finally` block, `deque(returning, 0)`, puts all permits back. The caller makes `returning`,
-    which is `map(SimpleQueue.put, permits, permits)`, before it takes the first permit.
+    the permit. One call of a C function moves the permit from `room` to the caller's list `permits`. One such
+    call in the caller's `finally` block, `deque(returning, 0)`, puts all permits back. The caller makes
+    `returning`, which is `map(SimpleQueue.put, permits, permits)`, before it takes the first permit.
     """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:
