@@ -13,7 +13,7 @@ SECONDS ?= 60
 TARGET ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage golden test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies chaos soak lock sbom wheel clean
+.PHONY: help demo test coverage golden test-redis check test-clients test-promises fuzz bench-recorded bench-savings bench-sensitivity bench-redis bench-peers-setup bench-workers bench-litellm bench-proxy bench-bodies chaos soak lock sbom wheel clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -39,8 +39,8 @@ test-redis: $(READY) ## the stores on every Redis there is, TLS and ACL users am
 test-clients: $(READY) $(LITELLM) ## the contracts with the real client packages; writes docs/compatibility.md
 	@$(BIN)/python -m tests.clients.run
 
-test-promises: $(READY) ## the promises and the simulator's agreement on 10,000 random bodies each
-	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/engine/test_promises.py tests/test_differential.py
+test-promises: $(READY) ## the promises, the simulator's agreement and the best plan on 10,000 random cases each
+	@EXAMPLES=10000 $(BIN)/python -m pytest -n 2 tests/engine/test_promises.py tests/test_differential.py tests/core/planner/test_planner_optimum.py
 
 fuzz: $(FUZZ) ## fuzz the parsers of untrusted input: SECONDS=60 for each, or for TARGET=name alone
 	@.venv-fuzz/bin/python -m tests.fuzz.run $(SECONDS) $(TARGET)
@@ -58,6 +58,9 @@ bench-recorded: $(READY) ## the simulated provider against recorded usage
 bench-savings: $(READY) $(PEERS) ## what each policy pays on each workload; fails where a promise breaks
 	@mkdir -p out
 	@$(BIN)/python -m benchmarks.savings --seeds 1,2,3 --csv out/savings.csv --svg out/savings.svg
+
+bench-sensitivity: $(READY) ## how far savings move when each tuning constant is halved and doubled
+	@$(BIN)/python -m benchmarks.sensitivity
 
 bench-redis: $(READY) ## a fleet over a real Valkey: what it costs, and what it feels of outages; fails where a promise breaks
 	@failed=0; \

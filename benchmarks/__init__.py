@@ -1,1 +1,1 @@
-"""Measurements, each with a command of its own; README.md here says what each number means."""
+"""Measurements, each with a command of its own. README.md in this folder explains each number."""

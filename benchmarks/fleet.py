@@ -1,8 +1,8 @@
 """A fleet: worker processes that share a store, each with a middleware and streams of requests.
 
-Lives here: what a worker does and what it tells. Must not know: servers, what is checked.
+Contains: the work of a worker and its report. Must not depend on: servers, checks.
 
-Nothing is sent to a provider: an answer begins at once and bills what the plan expects.
+No provider is called: an answer begins at once, and its usage is the plan's estimate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import orjson
 import cachemw
 from benchmarks.workloads.conversations import small
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
 from cachemw.stores.redis.client import servers
@@ -36,11 +36,11 @@ _SECRET = "that of all workers"  # noqa: S105
 
 @dataclass(frozen=True)
 class Traffic:
-    """What each worker does. `twins`: "sync" or "async" for each worker.
+    """The work of each worker. `twins`: "sync" or "async" for each worker.
 
     `streams` threads or tasks send `requests` each, `gap` seconds from one to the next. `hot`: all
-    conversations have the same tools and system prompt; otherwise each its own. `drained`: what is queued
-    is written before each request. `checked`: each body is compared with what came.
+    conversations have the same tools and system prompt; otherwise each has its own. `drained`: the worker writes
+    its queue before each request. `checked`: the worker compares each outgoing body with the incoming one.
     """
 
     store: str
@@ -54,7 +54,7 @@ class Traffic:
     checked: bool = False
 
     def settings(self) -> cachemw.Settings:
-        """Return the settings of each worker, all others being the defaults."""
+        """Return the settings of each worker; the rest are defaults."""
         return cachemw.Settings(
             provider="databricks", store=self.store, namespace=self.namespace, secret=_SECRET
         )
@@ -69,7 +69,7 @@ class Traffic:
 
 
 class Sample(NamedTuple):
-    """One request: when it began, by the machine's clock, the seconds of its `prepare`, and what became of it."""
+    """One request: its start by the machine's clock, the seconds of its `prepare`, and its outcome."""
 
     at: float
     seconds: float
@@ -80,9 +80,10 @@ class Sample(NamedTuple):
 
 @dataclass
 class Told:
-    """What one worker tells: its requests, what was counted and when, and what was sent to the store.
+    """The report of one worker: its requests, its counters with their times, and its store commands.
 
-    `ended`: when the last request had been accounted for and written. `trips`: round trips on the path of requests. `slots`: commands by the slot of a cluster.
+    `ended`: the time at which the last request was settled and written. `trips`: round trips on the path of
+    requests. `slots`: commands by the slot of a cluster.
     """
 
     began: float = 0.0
@@ -95,21 +96,21 @@ class Told:
 
 
 class Fleet:
-    """Workers that do one thing after another, each after its own `ready`, `go` and `told`."""
+    """Workers that do one kind of traffic after another, each between its own `ready`, `go` and `told`."""
 
     def __init__(self, workers: int, barrier: Any, queue: Any) -> None:
         self._workers, self._barrier, self._queue = workers, barrier, queue
 
     def ready(self) -> None:
-        """Wait until they are connected and have sent one request."""
+        """Wait until the workers are connected and have sent one request."""
         self._barrier.wait(60)
 
     def go(self) -> None:
-        """Let them send."""
+        """Let the workers send."""
         self._barrier.wait(60)
 
     def told(self, seconds: float = 120.0) -> list[Told]:
-        """Wait until they have ended, and return what they tell, in their order."""
+        """Wait until the workers have ended, and return their reports, in their order."""
         found = dict(self._queue.get(timeout=seconds) for _ in range(self._workers))
         return [found[number] for number in sorted(found)]
 
@@ -136,7 +137,7 @@ def fleet(*traffics: Traffic) -> Iterator[Fleet]:
 
 
 def usage(plan: Plan) -> dict[str, int]:
-    """Return the usage of an answer that bills what the plan expects."""
+    """Return the usage of an answer that bills the plan's estimate."""
     return {
         "prompt_tokens": plan.total,
         "completion_tokens": 20,
@@ -146,7 +147,7 @@ def usage(plan: Plan) -> dict[str, int]:
 
 
 def _work(traffics: Sequence[Traffic], number: int, barrier: Any, queue: Any) -> None:
-    logging.getLogger("cachemw").setLevel(logging.ERROR)  # what it warns of is counted
+    logging.getLogger("cachemw").setLevel(logging.ERROR)  # warnings are counted instead
     for traffic in traffics:
         told = Told()
 

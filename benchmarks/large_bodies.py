@@ -1,12 +1,12 @@
-"""How long one large request keeps the proxy from others: the longest answer of /healthz while it is on its way.
+"""Measure how long one large request blocks the proxy: the longest answer of /healthz while it is in flight.
 
     python benchmarks/large_bodies.py
     python benchmarks/large_bodies.py --mib 30 --limit 250
 
 The proxy, with its defaults and one worker, and an upstream that answers at once are processes of their own on
 loopback. Each body is sent to a proxy that was just started, while another connection asks for /healthz every few
-milliseconds. The first bodies are built to be slow to read; the last ones are the largest that are read at all.
-Exits 1 where an answer of /healthz took longer than the limit.
+milliseconds. The first bodies are built to be slow to read; the last ones are the largest that the proxy
+reads. The exit code is 1 if an answer of /healthz took longer than the limit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def messages(*each: bytes) -> bytes:
 
 
 def text(piece: bytes, size: int) -> bytes:
-    """Return a chat request of one text, a piece repeated until it has so many bytes."""
+    """Return a chat request of one text: a piece repeated up to so many bytes."""
     return messages(b'{"role":"user","content":"' + piece * (size // len(piece)) + b'"}')
 
 
@@ -59,7 +59,7 @@ def schema(values: bytes) -> bytes:
 
 
 def bodies(size: int) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
-    """Yield what each request is, its path, and a function that builds its body."""
+    """Yield each request's description, its path, and a function that builds its body."""
     part, message = b'{"type":"text","text":"%d"}', b'{"role":"user","content":"%d"}'
     same = size // (len(_ONE) + 1)
     yield "no chat request", "/v1/other", lambda: messages(*[_ONE] * same)
@@ -134,7 +134,7 @@ def measure(upstream: str, path: str, body: bytes) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, and exit 1 where the limit is missed."""
+    """Measure, and exit 1 if the limit is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

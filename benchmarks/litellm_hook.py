@@ -1,7 +1,7 @@
-"""The hook on the benchmark's virtual clock, loaded by the LiteLLM proxy in the place of the real one.
+"""Put cachemw's LiteLLM hook on the benchmark's virtual clock. The LiteLLM proxy loads it in place of the real one.
 
-Lives here: the time of a request, taken from its header, and a word to the benchmark when it is accounted for.
-Must not know: what is sent. The settings come from the environment, like the real hook's.
+Contains: the time of a request, from its header, and a message to the benchmark once the call is settled.
+Must not depend on: request bodies. The settings come from the environment, like the real hook's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cachemw.integrations.litellm import CacheHook
 
 
 class ClockedHook(CacheHook):
-    """Show the middleware the time that each request says; requests come one after another."""
+    """Set the middleware's clock to the time in each request. Requests come one after another."""
 
     def __init__(self) -> None:
         self._now = 0.0
@@ -35,7 +35,7 @@ class ClockedHook(CacheHook):
     async def async_log_success_event(
         self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any
     ) -> None:
-        """Settle, then say so."""
+        """Settle, then report it."""
         await super().async_log_success_event(kwargs, response_obj, start_time, end_time)
         await self.middleware.flush()
         failed = [name for name in self.middleware.counts if name.startswith(("error.", "litellm."))]

@@ -1,6 +1,6 @@
-"""The real LiteLLM proxy as a process, for benchmarks and for the tests of its hook.
+"""Run the real LiteLLM proxy as a process, for benchmarks and for the tests of its hook.
 
-Lives here: its config, its start and its end. Must not know: what is asked of it.
+Contains: its config, its start and its end. Must not depend on: the requests that it gets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND = ROOT / ".venv-litellm" / "bin" / "litellm"
 SETTLED = "benchmark:settled"
 """The list in Redis in which the benchmark's hook says that a call is accounted for."""
-# Any key is let in; a key of the form "<key>@<team>" belongs to that team.
+# The proxy accepts any key; a key of the form "<key>@<team>" belongs to that team.
 _KEYS = """
 from litellm.proxy._types import UserAPIKeyAuth
 
@@ -40,13 +40,15 @@ def running(
     general: Mapping[str, Any] | None = None,
     routing: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
-    """Run LiteLLM's proxy with these deployments by name and our settings in its environment; yield its URL.
+    """Run LiteLLM's proxy with these deployments by name and cachemw's settings in its environment; yield its URL.
 
     `folder` takes its config and its log, proxy.log. `general` and `routing` are merged into those parts of
-    the config. Raises `RuntimeError` with the end of the log where it does not come up within a minute.
+    the config. Raises `RuntimeError` with the end of the log if the proxy is not up within a minute.
     """
     config = {
-        "model_list": [{"model_name": name, "litellm_params": told} for name, told in deployments.items()],
+        "model_list": [
+            {"model_name": name, "litellm_params": params} for name, params in deployments.items()
+        ],
         "litellm_settings": {"callbacks": callback},
         "general_settings": {"master_key": "sk-master", "custom_auth": "keys.accept", **(general or {})},
         "router_settings": dict(routing or {}),

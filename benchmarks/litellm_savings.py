@@ -1,11 +1,12 @@
-"""The same conversations through `wrap` and through the real LiteLLM proxy: what the provider bills for each.
+"""Compare the provider's bill for the same conversations through `wrap` and through the real LiteLLM proxy.
 
     python benchmarks/litellm_savings.py
     python benchmarks/litellm_savings.py --conversations 20 --seed 2
 
-A simulated gateway bills, Redis is the store of both doors, time is virtual: each request carries its own in
-a header, which LiteLLM forwards. Recorded conversations where they are at hand, generated ones otherwise.
-Exits 1 where the savings of a route differ from those of `wrap` by more than 1 % of them. Needs `.venv-litellm`.
+A simulated gateway bills, and Redis is the store of both integrations. Time is virtual: each request carries its
+own in a header, which LiteLLM forwards. Conversations are recorded ones if they are present, else generated.
+The exit code is 1 if the savings of a route differ from those of `wrap` by more than 1 % of them. The command needs
+`.venv-litellm`.
 """
 
 from __future__ import annotations
@@ -33,25 +34,25 @@ from benchmarks import litellm_proxy
 from benchmarks.workloads.recorded import DATA, present
 from cachemw.apps import simulated_gateway
 from cachemw.apps.demo import conversations
-from cachemw.core.rules.models import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation import conversation_families
 from cachemw.simulation.traffic import TimedRequest, schedule
 
 WITHIN = Decimal("0.01")
 ROUTES = ("databricks", "openai")
 MODEL = conversation_families.MODEL
-KINDS = ("read", "write_5m", "write_1h", "plain")
+KINDS = ("cache_read", "cache_write_5m", "cache_write_1h", "uncached")
 
 
-class Door(NamedTuple):
-    """What the gateway billed for all requests through one door, and the seconds that they took."""
+class Bill(NamedTuple):
+    """The gateway's bill for all requests through one integration, and the seconds that they took."""
 
     name: str
     tokens: Counter[str]
     seconds: float
 
     def cost(self, *, uncached: bool = False) -> Decimal:
-        """Return the USD of the input; `uncached`, what the same tokens would have cost plain."""
+        """Return the USD of the input; with `uncached`, the price of the same tokens without caching."""
         model = find_model(MODEL)
         assert model is not None
         prices = model.prices
@@ -62,12 +63,12 @@ class Door(NamedTuple):
 
     @property
     def saving(self) -> Decimal:
-        """Return the share of the input's plain cost that was saved."""
+        """Return the share of the input's uncached cost that was saved."""
         return 1 - self.cost() / self.cost(uncached=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Send everything through each door, show the bills, compare."""
+    """Send all requests through each integration, show the bills, and compare them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--conversations", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
@@ -84,12 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(
         f"{len(arrivals):,} requests of {len(found)} {'recorded' if present() else 'generated'} conversations"
     )
-    doors = [wrapped(arrivals), *(proxied(route, arrivals) for route in ROUTES)]
-    console.print(table(doors))
-    return verdict(doors, console)
+    bills = [wrapped(arrivals), *(proxied(route, arrivals) for route in ROUTES)]
+    console.print(table(bills))
+    return verdict(bills, console)
 
 
-def wrapped(arrivals: Sequence[TimedRequest]) -> Door:
+def wrapped(arrivals: Sequence[TimedRequest]) -> Bill:
     """Send all requests through a wrapped client."""
     now = 0.0
     app = simulated_gateway.build(virtual_clock=True)
@@ -108,10 +109,10 @@ def wrapped(arrivals: Sequence[TimedRequest]) -> Door:
             seconds = _all(arrivals, each)
         failed = [name for name in middleware.counts if name.startswith(("error.", "client."))]
         assert not failed, failed
-    return Door("wrap", app.state.ledger.totals, seconds)
+    return Bill("wrap", app.state.ledger.totals, seconds)
 
 
-def proxied(route: str, arrivals: Sequence[TimedRequest]) -> Door:
+def proxied(route: str, arrivals: Sequence[TimedRequest]) -> Bill:
     """Send all requests through the LiteLLM proxy, with its provider `route` in front of the gateway."""
     app = simulated_gateway.build(virtual_clock=True)
     with (
@@ -137,12 +138,12 @@ def proxied(route: str, arrivals: Sequence[TimedRequest]) -> Door:
 
         def each(arrival: TimedRequest) -> None:
             _send(client, arrival, "model")
-            said = settled.blpop([litellm_proxy.SETTLED], timeout=10)
-            assert said is not None, "the hook was told of no answer"
-            assert not said[1], said[1].decode()
+            message = settled.blpop([litellm_proxy.SETTLED], timeout=60)
+            assert message is not None, "the hook settled no call"
+            assert not message[1], message[1].decode()
 
         seconds = _all(arrivals, each)
-    return Door(f"LiteLLM {route}/", app.state.ledger.totals, seconds)
+    return Bill(f"LiteLLM {route}/", app.state.ledger.totals, seconds)
 
 
 def _all(arrivals: Sequence[TimedRequest], each: Callable[[TimedRequest], None]) -> float:
@@ -175,33 +176,33 @@ def _url(server: Any) -> str:
     return f"{server.connection_url.rstrip('/')}/0"
 
 
-def table(doors: Sequence[Door]) -> Table:
-    """Return a row for each door: tokens by kind, what they cost, what is saved."""
-    shown = Table("door", box=None, header_style="bold", padding=(0, 1))
-    for title in ("read", "written", "plain", "cost", "saved", "against wrap", "seconds"):
+def table(bills: Sequence[Bill]) -> Table:
+    """Return a row for each integration: tokens by kind, cost and saving."""
+    shown = Table("integration", box=None, header_style="bold", padding=(0, 1))
+    for title in ("cache read", "cache write", "uncached", "cost", "saved", "against wrap", "seconds"):
         shown.add_column(title, justify="right")
-    for door in doors:
-        tokens = door.tokens
+    for bill in bills:
+        tokens = bill.tokens
         shown.add_row(
-            door.name,
-            f"{tokens['read']:,}",
-            f"{tokens['write_5m'] + tokens['write_1h']:,}",
-            f"{tokens['plain']:,}",
-            f"${door.cost():.4f}",
-            f"{door.saving:.2%}",
-            f"{door.saving / doors[0].saving - 1:+.2%}",
-            f"{door.seconds:.0f}",
+            bill.name,
+            f"{tokens['cache_read']:,}",
+            f"{tokens['cache_write_5m'] + tokens['cache_write_1h']:,}",
+            f"{tokens['uncached']:,}",
+            f"${bill.cost():.4f}",
+            f"{bill.saving:.2%}",
+            f"{bill.saving / bills[0].saving - 1:+.2%}",
+            f"{bill.seconds:.0f}",
         )
     return shown
 
 
-def verdict(doors: Sequence[Door], console: Console) -> int:
-    """Return 1, naming the doors, where the same savings were not made."""
-    first = doors[0]
-    bad = [door for door in doors if abs(door.saving / first.saving - 1) > WITHIN]
-    bad += [door for door in doors if door.tokens["refused"] or not door.tokens["read"]]
-    for door in bad:
-        console.print(f"{door.name}: not within {WITHIN:.0%} of wrap, or requests were refused")
+def verdict(bills: Sequence[Bill], console: Console) -> int:
+    """Return 1 and name the integrations whose savings differ from those of `wrap`."""
+    first = bills[0]
+    bad = [bill for bill in bills if abs(bill.saving / first.saving - 1) > WITHIN]
+    bad += [bill for bill in bills if bill.tokens["refused"] or not bill.tokens["cache_read"]]
+    for bill in bad:
+        console.print(f"{bill.name}: not within {WITHIN:.0%} of wrap, or requests were refused")
     return 1 if bad else 0
 
 

@@ -1,11 +1,10 @@
-"""Where the default policy falls short of the clairvoyant bound: what no policy could have known.
+"""Take apart the loss of the default policy against the clairvoyant bound.
 
     python benchmarks/losses.py --seeds 1,2,3 --workloads slow,truncated,fan-out
 
-For each stream: the loss against the bound, as a share of what no caching costs, and the part of it that
-was paid for writes which nothing read before they died. Whether a conversation goes on, and within five
-minutes, is not known when a request leaves: where a write is read more often than one time in four, making
-it is right and some are wasted all the same.
+For each stream the table has the loss against the bound, as a share of the cost without caching, and the part of
+it that paid for writes which expired unread. When a request leaves, no policy knows whether its conversation goes on
+within five minutes. A write pays if at least one in four is read, so a good policy wastes some writes.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.policies import CachemwPolicy
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Weights, no_caching, replay
 
 
-class Watched(ProviderCache):
-    """A provider that notes, for every token written, whether anything read it before it died."""
+class _UnreadWrites(ProviderCache):
+    """A provider that records, for each token of a cache write, whether a request read it before it expired."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -37,7 +36,7 @@ class Watched(ProviderCache):
         self._unread: dict[bytes, tuple[int, float]] = {}
 
     def begin(self, *arguments: Any, **named: Any) -> Ticket:
-        """Bill a request and note what it read and wrote."""
+        """Bill a request and record its cache read and cache write."""
         ticket = super().begin(*arguments, **named)
         end = ticket.cache_read + ticket.cache_write_5m + ticket.cache_write_1h
         for index, position in enumerate(ticket.request.positions):
@@ -52,7 +51,7 @@ class Watched(ProviderCache):
         return ticket
 
     def close(self) -> None:
-        """Count what was never read at all."""
+        """Count the writes that no request has read."""
         self.wasted += sum(tokens for tokens, _ in self._unread.values())
         self._unread.clear()
 
@@ -62,13 +61,13 @@ def losses(workload: str, seed: int) -> tuple[float, float, float]:
     stream = WORKLOADS[workload](seed)
     model = find_model(stream.model)
     assert model is not None, stream.model
-    plain = replay(stream.requests, no_caching, ProviderCache(model)).total
+    uncached = replay(stream.requests, no_caching, ProviderCache(model)).total
     least = bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False)
-    cache = Watched(model)
+    cache = _UnreadWrites(model)
     outcome = replay(stream.requests, CachemwPolicy(), cache)
     cache.close()
     premium = (Weights.of(model).cache_write_5m - 1) * cache.wasted
-    return (outcome.cost - least) / plain, premium / plain, cache.wasted / max(cache.written, 1)
+    return (outcome.cost - least) / uncached, premium / uncached, cache.wasted / max(cache.written, 1)
 
 
 def main() -> int:

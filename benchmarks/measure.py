@@ -1,6 +1,6 @@
 """One workload of one seed under several policies, and its bounds.
 
-Lives here: which policies there are, what is measured of each. Must not know: tables, files, checks.
+Contains: the policies and the figures of each. Must not depend on: tables, files, checks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.peers import peer_policies
 from benchmarks.policies import CachemwPolicy, placing
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.settings import Settings
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache
@@ -23,17 +23,17 @@ CACHEMW_POLICIES: Mapping[str, Mapping[str, Any]] = {
     "cachemw 1h": {"ttl": "auto"},
     "cachemw opt-ins": {"split_text": True, "sort_tools": True},
 }
-"""Settings of the middleware by the policy's name: 5m only, with 1h, with what changes more than markers."""
+"""Settings of the middleware by the policy's name: 5m only, 1h allowed, opt-ins that change more than markers."""
 NO_CACHING = "no caching"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a policy came to on a workload of one seed.
+    """The figures of a policy on a workload of one seed.
 
-    `cost` and `bound` are shares of what no caching costs; the bound is that of the policy's own rules:
-    with 1h where it may use that, at text pieces and sorted tools where it may change those. `minutes`: how
-    long the stream lasts.
+    `cost` and `bound` are shares of the cost without caching. The bound follows the policy's own rules: with 1h
+    if the policy may use it, at text pieces and sorted tools if it may change these. `minutes` is the length of
+    the stream.
     """
 
     workload: str
@@ -48,16 +48,16 @@ class Row:
 
     @property
     def share(self) -> float:
-        """Return the share of the clairvoyant saving; 1 where there is nothing to win."""
+        """Return the share of the clairvoyant saving; 1 if there is nothing to win."""
         return (1.0 - self.cost) / (1.0 - self.bound) if self.bound < 1.0 else 1.0
 
 
 def names() -> list[str]:
-    """Return all policies' names, no caching first, ours last."""
-    return [NO_CACHING, *peer_policies(), *_ours()]
+    """Return all policies' names, no caching first, cachemw's last."""
+    return [NO_CACHING, *peer_policies(), *_cachemw_names()]
 
 
-def _ours() -> list[str]:
+def _cachemw_names() -> list[str]:
     known = Settings.model_fields
     return [name for name, settings in CACHEMW_POLICIES.items() if settings.keys() <= known.keys()]
 
@@ -71,29 +71,29 @@ def measure(workload: str, seed: int, policies: list[str]) -> list[Row]:
     def cache() -> ProviderCache:
         return ProviderCache(model)
 
-    whole = replay(stream.requests, no_caching, cache())
+    uncached = replay(stream.requests, no_caching, cache())
     bounds: dict[tuple[bool, bool], float] = {}
     rows = []
     for name in policies:
         settings = CACHEMW_POLICIES.get(name, {})
-        hour, opted = settings.get("ttl") == "auto", bool(settings.get("split_text"))
-        if (hour, opted) not in bounds:
-            grain = "piece" if opted else "block"
-            least = bound(stream.requests, cache(), hour=hour, grain=grain, sort_tools=opted)
-            bounds[hour, opted] = least / whole.total
-        changes = {"split_text": opted, "sort_tools": opted}
+        hour, opt_ins = settings.get("ttl") == "auto", bool(settings.get("split_text"))
+        if (hour, opt_ins) not in bounds:
+            grain = "piece" if opt_ins else "block"
+            least = bound(stream.requests, cache(), hour=hour, grain=grain, sort_tools=opt_ins)
+            bounds[hour, opt_ins] = least / uncached.total
+        changes = {"split_text": opt_ins, "sort_tools": opt_ins}
         policy = _policy(name)
         outcome = replay(stream.requests, policy, cache(), **changes)
         if isinstance(policy, CachemwPolicy):
             policy.check()
-        relative = outcome.cost / whole.total
+        relative = outcome.cost / uncached.total
         row = Row(
             workload,
             seed,
             name,
             outcome.requests,
             relative,
-            bounds[hour, opted],
+            bounds[hour, opt_ins],
             outcome.refused,
             outcome.changed,
             (stream.requests[-1].at - stream.requests[0].at) / 60,

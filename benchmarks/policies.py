@@ -1,7 +1,6 @@
-"""Policies that the benchmark compares.
+"""Adapt policies to the replay's interface.
 
-Lives here: cachemw behind the replay's interface, on a clock that the replay moves; and any function
-from body to body. Must not know: streams, tables.
+Contains: cachemw on a clock that the replay moves, and any function from body to body. Must not depend on: streams, tables.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from cachemw.simulation.provider import Ticket
 from cachemw.simulation.replay import Answered, Body, Policy, Sent
 from cachemw.simulation.usage_forms import databricks_usage
 
-OUTPUT = 100  # tokens of an answer: they cost the same whatever is done
+OUTPUT = 100  # tokens of an answer: each policy pays the same for them
 
 
 class CachemwPolicy:
-    """A fresh middleware with a memory store, which knows nothing but what it is told as time passes."""
+    """A fresh middleware with a memory store. It learns only from the requests and answers of the replay."""
 
     def __init__(self, **settings: Any) -> None:
         self._now = 0.0
@@ -28,7 +27,7 @@ class CachemwPolicy:
         )
 
     def __call__(self, request: Sent) -> tuple[Body, Answered]:
-        """Prepare a request at its time; its answer's beginning and its usage come together."""
+        """Prepare a request at its time. The beginning of its answer and its usage come together."""
         self._now = request.at
         call = self.middleware.prepare(request.body, namespace=request.namespace)
 
@@ -40,7 +39,7 @@ class CachemwPolicy:
         return call.body, answered
 
     def check(self) -> None:
-        """Raise `RuntimeError` if anything failed inside: requests then pass unmarked, which is no figure."""
+        """Raise `RuntimeError` if the middleware failed: requests then pass unmarked, so the figures are void."""
         errors = {name: count for name, count in self.middleware.counts.items() if name.startswith("error.")}
         if errors:
             raise RuntimeError(f"the middleware failed: {errors}")

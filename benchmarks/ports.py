@@ -8,9 +8,9 @@ from contextlib import suppress
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, and that no connection is given before something does.
+    """Return a free port that the system gives to no outgoing connection meanwhile.
 
-    Systems give connections ports from 32768 or 49152 on.
+    Outgoing connections get ports from 32768 or 49152 on.
     """
     while True:
         port = secrets.randbelow(20_000) + 12_000

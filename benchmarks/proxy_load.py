@@ -1,11 +1,11 @@
-"""What the proxy costs: added latency, requests a second against LiteLLM's proxy, memory of 1,000 streams.
+"""Measure the cost of the proxy: added latency, requests a second against LiteLLM's proxy, memory of 1,000 streams.
 
     python benchmarks/proxy_load.py
     python benchmarks/proxy_load.py --only latency --rounds 400
 
 Everything is a process of its own on loopback: an upstream that answers at once, bare pass-throughs on starlette,
 `cachemw proxy` with its defaults and one worker, and the real LiteLLM proxy, with one worker too. The client is raw
-sockets, so that little of what is measured is the client's. Exits 1 where a limit is missed.
+sockets, so that its share of the measured time is small. The exit code is 1 if a limit is missed.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ FLAT = 1.10  # times the memory at an earlier moment
 OURS, BARE, SAME, LITELLM = "cachemw proxy", "starlette + httpx2", "starlette + aiohttp", "LiteLLM proxy"
 PATH = "/v1/chat/completions"
 _CLIENTS = 16
-# Requests to one server in a row, those before that warm the machine's caches, and the rest between two: what is
-# done after an answer is no latency.
+# Requests to one server in a row, requests before them that warm the machine's caches, and seconds of rest between
+# two: work after an answer is no latency.
 _BLOCK, _WARM, _PAUSE = 20, 3, 0.002
 _WAVES = 5
 _PYTHON = sys.executable
@@ -52,7 +52,7 @@ console = Console(width=110)
 
 
 class Client:
-    """One connection, raw: no library's work in the measured times."""
+    """One raw connection: no library's work is in the measured times."""
 
     def __init__(self, url: str) -> None:
         self._host, _, port = url.removeprefix("http://").partition(":")
@@ -105,7 +105,7 @@ def small(size: int, *, stream: bool = False) -> bytes:
 
 
 async def latency(urls: dict[str, str], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each request of 418 KB: some to each server in turns, so that all see the same machine."""
+    """Return the seconds of each request of 418 KB: a few to each server in turns, so that all see the same machine."""
     large = message(json.dumps({**reference(0)[-1], "model": MODEL}, separators=(",", ":")).encode())
     times: dict[str, list[float]] = {name: [] for name in urls}
     async with AsyncExitStack() as stack:
@@ -123,15 +123,15 @@ async def latency(urls: dict[str, str], rounds: int) -> dict[str, list[float]]:
 
 
 async def rate(url: str, seconds: float) -> float:
-    """Return how many requests of 4 KB a second are answered to clients that ask again at once."""
-    asked, until = message(small(4096)), time.perf_counter() + seconds
+    """Return the answered requests of 4 KB a second, with clients that ask again at once."""
+    request, until = message(small(4096)), time.perf_counter() + seconds
     answered = 0
 
     async def client() -> None:
         nonlocal answered
         async with Client(url) as one:
             while time.perf_counter() < until:
-                await one.ask(asked)
+                await one.ask(request)
                 answered += 1
 
     begun = time.perf_counter()
@@ -140,13 +140,13 @@ async def rate(url: str, seconds: float) -> float:
 
 
 async def streams(url: str, memory: Callable[[], float]) -> list[float]:
-    """Run 1,000 streams at once; return the proxy's MB at each second until they have all ended whole."""
-    asked = message(small(4096, stream=True))
+    """Run 1,000 streams at once; return the proxy's MB at each second until they have all ended."""
+    request = message(small(4096, stream=True))
 
     async def one() -> None:
         async with Client(url) as client:
-            if await client.ask(asked) != PARTS * len(PART):
-                raise RuntimeError("a stream did not come whole")
+            if await client.ask(request) != PARTS * len(PART):
+                raise RuntimeError("a stream ended early")
 
     seen: list[float] = []
     running = asyncio.gather(*(one() for _ in range(STREAMS)))
@@ -190,14 +190,14 @@ def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
 
 
 def measure_latency(upstream: str, proxy: str, rounds: int) -> Iterator[str]:
-    """Show the added latency at 418 KB; yield what is missed."""
+    """Show the added latency at 418 KB; yield each missed limit."""
     with ExitStack() as stack:
         urls = {"direct": upstream, OURS: proxy}
         for name, library in ((BARE, "httpx2"), (SAME, "aiohttp")):
             command = (_PYTHON, "-m", "benchmarks.proxy_servers", library, "PORT", upstream)
             urls[name] = stack.enter_context(server(*command))[0]
         times = uvloop.run(latency(urls, rounds))
-    # Whatever else the machine does only adds: so of each server the best fifth is compared.
+    # Other work on the machine only adds to times: so the best fifth of each server is compared.
     best = {name: 1000 * quantiles(seen, n=5)[0] for name, seen in times.items()}
     added = {name: one - best["direct"] for name, one in best.items()}
     rows = [
@@ -211,7 +211,7 @@ def measure_latency(upstream: str, proxy: str, rounds: int) -> Iterator[str]:
 
 
 def measure_rate(upstream: str, proxy: str, seconds: float) -> Iterator[str]:
-    """Show the requests a second at 4 KB; yield what is missed."""
+    """Show the requests a second at 4 KB; yield each missed limit."""
     rates: dict[str, list[float]] = {OURS: []}
     with ExitStack() as stack:
         urls = {OURS: proxy}
@@ -240,7 +240,7 @@ def measure_rate(upstream: str, proxy: str, seconds: float) -> Iterator[str]:
 
 
 def measure_streams(proxy: str, pid: int) -> Iterator[str]:
-    """Show the memory before, during and after two waves of streams; yield what is missed."""
+    """Show the memory before, during and after two waves of streams; yield each missed limit."""
     if not Path("/proc/self/status").exists():
         console.print("Streams are not measured: this system has no /proc to read memory from.\n")
         return
@@ -268,7 +268,7 @@ def measure_streams(proxy: str, pid: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Measure, and exit 1 where a limit is missed."""
+    """Measure, and exit 1 if a limit is missed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

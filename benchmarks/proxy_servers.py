@@ -4,8 +4,8 @@
     python -m benchmarks.proxy_servers httpx2 9001 http://127.0.0.1:9000
     python -m benchmarks.proxy_servers aiohttp 9002 http://127.0.0.1:9000
 
-Lives here: what they answer. Must not know: what is measured. A bare one is what is written in an afternoon: a
-starlette route that reads the body, sends it on by that client, and streams the answer.
+Contains: their answers. Must not depend on: the measurements. A bare pass-through is a starlette route that reads the
+body, sends it on by the named client, and streams the answer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ANSWER = (
     b'"total_tokens":1003,"cache_read_input_tokens":0,"cache_creation_input_tokens":0}}' % MODEL.encode()
 )
 STREAM = b'"stream":true'
-PARTS, GAP = 40, 0.1  # of a stream: how many, and seconds between two
+PARTS, GAP = 40, 0.1  # parts of a stream: their number, and seconds between two
 PART = (
     b'data: {"id":"c1","object":"chat.completion.chunk","created":1,"model":"%s","choices":[{"index":0,"delta":'
     b'{"content":"%s"}}],"usage":{"prompt_tokens":1000,"completion_tokens":3}}\n\n'
@@ -42,7 +42,7 @@ _HOP = {"host", "connection", "keep-alive", "te", "trailer", "transfer-encoding"
 
 
 class Upstream(asyncio.Protocol):
-    """Answer every request at once; one that says `"stream":true` with parts over some seconds."""
+    """Answer every request at once, and one with `"stream":true` in parts over some seconds."""
 
     def connection_made(self, transport: Any) -> None:
         """Begin a connection."""
@@ -52,7 +52,7 @@ class Upstream(asyncio.Protocol):
         self.streams = False
 
     def data_received(self, data: bytes) -> None:
-        """Answer where a request is whole."""
+        """Answer once a request is complete."""
         if self.left < 0:
             self.head += data
             head, found, body = self.head.partition(b"\r\n\r\n")
@@ -84,26 +84,22 @@ class Upstream(asyncio.Protocol):
         self.transport.write(b"0\r\n\r\n")
 
 
+def _client(library: str) -> Any:
+    """Return a client without limits on connections and times."""
+    if library == "aiohttp":
+        return aiohttp.ClientSession(
+            auto_decompress=False, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout()
+        )
+    return httpx2.AsyncClient(trust_env=False, timeout=None, limits=httpx2.Limits(max_connections=None))
+
+
 def bare(library: str, upstream: str) -> Starlette:
     """Return a pass-through on starlette and an HTTP client."""
 
     @asynccontextmanager
     async def life(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
-            client: Any
-            if library == "aiohttp":
-                client = aiohttp.ClientSession(
-                    auto_decompress=False,
-                    connector=aiohttp.TCPConnector(limit=0),
-                    timeout=aiohttp.ClientTimeout(),
-                )
-            else:
-                client = httpx2.AsyncClient(
-                    trust_env=False,
-                    timeout=None,
-                    limits=httpx2.Limits(max_connections=None),
-                )
-            app.state.client = await stack.enter_async_context(client)
+            app.state.client = await stack.enter_async_context(_client(library))
             yield
 
     async def by_httpx2(request: Request) -> StreamingResponse:
@@ -156,8 +152,8 @@ async def _serve(port: int) -> None:
 
 
 if __name__ == "__main__":
-    what, port, *upstream = sys.argv[1:]
-    if what == "upstream":
+    server, port, *upstream = sys.argv[1:]
+    if server == "upstream":
         uvloop.run(_serve(int(port)))
     else:
-        uvicorn.run(bare(what, upstream[0]), port=int(port), log_level="warning", access_log=False)
+        uvicorn.run(bare(server, upstream[0]), port=int(port), log_level="warning", access_log=False)

@@ -1,11 +1,10 @@
-"""Hold the simulated provider's rules against the usage of recorded requests.
+"""Compare the simulated provider's rules with the usage of recorded requests.
 
     python benchmarks/recorded_usage.py ../shared/data/C2_raw_requests_hashed.jsonl.gz
 
-The recording has each block as a hash with its marker, and the usage that Anthropic returned. The rules
-say which earlier prefix a request reads; how many tokens that is, is learned from the usage of earlier
-requests only. A read of a prefix whose length no earlier usage has told is `unknown`.
-Exits 1 if a prediction is wrong.
+The recording has each block as a hash with its marker, and the usage that Anthropic returned. The rules predict
+which earlier prefix a request reads. The length of that prefix in tokens is learned from the usage of earlier
+requests only; the read is `unknown` if no earlier usage contains it. The exit code is 1 if a prediction is wrong.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.options import Options
 from cachemw.simulation.provider import Position, ProviderCache, Request
 
@@ -55,7 +54,7 @@ def predict(rows: Iterable[Mapping[str, Any]], options: Options | None = None) -
         ticket = cache.begin(Request(blocks, blocks[-1].prefix), row["t"])
         digest = blocks[ticket.hit].digest if ticket.hit >= 0 else None
         predicted = 0 if digest is None else lengths.get(digest)
-        # From here on the row's own usage may be looked at.
+        # The code below may use the row's own usage.
         read = row["usage"]["cache_read_input_tokens"]
         written = row["usage"]["cache_creation_input_tokens"]
         counts[_verdict(predicted, read)] += 1

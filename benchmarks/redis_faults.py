@@ -1,11 +1,11 @@
-"""What a fleet feels when its Redis dies, hangs or fails over in the middle of 2,000 requests.
+"""Measure the effect on a fleet of a Redis that dies, hangs or fails over amid 2,000 requests.
 
     python benchmarks/redis_faults.py
     python benchmarks/redis_faults.py --only kill,freeze
 
 Four worker processes, two with the sync middleware and two with the async one, send requests at a steady pace
-over a real Valkey. A third of the way in, something happens to it. Prints a table and exits 1 naming what does
-not hold. README.md here says what each number means.
+over a real Valkey. A third of the way in, a fault hits it. The command prints a table and exits 1 if a promise
+breaks. README.md in this folder explains each number.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from cachemw.simulation.traffic import Body
 
 TWINS = ("sync", "sync", "async", "async")
 STREAMS, REQUESTS, GAP = 2, 250, 0.04
-HEALTHY = 3.5  # seconds of the run before something happens
-AWAY = 1.5  # seconds until a killed server is started again
+HEALTHY = 3.5  # seconds of the run before the fault
+AWAY = 1.5  # seconds until a killed server starts again
 FROZEN = 2.0
 RESUMED = 2.0  # seconds within which workers learn from each other again
-CALLS = 5  # calls that may fail before a worker asks no more
+CALLS = 5  # calls that may fail before a worker stops asking
 _SLOWER = 5  # times the healthy p99
 
 
 @dataclass
 class Moments:
-    """When it happened and when the server could answer again, by the machine's clock."""
+    """The times of the fault and of the server's recovery, by the machine's clock."""
 
     broke: float = 0.0
     back: float = 0.0
@@ -57,7 +57,7 @@ Break = Callable[[Moments], None]
 
 @dataclass
 class Probe:
-    """When a sync worker read what an async one had just written, and the other way round."""
+    """The times at which a sync worker read a new entry of an async one, and the reverse."""
 
     seen: list[tuple[float, str]] = field(default_factory=list)
 
@@ -69,7 +69,7 @@ class Probe:
 
 @dataclass
 class Run:
-    """What came of one fault."""
+    """The outcome of one fault."""
 
     name: str
     moments: Moments
@@ -80,19 +80,19 @@ class Run:
 
     @property
     def samples(self) -> list[Sample]:
-        """All requests."""
+        """Return all requests."""
         return [sample for one in self.told for sample in one.samples]
 
     def during(self) -> list[Sample]:
-        """Return those from the moment it broke until workers must have learned again."""
+        """Return the requests from the fault until workers must have learned again."""
         return [s for s in self.samples if self.moments.broke <= s.at < self.moments.back + RESUMED]
 
     def healthy(self) -> list[Sample]:
-        """Return those before."""
+        """Return the requests before the fault."""
         return [s for s in self.samples if s.at < self.moments.broke - 0.1]
 
     def failed_calls(self) -> list[int]:
-        """Return, of each worker that stopped asking, how many calls had failed by then."""
+        """Return the number of failed calls before a worker stopped asking, for each worker that stopped."""
         found = []
         for one in self.told:
             names = [name for at, name in one.counted if at > self.moments.broke - 0.1]
@@ -102,7 +102,7 @@ class Run:
         return found
 
     def returns(self) -> list[float]:
-        """Return, of each worker that did not ask when the server was back, the seconds until it did."""
+        """Return the seconds from recovery to the first call, for each worker that had stopped asking."""
         found = []
         for one in self.told:
             turns = [
@@ -117,7 +117,7 @@ class Run:
         return found
 
     def broken(self, budget: float) -> Iterator[str]:
-        """Yield what is not as promised; `budget` is `store_timeout_ms` in seconds."""
+        """Yield each broken promise; `budget` is `store_timeout_ms` in seconds."""
         samples, during, healthy = self.samples, self.during(), self.healthy()
         requests = len(TWINS) * STREAMS * REQUESTS
         failures = [name for one in self.told for name in one.failures]
@@ -126,7 +126,7 @@ class Run:
         if changed := sum(sample.changed for sample in samples):
             yield f"{changed} bodies were changed"
         if passed := sum(sample.passed for sample in samples):
-            yield f"{passed} requests went as they came because something of ours failed"
+            yield f"{passed} requests went as they came because cachemw failed"
         if unmarked := sum(not sample.marked for sample in during):
             yield f"{unmarked} of {len(during)} requests without a breakpoint while it was away"
         for share in (0.99, 1.0):
@@ -138,7 +138,7 @@ class Run:
         failed = self.failed_calls()
         if self.opens and len(failed) < len(TWINS):
             yield f"only {len(failed)} of {len(TWINS)} workers stopped asking"
-        # The other nodes of a cluster go on answering: what counts is failures in a row.
+        # The remaining nodes of a cluster go on answering, so failures in a row count.
         if self.opens and max(failed, default=0) > CALLS:
             yield f"{max(failed)} calls failed before a worker stopped asking"
         if (late := max(self.returns(), default=0.0)) > RESUMED:
@@ -156,12 +156,12 @@ def _named(share: float) -> str:
     return "maximum" if share == 1.0 else f"p{100 * share:.0f}"
 
 
-# -- what happens -----------------------------------------------------------------------------
+# -- faults ------------------------------------------------------------------------------------
 
 
 @contextmanager
 def killed() -> Iterator[tuple[str, Break]]:
-    """Kill a server, and start it again with nothing in it."""
+    """Kill a server, and start it again empty."""
     with standalone() as server:
 
         def happen(moments: Moments) -> None:
@@ -176,7 +176,7 @@ def killed() -> Iterator[tuple[str, Break]]:
 
 @contextmanager
 def frozen() -> Iterator[tuple[str, Break]]:
-    """Stop a server where it is, and let it go on."""
+    """Stop a server with SIGSTOP, and let it go on."""
     with standalone() as server:
 
         def happen(moments: Moments) -> None:
@@ -202,7 +202,7 @@ def _cluster_fails(nodes: Cluster, moments: Moments) -> None:
     gone.kill()
     with heir.client() as client:
         until(lambda: client.info("replication")["role"] == "master", "no replica takes over")
-        until(lambda: b"cluster_state:ok" in _raw(client), "the cluster does not get whole")
+        until(lambda: b"cluster_state:ok" in _raw(client), "the cluster does not become complete")
     moments.back = time.time()
 
 
@@ -227,7 +227,7 @@ def _sentinel_promotes(watched: Sentinels, moments: Moments) -> None:
     moments.back = time.time()
 
 
-# By name: the fault, whether every worker must stop asking, and whether nothing that was written is lost.
+# By name: the fault, whether every worker must stop asking, and whether all written data must survive.
 FAULTS: dict[str, tuple[Callable[[], Any], bool, bool]] = {
     "kill": (killed, True, False),
     "freeze": (frozen, True, True),
@@ -240,7 +240,7 @@ FAULTS: dict[str, tuple[Callable[[], Any], bool, bool]] = {
 
 
 def run(name: str) -> Run:
-    """Let one thing happen to a fleet."""
+    """Run a fleet through one fault."""
     fault, opens, keeps = FAULTS[name]
     with fault() as (url, happen):
         traffic = Traffic(
@@ -259,7 +259,7 @@ def run(name: str) -> Run:
 
 
 async def _watched(started: Fleet, traffic: Traffic, happen: Break, moments: Moments, probe: Probe) -> None:
-    """Let the fleet go and the thing happen, while two workers of this process learn from each other."""
+    """Start the fleet and the fault, while two workers of this process learn from each other."""
     started.ready()
     started.go()
     probing = asyncio.create_task(_probe(traffic, probe))
@@ -271,7 +271,7 @@ async def _watched(started: Fleet, traffic: Traffic, happen: Break, moments: Mom
 
 
 async def _probe(traffic: Traffic, probe: Probe) -> None:
-    """Let a sync worker and an async one begin conversations in turns, and the other go on with them."""
+    """Let a sync and an async worker begin conversations in turns, and let the peer continue them."""
     settings = traffic.settings().model_copy(update={"namespace": f"{traffic.namespace} probe"})
     sync, asynchronous = cachemw.Middleware(settings), cachemw.AsyncMiddleware(settings)
 
@@ -300,7 +300,7 @@ async def _probe(traffic: Traffic, probe: Probe) -> None:
 
 
 def table(runs: Sequence[Run]) -> Table:
-    """Return what was measured."""
+    """Return the figures of all runs."""
     shown = Table(
         "fault", "away s", "requests", "marked", "healthy p50 ms", "p99", "max", "away p50", "p99", "max",
         "failed until open", "asked again s", "learned again s", "calls reported",
@@ -321,7 +321,7 @@ def table(runs: Sequence[Run]) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Let each thing happen, show, check."""
+    """Run each fault, show the figures, and check them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""What the store adds to `prepare`: memory, Redis on loopback, and a bare EVALSHA of as many keys, in one loop.
+"""Measure the time that the store adds to `prepare`: memory, Redis on loopback, and a bare EVALSHA, in one loop.
 
-Lives here: the loop and its check. Must not know: fleets, faults.
+Contains: the loop and its check. Must not depend on: fleets, faults.
 
 Each round makes the same conversation known to both middlewares up to 58 messages, then times the request with
-60, in turns memory first or Redis first, the background having written all it had. Then the same request is
-timed once more, as a retry by the application would send it.
+60, memory first and Redis first in turns, after the background thread has written its queue. Then the same request is
+timed once more, as an application's retry would send it. The bare EVALSHA has as many keys as the request.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import cachemw
 from benchmarks.fleet import usage
 from benchmarks.workloads.conversations import reference
 
-# `prepare` with Redis may take as much more than with memory as so many bare EVALSHA.
+# Limit of the time that Redis adds to `prepare` over memory, in bare EVALSHAs.
 ALLOWED = 1.5
 _COLD = 10  # rounds before the first that counts
-# Seconds of rest before what is timed: on a busy machine, who has just worked is let wait, and the store's
-# answer with them.
+# Seconds of rest before a timed call: a busy scheduler delays a process that has just worked, and with it the
+# store's answer.
 _GAP = 0.003
 _SCRIPT = """
 for i = 1, #KEYS do
@@ -48,14 +48,14 @@ class Overhead:
     bare: list[float] = field(default_factory=list)
 
     def rows(self) -> Iterator[tuple[str, float, float, float, float]]:
-        """Yield name, medians over memory, Redis and of the EVALSHA in ms, and how many EVALSHA were added."""
+        """Yield name, medians over memory, Redis and of the EVALSHA in ms, and the added time in EVALSHAs."""
         bare = 1000 * median(self.bare[_COLD:])
         for what, times in (("a turn more", self.grown), ("again", self.again)):
             memory, shared = (1000 * median(times[store][_COLD:]) for store in ("memory", "redis"))
             yield f"{self.name}, {what}", memory, shared, bare, (shared - memory) / bare
 
     def broken(self) -> Iterator[str]:
-        """Yield what takes longer than is promised."""
+        """Yield each median above its limit."""
         for name, memory, shared, bare, added in self.rows():
             if added > ALLOWED:
                 yield f"{name}: {shared:.3f} ms over Redis, {memory:.3f} over memory + {added:.2f} x {bare:.3f}"
@@ -67,7 +67,7 @@ def overhead(url: str, rounds: int, *, asynchronous: bool) -> Overhead:
 
 
 async def _measure(url: str, rounds: int, asynchronous: bool) -> Overhead:
-    # One loop for both twins: what a sync middleware returns needs no awaiting.
+    # Both twins share one loop: results of a sync middleware are not awaited.
     found = Overhead("async" if asynchronous else "sync")
     kind: Any = cachemw.AsyncMiddleware if asynchronous else cachemw.Middleware
     fields = {"provider": "databricks", "secret": "a secret", "namespace": f"overhead {time.time_ns()}"}
@@ -99,7 +99,7 @@ async def _measure(url: str, rounds: int, asynchronous: bool) -> Overhead:
                 await asyncio.sleep(_GAP)
                 seconds, call = await once(name, body)
                 times[name].append(seconds)
-        keys = middlewares["redis"]._shell.store._commands.names(call._state.arrival)
+        keys = middlewares["redis"]._shell.store._commands.names(call._lifecycle.parsed.prompt.arrival)
         await asyncio.sleep(_GAP)
         start = time.perf_counter()
         sent = client.evalsha(script, len(keys), *keys)

@@ -1,10 +1,10 @@
-"""What each policy pays for each workload, against no caching and against the clairvoyant bound.
+"""Measure each policy's cost for each workload, against no caching and against the clairvoyant bound.
 
     python benchmarks/savings.py --seeds 1,2,3
-    python benchmarks/savings.py --only ours --seeds 1
+    python benchmarks/savings.py --only cachemw --seeds 1
 
-Prints a table, workload by policy, and exits 1 naming each promise that does not hold, and each line
-that breaks it. README.md here says what each number means.
+The command prints a table, workload by policy, and the promises. Its exit code is 1 if a promise breaks; then it
+names each breach. README.md in this folder explains each number.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import measure, peers
 from benchmarks.burst import bursts
 from benchmarks.chart import chart
-from benchmarks.checks import BURSTS, PROMISES, WORTH
+from benchmarks.checks import BURSTS, WORTH, promises
 from benchmarks.measure import CACHEMW_POLICIES, NO_CACHING, Row
 from benchmarks.workloads import WORKLOADS, recorded
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_csv(rows, chosen.csv)
     if chosen.svg:
         chosen.svg.write_text(chart(rows), "utf-8")
-    return verdict(rows, console, whole=chosen.whole)
+    return verdict(rows, console, full=chosen.full)
 
 
 def run(
@@ -49,18 +49,13 @@ def run(
 ) -> list[Row]:
     """Return the rows of all streams, in the order of the workloads."""
     tasks = [(workload, seed, policies) for workload in workloads for seed in seeds]
-    texts = (
-        "recorded texts where there are any"
-        if recorded.present()
-        else "generated texts: the recorded ones are absent"
-    )
-    console.print(f"{len(tasks)} streams under {len(policies)} policies; {texts}")
+    console.print(f"{len(tasks)} streams under {len(policies)} policies, {recorded.source()} texts")
     started, rows = time.perf_counter(), []
     with ProcessPoolExecutor(jobs) as pool:
-        for found in pool.map(_measure, tasks):
-            rows += found
+        for measured in pool.map(_measure, tasks):
+            rows += measured
             if console.is_terminal:
-                console.print(f"{found[0].workload}, seed {found[0].seed}".ljust(60), end="\r")
+                console.print(f"{measured[0].workload}, seed {measured[0].seed}".ljust(60), end="\r")
     console.print(f"measured in {time.perf_counter() - started:.0f} s".ljust(60))
     return rows
 
@@ -70,21 +65,21 @@ def _measure(task: tuple[str, int, list[str]]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return means over the seeds: cost, the share of the clairvoyant saving, what went wrong.
+    """Return means over the seeds: cost, share of the clairvoyant saving, refused and changed requests.
 
-    With ours alone, the worst seed's share too.
+    If all policies are cachemw's, a cell also has the worst seed's share.
     """
     policies = list(dict.fromkeys(row.policy for row in rows))
-    alone = all(policy in CACHEMW_POLICIES for policy in policies)
+    detailed = all(policy in CACHEMW_POLICIES for policy in policies)
     shown = Table("workload", "requests", "bound", box=None, header_style="bold", padding=(0, 1))
     for policy in policies:
-        shown.add_column(policy, justify="left" if alone else "right")
+        shown.add_column(policy, justify="left" if detailed else "right")
     for workload in dict.fromkeys(row.workload for row in rows):
         here = [row for row in rows if row.workload == workload]
         grouped = [[row for row in here if row.policy == policy] for policy in policies]
         bounds = dict.fromkeys(f"{mean(row.bound for row in of):.3f}" for of in grouped)
         requests = mean(row.requests for row in here)
-        shown.add_row(workload, f"{requests:.0f}", "/".join(bounds), *(_cell(of, alone) for of in grouped))
+        shown.add_row(workload, f"{requests:.0f}", "/".join(bounds), *(_cell(of, detailed) for of in grouped))
     worth = [[row for row in rows if row.policy == policy and row.bound <= WORTH] for policy in policies]
     shown.add_section()
     shown.add_row(
@@ -93,9 +88,9 @@ def table(rows: Sequence[Row]) -> Table:
         "",
         *(f"{mean(row.share for row in of):.2%}" if of else "" for of in worth),
     )
-    for what in ("refused", "changed"):
-        sums = [sum(getattr(row, what) for row in rows if row.policy == policy) for policy in policies]
-        shown.add_row(what, "", "", *map(str, sums))
+    for field in ("refused", "changed"):
+        sums = [sum(getattr(row, field) for row in rows if row.policy == policy) for policy in policies]
+        shown.add_row(field, "", "", *map(str, sums))
     return shown
 
 
@@ -124,21 +119,21 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             )
 
 
-def verdict(rows: Sequence[Row], console: Console, *, whole: bool) -> int:
-    """Print each promise with what breaks it, and return the exit code.
+def verdict(rows: Sequence[Row], console: Console, *, full: bool) -> int:
+    """Print each promise with its breaches, and return the exit code.
 
-    A promise about a policy that was not measured is broken where the run was to be the `whole` one.
+    In a `full` run, a promise about a policy that was not measured counts as broken.
     """
     measured = {row.policy for row in rows}
     checks = [
         (promise.says(), list(promise.broken(rows)), sorted(promise.needs() - measured))
-        for promise in PROMISES
+        for promise in promises(recorded.source())
     ]
-    if whole:
-        checks.append((BURSTS, [line for found in bursts() for line in found.broken()], []))
+    if full:
+        checks.append((BURSTS, [line for burst in bursts() for line in burst.broken()], []))
     failed = False
     for says, broken, missing in checks:
-        failed = failed or bool(broken) or (whole and bool(missing))
+        failed = failed or bool(broken) or (full and bool(missing))
         word = "BROKEN" if broken else "absent" if missing else "holds "
         console.print(f"{word} {says}", highlight=False)
         for line in [*broken, *(f"{policy} was not measured" for policy in missing)]:
@@ -152,15 +147,15 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_numbers, default=[1, 2, 3], help="comma-separated; default 1,2,3")
     parser.add_argument("--workloads", default="", help="parts of names, comma-separated; all without it")
     parser.add_argument("--policies", default="", help=f"comma-separated, of: {', '.join(every)}")
-    parser.add_argument("--only", choices=["ours"], help="leave out the peers")
+    parser.add_argument("--only", choices=["cachemw"], help="leave out the peers")
     parser.add_argument(
-        "--ttl", choices=["5m", "1h", "both"], default="both", help="which of ours; default both"
+        "--ttl", choices=["5m", "1h", "both"], default="both", help="of cachemw's policies; default both"
     )
     parser.add_argument("--csv", type=Path, help="write all rows here")
     parser.add_argument("--svg", type=Path, help="draw them here")
     parser.add_argument("--jobs", type=int, default=2, help="processes; default 2")
     chosen = parser.parse_args(arguments)
-    chosen.whole = not (chosen.workloads or chosen.policies or chosen.only or chosen.ttl != "both")
+    chosen.full = not (chosen.workloads or chosen.policies or chosen.only or chosen.ttl != "both")
     parts = [part.strip() for part in chosen.workloads.split(",")]
     chosen.workloads = [name for name in WORKLOADS if any(part in name for part in parts)]
     wanted = [name.strip() for name in chosen.policies.split(",") if name.strip()] or every

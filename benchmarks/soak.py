@@ -3,8 +3,8 @@
     python benchmarks/soak.py --minutes 30
 
 The proxy has two workers and one Redis; the provider is simulated. Conversations grow, end, and give way to new ones;
-tenants and labels come and go; some clients leave early, some answers fail. Prints a table and a verdict on each
-figure, and exits 1 where one is not flat. README.md here says what each column means.
+tenants and labels come and go; some clients leave early, some answers fail. The command prints a table and a verdict on
+each figure, and exits 1 if one is not flat. README.md in this folder explains each column.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from benchmarks.load.processes import (
     resident,
 )
 from benchmarks.load.provider import PAID
-from benchmarks.load.traffic import Tenants, asked, paced
+from benchmarks.load.traffic import Tenants, paced, send
 from benchmarks.redis_servers import Server, standalone
 from benchmarks.workloads.conversations import small
 
@@ -59,10 +59,12 @@ DEADLINE = 30.0
 _SEED, _TENANTS, _CONVERSATIONS, _LIFETIME = "soak", 10, 120, 300
 _FAULTS = {"401": 0.005, "429": 0.005, "500": 0.005, "half": 0.005, "closed": 0.002}
 _LEAVE = 0.01  # share of clients that leave before their answer
-# To fill what has a bound: blocks and prefixes that workers remember (32,768 each), and the store's memory.
+# Sizes that fill each bound: blocks and prefixes that workers remember (32,768 each), and the store's memory.
 _FILLING, _TURNS, _AT_ONCE = 2_200, 90, 4
 _STORE = "24mb"
 _FIRST_FILLING = 700_000_000
+# Tenants that come and go ten times as fast fill the cohorts of both workers, 20,000 each.
+_WARM_UP, _WARM_UP_LIFETIME, _FIRST_WARM_UP = 15_000, 30, 800_000_000
 
 
 @dataclass
@@ -89,7 +91,7 @@ class Sampled:
 
 @dataclass
 class Soak:
-    """A run: what was sampled, and what clients saw."""
+    """A run: its samples, and the answers that clients got."""
 
     sampled: Sampled
     samples: list[Sample]
@@ -108,7 +110,7 @@ class Soak:
         width = min(60.0, (end - start) / 9)
         found: dict[int, list[float]] = {}
         for sample in self.samples:
-            if sample.status == 200 and sample.whole:
+            if sample.status == 200 and sample.complete:
                 found.setdefault(int((sample.began - start) / width), []).append(sample.seconds)
         full = [(start + n * width, sorted(times)) for n, times in sorted(found.items())]
         return [one for one in full if one[0] + width <= end + 1]
@@ -122,7 +124,7 @@ class Soak:
             flatness.count_flat("files of the proxy", self.sampled.descriptors),
             flatness.share_flat("memory of Redis", self.sampled.store),
             flatness.share_flat("keys of Redis", self.sampled.keys),
-            Verdict("keys without an end", not self.sampled.endless, str(self.sampled.endless)),
+            Verdict("keys without a TTL", not self.sampled.endless, str(self.sampled.endless)),
             flatness.latency_flat("p99", p99),
             Verdict("wrong answers", not wrong, f"{len(wrong)} of {len(self.samples)} {wrong[:2] or ''}"),
             Verdict("end on SIGTERM", self.exit_code == 0, f"exit code {self.exit_code}"),
@@ -130,18 +132,25 @@ class Soak:
 
 
 async def _filled(port: int) -> None:
-    """Send prompts of many blocks, each once, so that all that has a bound is full before the run begins."""
+    """Send prompts of many blocks, each once, so that every bounded table is full before the run begins."""
     client, numbers = Client(port, DEADLINE), count(_FIRST_FILLING)
 
     async def some() -> None:
         for _ in range(_FILLING // _AT_ONCE):
             number, key = next(numbers), f"{PAID}filling"
-            *_, whole = small(f"filling {number}", "filling", _TURNS)
-            raw = orjson.dumps(whole)
+            *_, last = small(f"filling {number}", "filling", _TURNS)
+            raw = orjson.dumps(last)
             headers = {"authorization": f"Bearer {key}", "x-chaos-request": str(number)}
-            await asked(client, Sample(number, key, digest(raw)), message(headers, raw))
+            await send(client, Sample(number, key, digest(raw)), message(headers, raw))
 
     await asyncio.gather(*(some() for _ in range(_AT_ONCE)))
+    tenants = Tenants("warm-up", _TENANTS, _CONVERSATIONS, _WARM_UP_LIFETIME, first=_FIRST_WARM_UP)
+
+    async def warm_up() -> None:
+        for _ in range(_WARM_UP // _AT_ONCE):
+            await tenants.ask(client, {})
+
+    await asyncio.gather(*(warm_up() for _ in range(_AT_ONCE)))
     client.close()
 
 
@@ -161,7 +170,7 @@ async def _traffic(
             for number in count(1):
                 await asyncio.to_thread(sampled.take, served, store)
                 if number % 20 == 0:
-                    await asyncio.to_thread(received, upstream)  # which the provider forgets then
+                    await asyncio.to_thread(received, upstream)  # the provider forgets them then
                 await asyncio.sleep(EVERY)
 
     sampling = asyncio.ensure_future(sample())
@@ -176,7 +185,7 @@ async def _traffic(
 
 
 def endless(server: Server) -> int:
-    """Return how many keys of the store have no end."""
+    """Return the number of keys in the store without a TTL."""
     with server.client() as client:
         return sum(client.pttl(key) == -1 for key in client.scan_iter(count=1000))
 
@@ -219,7 +228,7 @@ def table(soak: Soak) -> Table:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, show, and return 1 where a figure is not flat."""
+    """Run, show, and return 1 if a figure is not flat."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

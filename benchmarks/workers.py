@@ -1,12 +1,12 @@
-"""What it costs that a fleet's requests are dealt among workers, each of which sees a part of them.
+"""Measure the cost of a fleet whose workers each see a part of the requests.
 
     python -m benchmarks.workers
     python -m benchmarks.workers --workers 1,8 --seeds 1 --alone
 
-Each workload is replayed over so many workers on one store, each request to one drawn at random, and billed
-by the simulated provider. Every half minute of its traffic a worker tells the others what its classes of
-prefixes have counted; `--alone` leaves that out. The figures are shares of the clairvoyant saving, and have no
-noise: the same seeds give the same ones. Exits 1 where eight workers save more than half a point less than one.
+Each workload is replayed over several workers on one store. Each request goes to a worker drawn at random, and the
+simulated provider bills it. Every half minute of its traffic a worker publishes the counts of its cohorts; `--alone`
+leaves that out. The figures are shares of the clairvoyant saving, and have no noise: the same seeds give the same
+figures. The exit code is 1 if eight workers save more than half a point less than one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cachemw
 from benchmarks.policies import OUTPUT
 from benchmarks.workloads import WORKLOADS
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.engine.sync import drive
 from cachemw.simulation.oracle import bound
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.replay import Sent, no_caching, replay
@@ -32,19 +33,19 @@ from cachemw.simulation.usage_forms import databricks_usage
 from cachemw.stores.memory import MemoryStore
 
 EXCHANGE = 30.0
-_WORTH = 0.9  # where the bound leaves less than a tenth to win, a share of it says little
+_WORTH = 0.9  # of the cost without caching: a bound above it leaves too little to win for a share
 _LOST = 0.005
 
 
 class Fleet:
-    """A policy: workers with one store, each asked by chance."""
+    """A policy: workers with one store. Each request goes to a random one."""
 
     def __init__(self, count: int, seed: int, *, alone: bool) -> None:
         self.now = 0.0
         self._deal = random.Random(f"deal/{seed}")
         self._exchanged = [float("-inf")] * count
         self._alone = alone
-        # A shared store's URL lets workers tell each other of classes; what they share here is in this process.
+        # The URL of a shared store turns the exchange of cohorts on. The store itself is in this process.
         store: Any = MemoryStore()
         self.workers = []
         for _ in range(count):
@@ -55,14 +56,14 @@ class Fleet:
             self.workers.append(worker)
 
     def __call__(self, request: Sent) -> tuple[Any, Any]:
-        """Return the body to send, and what is to be told of its answer."""
+        """Return the body to send, and the callback for its answer."""
         self.now = request.at
         index = self._deal.randrange(len(self.workers))
         worker = self.workers[index]
         call = worker.prepare(request.body, namespace=request.namespace)
         if not self._alone and request.at - self._exchanged[index] >= EXCHANGE:
             self._exchanged[index] = request.at
-            worker._share()
+            drive(worker._flow.exchange_with_workers(), worker._shell)
 
         def answered(at: float, ticket: Ticket) -> None:
             self.now = at
@@ -73,17 +74,19 @@ class Fleet:
 
 
 def share(task: tuple[str, int, int, bool]) -> float | None:
-    """Return the share of the clairvoyant saving of a workload; None where there is little to win."""
+    """Return the share of the clairvoyant saving of a workload, or None if there is little to win."""
     name, seed, count, alone = task
     stream = WORKLOADS[name](seed)
     model = find_model(stream.model)
     assert model is not None
-    whole = replay(stream.requests, no_caching, ProviderCache(model)).total
-    least = bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False) / whole
+    uncached = replay(stream.requests, no_caching, ProviderCache(model)).total
+    least = (
+        bound(stream.requests, ProviderCache(model), hour=False, grain="block", sort_tools=False) / uncached
+    )
     if least > _WORTH:
         return None
     fleet = Fleet(count, seed, alone=alone)
-    cost = replay(stream.requests, fleet, ProviderCache(model)).cost / whole
+    cost = replay(stream.requests, fleet, ProviderCache(model)).cost / uncached
     for worker in fleet.workers:
         errors = {what: often for what, often in worker.counts.items() if what.startswith("error.")}
         assert not errors, errors
@@ -95,7 +98,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--workers", default="1,2,8", help="how many, each a column")
     options.add_argument("--seeds", default="1,2")
-    options.add_argument("--alone", action="store_true", help="let none tell the others")
+    options.add_argument("--alone", action="store_true", help="without the exchange between workers")
     given = options.parse_args()
     counts = [int(count) for count in given.workers.split(",")]
     seeds = [int(seed) for seed in given.seeds.split(",")]

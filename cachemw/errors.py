@@ -1,4 +1,4 @@
-"""Everything that cachemw raises.
+"""All errors that cachemw raises.
 
 ::
 
@@ -7,8 +7,8 @@
     ├── BodyError       a body is no chat request; caught by the engine, counted by `reason`
     └── StoreError      the store failed or was late; caught by the engine, counted by class
 
-Only `ConfigError` ever reaches a caller. The other two are how the inner layers tell the engine to
-send the original request.
+Only `ConfigError` reaches a caller. With the other two the inner layers ask the engine to send the original
+request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CachemwError(Exception):
 
 
 class ConfigError(CachemwError, ValueError):
-    """Say which setting is wrong, what it was, and what is allowed.
+    """A wrong setting: the message has its name, its value, and the allowed values.
 
     Names in the message come from settings, files and the command line, so it is made printable.
     """
@@ -31,9 +31,9 @@ class ConfigError(CachemwError, ValueError):
 
 
 class BodyError(CachemwError):
-    """Say why a body can't be read as a chat request.
+    """A body that cannot be read as a chat request.
 
-    `reason` is a short name that is counted; no part of the body is ever in it.
+    `reason` is a short name that is counted; it never holds a part of the body.
     """
 
     def __init__(self, reason: str) -> None:
@@ -42,4 +42,4 @@ class BodyError(CachemwError):
 
 
 class StoreError(CachemwError):
-    """Wrap whatever the store's own library raised, without its text: that may name hosts or keys."""
+    """An error of the store's library, without its text, which may hold hosts or keys."""

@@ -1,7 +1,7 @@
-"""What happens, as frozen facts, and the one hook that is told.
+"""Events as frozen facts, and the hook that receives them.
 
-Lives here: events, the hook's protocol, and the counters that are always there. Must not know: who
-listens. An event holds no text, no key and no credential: sizes, reasons, labels and class names.
+Contains: events, the hook's protocol, and the counters of each process. Must not depend on: the receivers of
+events. An event holds sizes, reasons, labels and class names, but no text, no key and no credential.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cachemw.fork_safety import after_fork_in_child
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request is about to leave, with or without breakpoints of ours."""
+    """A request is about to leave, with or without added breakpoints."""
 
     call: str
     labels: Mapping[str, str]
@@ -28,7 +28,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """An answer's usage was read; `partial` where its stream was closed early or broke."""
+    """An answer's usage was read; `partial` is True if its stream was closed early or broke."""
 
     call: str
     labels: Mapping[str, str]
@@ -38,7 +38,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Something was counted: `name` is dotted, such as "error.prepare.TimeoutError"."""
+    """A counter was increased; its `name` is dotted, for example "error.prepare.TimeoutError"."""
 
     name: str
 
@@ -47,14 +47,14 @@ Event: TypeAlias = Prepared | Settled | Counted
 
 
 class Hook(Protocol):
-    """Be told of each event, on the thread where it happens: return soon. What it raises is counted."""
+    """Receive each event on the thread where it happens. Return soon; an exception is counted and dropped."""
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
 
 
 class Counters:
-    """How often each thing was counted in this process."""
+    """The counters of this process by name."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
@@ -65,7 +65,7 @@ class Counters:
         self._lock = RLock()
 
     def add(self, name: str) -> None:
-        """Count one more."""
+        """Increase a counter by one."""
         with self._lock:
             self._counts[name] += 1
 

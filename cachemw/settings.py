@@ -1,7 +1,7 @@
-"""Settings: what a user may choose, from where, and what is refused.
+"""Settings: the choices of a user, their sources and their checks.
 
-Arguments win over `CACHEMW_*` in the environment, that over a TOML file (`--config` or
-./cachemw.toml), that over the defaults. Every wrong setting is a `ConfigError` at construction.
+Arguments win over `CACHEMW_*` in the environment, the environment over a TOML file (`--config` or
+./cachemw.toml), and the file over the defaults. Every wrong setting is a `ConfigError` at construction.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )  # fmt: skip
 
-from cachemw.core.rules import providers
+from cachemw.core.rules import resolve
 from cachemw.errors import ConfigError
 from cachemw.stores.url import masked
 
@@ -31,10 +31,10 @@ _MAY_HOLD_PASSWORDS = {"store", "secret"}
 
 
 class Settings(BaseSettings):
-    """What cachemw does, fixed at construction.
+    """The settings of one middleware, fixed at construction.
 
-    Raises `ConfigError` naming the setting, the value and what is allowed; an unknown name is one
-    too, with the nearest known name.
+    Raises `ConfigError` with the setting, its value and the allowed values. An unknown setting is an error
+    too; the message names the nearest known one.
     """
 
     model_config = SettingsConfigDict(
@@ -46,43 +46,45 @@ class Settings(BaseSettings):
     )
 
     provider: Literal["databricks", "anthropic", "openrouter", "litellm", "openai", "auto"] = "auto"
-    """Whose rules hold; "auto" takes it from the client's base URL or the proxy's route."""
+    """The provider whose rules apply. "auto" takes it from the client's base URL or the proxy's route."""
     store: str = Field("memory://", repr=False)
-    """Where prefix hashes are kept: memory://, or Redis in any topology by its URL (see `cachemw.stores.url`)."""
+    """The store of prefix hashes: memory://, or a Redis URL of any topology (see `cachemw.stores.url`)."""
     mode: Literal["optimize", "observe", "off"] = "optimize"
     """"observe" learns and reports but changes no body; "off" only counts usage."""
     namespace: str = Field("default", min_length=1, max_length=256)
-    """Tenants of different namespaces never see each other's hashes."""
+    """The tenant. Different namespaces never share hashes."""
     cohort_groups: Mapping[str, str] = Field(default_factory=dict)
-    """Namespaces by name or pattern, such as "team-*", to the group with which they share reuse statistics."""
+    """Namespaces or patterns, such as "team-*", each mapped to a group that shares reuse statistics."""
     secret: SecretStr | None = Field(None, min_length=1)
-    """Keys the hashes that leave the process."""
+    """The key of all hashes that leave the process."""
     models: Mapping[str, str] = Field(default_factory=dict)
-    """A model's name or pattern, to the known model that it is."""
+    """Model names or patterns, each mapped to a known model."""
     mark_kinds: Mapping[str, Literal["on", "off", "learn"]] = Field(default_factory=dict)
-    """Which kinds of block may carry a breakpoint, over the provider's own row."""
+    """Kinds of block that may carry a breakpoint; overrides the provider's row."""
     min_tokens: int | None = Field(None, ge=0)
-    """Fewest tokens of a prefix that is cached, where you know better than the model's row."""
+    """Smallest number of tokens of a cached prefix; overrides the model's row."""
     prices: Mapping[str, Mapping[str, float]] = Field(default_factory=dict)
-    """A model's prices in USD per million tokens: input, write_5m, write_1h, read, output."""
+    """Prices of models in USD per million tokens: input, write_5m, write_1h, read, output."""
     ttl: Literal["5m", "1h", "auto"] | None = None
-    """None is 5m. "auto" lets the planner choose, and is your word that 1h is accepted."""
+    """The TTL of breakpoints; None is 5m. "auto" lets the planner choose; with it you accept 1h writes."""
     tokens: Literal["estimate", "tiktoken"] = "estimate"
     """"tiktoken" counts exactly once its encoding has been loaded in the background."""
     store_timeout_ms: int = Field(20, ge=1, le=10_000)
-    """How long a store may keep a request waiting."""
+    """The longest time in ms for which a request waits for the store."""
     split_text: bool = False
-    """Let long texts leave in parts, cut where texts like them go on differently."""
+    """Split long texts into a stable and a changing part, so that the stable part can be cached (for example
+    a system prompt that ends with the date)."""
     sort_tools: bool = False
-    """Let tool definitions leave by name, with their keys sorted."""
+    """Send tool definitions sorted by name, with sorted keys."""
     openai_hints: bool = False
-    """Let requests to OpenAI carry a `prompt_cache_key`, and breakpoints on models that take OpenAI's."""
+    """Add a `prompt_cache_key` to requests to OpenAI, and breakpoints on models that take OpenAI's form."""
     coalesce: bool = False
-    """Of concurrent requests that would write one prefix, send one first; the others wait, and read it."""
+    """Send only one of several concurrent requests that share an uncached prefix. The others wait until it is
+    cached (see `coalesce_wait_ms`)."""
     coalesce_wait_ms: int = Field(5_000, ge=1, le=60_000)
-    """How long a request waits at most for another's answer to begin."""
+    """The longest time in ms for which a request waits for the response of another one to start."""
     max_labels: int = Field(100, ge=0)
-    """How many different values of one label are kept; further ones count as "other"."""
+    """Number of different values of one label; further values count as "other"."""
     max_label_length: int = Field(64, ge=1, le=256)
     """Longer label names and values count as "other"."""
 
@@ -102,7 +104,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, config: str | Path, **fields: Any) -> Settings:
-        """Return settings with this TOML file in the place of ./cachemw.toml."""
+        """Return settings with this TOML file instead of ./cachemw.toml."""
         if not Path(config).is_file():
             raise ConfigError(f"config: there is no file {str(config)!r}; a TOML file is needed")
 
@@ -112,7 +114,7 @@ class Settings(BaseSettings):
         return _FromFile(**fields)
 
     def cohort_group(self, namespace: str) -> str:
-        """Return whose reuse statistics count for a namespace: its group's, or its own where it is in none."""
+        """Return the owner of a namespace's reuse statistics: its group, or the namespace itself."""
         for pattern, group in self.cohort_groups.items():
             if fnmatchcase(namespace, pattern):
                 return f"group\x00{group}"
@@ -131,7 +133,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _against_rows(self) -> Self:
-        providers.check(self.provider, models=self.models, mark_kinds=self.mark_kinds, prices=self.prices)
+        resolve.check(self.provider, models=self.models, mark_kinds=self.mark_kinds, prices=self.prices)
         return self
 
     @classmethod
@@ -156,7 +158,7 @@ def _known(name: str, where: str) -> None:
 
 
 def _sentences(error: ValidationError) -> str:
-    """Say what is wrong with each setting; the value is shown unless it may hold a password."""
+    """Return the fault of each setting in sentences, with its value unless it may hold a password."""
     lines = []
     for fault in error.errors(include_url=False, include_context=False):
         name = str(fault["loc"][0]) if fault["loc"] else "settings"

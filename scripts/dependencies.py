@@ -4,8 +4,8 @@
 
 Names and ranges are those of pyproject.toml, versions those of the lock files. Licences are the metadata of the
 pinned versions, as pip reports them; dates are the upload times that the package index gives to `uv lock`. The last
-column, the reason for a package, is written by hand and kept. Needs pip and uv beside this interpreter, and a
-package index. Exit status 1 where a package has no reason yet.
+column, the reason for a package, is written by hand; the script keeps it. Needs pip and uv beside this interpreter, and a
+package index. The exit status is 1 if a package has no reason yet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "SECURITY.md"
-# The first file that pins a package counts; the later ones are of extras that cannot be installed together.
+# The first file that pins a package counts. Later files belong to extras that cannot be installed together.
 LOCKS = (
     "requirements.lock",
     "tests/clients/litellm/requirements.txt",
@@ -44,7 +44,7 @@ class Dependency(NamedTuple):
 
 
 def dependencies() -> list[Dependency]:
-    """Return the direct runtime dependencies, those of the core first. Raises `KeyError` where one is not pinned."""
+    """Return the direct runtime dependencies, those of the core first. Raises `KeyError` if one is not pinned."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     pins = {lock: pinned(ROOT / lock) for lock in LOCKS}
     found = []

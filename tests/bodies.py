@@ -1,7 +1,7 @@
-"""Random request bodies of both wire shapes, and changed copies of them, as hypothesis strategies.
+"""Random request bodies of both wire formats, and changed copies of them, as hypothesis strategies.
 
-Most of what is drawn a provider would take; some of it is odd on purpose: blank texts, missing contents,
-unknown parts, markers in strange places. `broken` makes any body odder.
+A provider would accept most of them. Some are odd on purpose: blank texts, missing contents, unknown parts, markers in
+strange places. `broken` makes any body odder.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _UNKNOWN = [
 
 
 class _Draw:
-    """What one body is drawn with: how often it has markers, how many at most, and how odd it may be."""
+    """The parameters of one body: the rate of markers, their highest number, and its oddness."""
 
     def __init__(self, draw: DrawFn, odd: bool) -> None:
         self.draw = draw
@@ -143,7 +143,7 @@ def _chat_tool(d: _Draw, number: int) -> Body:
 
 
 def _chat_turn(d: _Draw, counter: Iterator[int]) -> Iterator[Body]:
-    """Yield an answer, the tool rounds in it, and what comes after."""
+    """Yield an answer, its tool rounds, and the messages after it."""
     unknown = _UNKNOWN if d.odd else []
     while d.chance(2):
         width = d.draw(st.sampled_from([1, 1, 2, 3, 24]))
@@ -375,7 +375,7 @@ def listed(body: Body) -> Body:
     for message in result["messages"]:
         if isinstance(message.get("content"), str):
             message["content"] = [{"type": "text", "text": message["content"]}]
-    if isinstance(result.get("system"), str):
+    if isinstance(result.get("system"), str) and result["system"]:
         result["system"] = [{"type": "text", "text": result["system"]}]
     return result
 
@@ -394,7 +394,7 @@ _ENVELOPES = (
 
 
 def reordered(body: Body) -> Body:
-    """Return a deep copy with the keys of every envelope the other way round; schemas and input as they are."""
+    """Return a deep copy with reversed keys in every envelope; schemas and input keep their order."""
 
     def turn(node: Any, at: Path) -> Any:
         if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""A clock that tests move, and middlewares that use it."""
+"""A clock that tests move, and middlewares on that clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cachemw
 
 
 class Clock:
-    """A clock that only tests move."""
+    """A clock that moves only when a test sets it."""
 
     now = 1_000_000.0
 

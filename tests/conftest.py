@@ -4,9 +4,9 @@ from __future__ import annotations
 
 try:
     from hypothesis import settings
-except ImportError:  # an environment of clients runs no property test
+except ImportError:  # the environments of the clients run no property test
     pass
 else:
-    # A machine that is shared by other work may be slow at any example: no test is timed.
+    # Other work may slow the machine at any example, so no example has a deadline.
     settings.register_profile("cachemw", parent=settings(), deadline=None)
     settings.load_profile("cachemw")

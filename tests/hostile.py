@@ -1,4 +1,4 @@
-"""Names that attack the place which shows them: a terminal, a page, a log, a table of figures."""
+"""Names that attack the place where they are shown: a terminal, a page, a log, a table of figures."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 
 from cachemw.core.request.parser import ParsedRequest, Parser
 from cachemw.core.request.prefix_hashes import hash_prefixes
-from cachemw.core.rules.providers import Model, Ttl, find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.errors import BodyError
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-# Workers need no network and markup parsers; the other modules are loaded on first use.
+# A worker needs no network and markup parsers; the other modules are loaded at their first use.
 UNWANTED = {"urllib.request", "http.client", "xml", "imagesize", "redis", "tiktoken", "openai", "httpx"}
 
 
 def test_import_loads_no_module_that_only_some_users_need() -> None:
-    """The import loads neither clients, parsers of markup, nor the packages of opt-ins and stores."""
+    """A plain import loads neither clients, parsers of markup, nor the packages of opt-ins and stores."""
     code = "import sys, cachemw; print(*sorted(sys.modules), sep='\\n')"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(ran.stdout.split())

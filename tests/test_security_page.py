@@ -48,7 +48,7 @@ def unheld(rows: list[list[str]]) -> list[str]:
 
 
 def test_each_named_test_exists() -> None:
-    """A test that was renamed or removed no longer holds a threat."""
+    """A renamed or removed test no longer covers a threat."""
     assert len(TEST.findall(TEXT)) >= 40
     assert missing(TEXT) == []
 
@@ -57,7 +57,7 @@ def test_each_named_test_exists() -> None:
     "name", ["tests/test_gone.py::test_a", "tests/test_tidy.py::test_gone", "tests/test_tidy.py::files"]
 )
 def test_missing_test_is_found(name: str) -> None:
-    """A file, a function or a test that is not there is reported."""
+    """A missing file, function or test is reported."""
     assert missing(f"see `{name}`") == [name]
 
 
@@ -71,7 +71,7 @@ def test_each_threat_has_a_test_or_a_reason() -> None:
 
 
 def test_actors_of_threats_are_listed() -> None:
-    """Each actor of a threat is one of the table of actors."""
+    """The table of actors has each actor of a threat."""
     table = TEXT.partition("### Actors")[2].partition("###")[0]
     known = re.findall(r"^\| ([^|:,]+)", table, re.MULTILINE)
     named = {actor for row in threats(TEXT) for actor in row[1].split(", ")}
@@ -88,7 +88,7 @@ def test_links_of_the_page_resolve() -> None:
 
 
 def test_page_answers_the_first_questions() -> None:
-    """The page says how to report, which versions are supported, and how to deploy; both front pages link it."""
+    """The page says how to report, the supported versions and the deployment; both front pages link it."""
     headings = re.findall(r"^##+ (.+)$", TEXT, re.MULTILINE)
     assert {
         "Report a vulnerability",

@@ -34,8 +34,8 @@ def refusal(**fields: Any) -> str:
     return str(caught.value)
 
 
-def test_defaults() -> None:
-    """Nothing set is a memory store, breakpoints placed, the provider found by the client."""
+def test_settings_have_safe_defaults() -> None:
+    """The defaults are a memory store, added breakpoints, and the provider of the client's URL."""
     settings = Settings()
     assert (settings.provider, settings.store, settings.mode, settings.namespace) == (
         "auto",
@@ -87,8 +87,10 @@ def test_defaults() -> None:
         ("coalesce_wait_ms", 60_001, ["60001", "60000"]),
     ],
 )
-def test_each_wrong_value(field: str, value: Any, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The setting, its value and what is allowed are named, from an argument and to `Middleware` alike."""
+def test_wrong_value_is_named_with_the_allowed_ones(
+    field: str, value: Any, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting, its value and the allowed values are named, from an argument and to `Middleware` alike."""
     text = refusal(**{field: value})
     assert field in text
     assert [piece for piece in said if piece not in text] == []
@@ -98,12 +100,12 @@ def test_each_wrong_value(field: str, value: Any, said: list[str], monkeypatch: 
 
 @pytest.mark.parametrize("field", sorted(Settings.model_fields))
 def test_every_setting_refuses_something(field: str) -> None:
-    """No setting takes just anything."""
+    """No setting accepts every value."""
     assert field in refusal(**{field: object()})
 
 
-def test_several_at_once() -> None:
-    """All wrong settings are told together."""
+def test_several_wrong_settings_are_named_together() -> None:
+    """All wrong settings are named in one error."""
     text = refusal(mode="x", ttl="y", colour="z")
     assert all(piece in text for piece in ("mode", "'x'", "ttl", "'y'", "'colour'"))
 
@@ -115,8 +117,8 @@ def test_several_at_once() -> None:
     ("name", "near"),
     [("provder", "provider"), ("label_max", None), ("store_timeout", "store_timeout_ms"), ("zzz", None)],
 )
-def test_an_unknown_argument(name: str, near: str | None) -> None:
-    """An unknown name is an error with the nearest known one and all there are."""
+def test_unknown_argument_names_the_nearest_setting(name: str, near: str | None) -> None:
+    """An unknown name is an error with the nearest known one and all known ones."""
     text = refusal(**{name: "v"})
     assert f"no setting {name!r}" in text
     assert ("Did you mean" in text) is (near is not None)
@@ -125,16 +127,16 @@ def test_an_unknown_argument(name: str, near: str | None) -> None:
 
 
 @pytest.mark.parametrize("name", ["CACHEMW_PROVDER", "cachemw_provder"])
-def test_an_unknown_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A misspelt variable is found too, whatever its case, and its value is not told."""
+def test_unknown_variable_is_refused_without_its_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt variable is refused in any case, without its value in the message."""
     monkeypatch.setenv(name, "hunter2")
     text = refusal()
     assert "environment: there is no setting 'provder'. Did you mean 'provider'?" in text
     assert "hunter2" not in text
 
 
-def test_an_unknown_key_of_the_file() -> None:
-    """So is one in the file."""
+def test_unknown_key_of_the_file_is_refused() -> None:
+    """A misspelt key of the file is refused too."""
     Path("cachemw.toml").write_text('provder = "databricks"')
     assert "no setting 'provder'. Did you mean 'provider'?" in refusal()
 
@@ -142,8 +144,8 @@ def test_an_unknown_key_of_the_file() -> None:
 # -- where settings come from ---------------------------------------------------------------------
 
 
-def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arguments win over the environment, that over the file, that over the defaults."""
+def test_settings_sources_have_a_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments win over the environment, the environment over the file, the file over the defaults."""
     assert Settings().mode == "optimize"
     Path("cachemw.toml").write_text('mode = "off"\nnamespace = "file"\nttl = "1h"')
     assert Settings().mode == "off"
@@ -155,7 +157,7 @@ def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plain values as they are, tables as JSON."""
+    """Simple values stand as they are, tables as JSON."""
     given = {
         "provider": "databricks", "store": "redis://localhost:6379/0", "mode": "observe", "namespace": "n", "secret": "s",
         "cohort_groups": '{"team-*": "product"}', "models": '{"ours-*": "claude-opus-4-6"}', "mark_kinds": '{"text": "off"}', "min_tokens": "7",
@@ -191,8 +193,8 @@ def test_every_setting_can_come_from_a_file() -> None:
     assert settings.prices == {"m": PRICE}
 
 
-def test_a_file_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A named file takes the place of the usual one; the rest of the order stays."""
+def test_named_file_replaces_the_usual_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named file replaces the usual one; the rest of the order stays."""
     Path("cachemw.toml").write_text('mode = "observe"\nttl = "1h"')
     named = tmp_path / "other.toml"
     named.write_text('mode = "off"')
@@ -209,7 +211,7 @@ def test_a_file_of_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("name", ["nowhere.toml", "."])
-def test_a_file_that_is_not_there(name: str) -> None:
+def test_missing_named_file_is_refused(name: str) -> None:
     """A named file must exist; the usual one need not."""
     with pytest.raises(ConfigError, match="there is no file"):
         Settings.load(name)
@@ -224,15 +226,15 @@ def test_a_file_that_is_not_there(name: str) -> None:
         (b"[store]\nx = 1", "store"),
     ],
 )
-def test_a_file_that_cant_be_read(content: bytes, said: str) -> None:
-    """A file that is no TOML is told by its name and line, never by its words."""
+def test_file_that_is_no_toml_is_refused_without_its_text(content: bytes, said: str) -> None:
+    """A file that is no TOML is named with its line, never with its text."""
     Path("cachemw.toml").write_bytes(content)
     text = refusal()
     assert said in text
     assert "hunter2" not in text
 
 
-def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_without_permission_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file without permission is a wrong setting, not a crash."""
 
     def refuse(file: Any) -> None:
@@ -243,8 +245,8 @@ def test_a_file_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cachemw.toml: not yours" in refusal()
 
 
-def test_a_variable_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table in the environment that can't be read is named."""
+def test_variable_that_is_no_json_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unreadable table in the environment is named."""
     monkeypatch.setenv("CACHEMW_PRICES", "{hunter2")
     text = refusal()
     assert "prices" in text
@@ -296,8 +298,8 @@ def test_cohort_group_of_a_namespace_with_its_name_stays_apart(name: str) -> Non
         {"secret": {"a": "hunter2"}}, {"secrets": "hunter2"}, {"store": "redis://:hunter2@h", "secret": "hunter2", "mode": "x"},
     ],
 )  # fmt: skip
-def test_no_secret_is_told(fields: dict[str, Any]) -> None:
-    """What may hold a password is never shown."""
+def test_errors_show_no_secret(fields: dict[str, Any]) -> None:
+    """A value that may hold a password is never shown."""
     assert "hunter2" not in refusal(**fields)
 
 
@@ -310,7 +312,7 @@ def test_no_secret_is_told(fields: dict[str, Any]) -> None:
         "memory://u:hunter2@h",
     ],
 )
-def test_a_store_that_cant_be_opened(url: str) -> None:
+def test_store_of_an_unknown_scheme_is_refused_without_its_password(url: str) -> None:
     """A URL of an unknown store is refused when the middleware is made, without its password."""
     for engine in (cachemw.Middleware, cachemw.AsyncMiddleware):
         with pytest.raises(ConfigError, match="store") as caught:
@@ -318,8 +320,8 @@ def test_a_store_that_cant_be_opened(url: str) -> None:
         assert "hunter2" not in str(caught.value)
 
 
-def test_no_secret_is_shown() -> None:
-    """Nor does what settings look like hold one."""
+def test_repr_shows_no_secret() -> None:
+    """The repr of settings holds no password."""
     settings = Settings(store="redis://u:hunter2@localhost", secret="hunter2")
     assert "hunter2" not in repr(settings) + str(settings)
 
@@ -333,8 +335,8 @@ def test_no_secret_is_shown() -> None:
         "redis+sentinel://h:26379/main?sentinel_password=hunter2&ssl_certfile=x",
     ],
 )
-def test_settings_with_a_password_in_the_store_dump_without_it(url: str) -> None:
-    """Everything that settings are written as leaves the password out; the attribute itself stays usable."""
+def test_settings_dump_leaves_out_the_stores_password(url: str) -> None:
+    """Each serialised form of settings leaves the password out; the attribute itself stays usable."""
     settings = Settings(store=url, secret="hunter2")
     shown = [repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())]
     shown += [
@@ -352,15 +354,15 @@ def test_settings_with_a_store_without_a_password_dump_its_url() -> None:
     assert Settings(store="redis://localhost:6379/1").model_dump()["store"] == "redis://localhost:6379/1"
 
 
-def test_settings_are_fixed() -> None:
-    """Nothing changes once made."""
+def test_settings_are_frozen() -> None:
+    """Settings do not change after construction."""
     settings = Settings()
     with pytest.raises(ValueError, match="frozen"):
         settings.mode = "off"
 
 
-def test_settings_or_fields() -> None:
-    """A middleware takes one or the other."""
+def test_middleware_takes_settings_or_fields() -> None:
+    """A middleware takes a settings object or fields, not both."""
     for engine in (cachemw.Middleware, cachemw.AsyncMiddleware):
         with pytest.raises(ConfigError, match="not both"):
             engine(Settings(), mode="off")

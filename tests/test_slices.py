@@ -20,7 +20,7 @@ def counting(slices: int, log: list[str], name: str = "work") -> Slices[str]:
 
 @pytest.mark.parametrize("slices", [0, 1, 5])
 async def test_work_returns_its_result_with_either_driver(slices: int) -> None:
-    """Both drivers run all slices and return what the work returns."""
+    """Both drivers run all slices and return the result of the work."""
     log: list[str] = []
     assert run(counting(slices, log)) == "work"
     assert await run_in_loop(counting(slices, log)) == "work"

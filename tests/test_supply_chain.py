@@ -1,4 +1,4 @@
-"""Dependencies: every pin has hashes, no file names an index, and the table in SECURITY.md is that of the pins."""
+"""Dependencies: pins have hashes, no file names an index, and SECURITY.md lists the pins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def unpinned(text: str) -> list[str]:
-    """Return the lines of a lock file that are no version with hashes: options, addresses, ranges, pins without a hash."""
+    """Return the lines of a lock file that are not an exact version with hashes."""
     wrong = []
     for statement in text.replace("\\\n", " ").splitlines():
         if statement.strip() and not statement.startswith("#"):
@@ -36,7 +36,7 @@ def unpinned(text: str) -> list[str]:
 
 
 def test_every_lock_file_is_found() -> None:
-    """Each file that an environment is built from is looked at."""
+    """The search finds each file from which an environment is built."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     installed = set(re.findall(r"-r (\S+\.(?:txt|lock))", makefile)) - {"out/runtime.txt"}
     found = {path.relative_to(ROOT).as_posix() for path in LOCKS}
@@ -64,7 +64,7 @@ def test_lock_file_pins_each_package_with_hashes(path: Path) -> None:
     ],
 )
 def test_loose_requirement_is_found(line: str) -> None:
-    """The search finds each kind of requirement that another party could change."""
+    """The search finds each kind of requirement that a third party could change."""
     assert unpinned(line) == [line]
     assert unpinned(f"attrs==1.0 \\\n    --hash=sha256:{'a' * 64}\n{line}") == [line]
 
@@ -86,7 +86,7 @@ def test_table_names_the_pinned_runtime_dependencies() -> None:
 
 
 def test_table_has_the_licences_of_the_installed_packages() -> None:
-    """The licence of each package that is installed here at its pinned version is that of its metadata."""
+    """The licence of each installed package at its pinned version is that of its metadata."""
     compared = 0
     for name, _, _, version, licence, *_ in dependencies.rows(PAGE):
         try:

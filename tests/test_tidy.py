@@ -1,4 +1,4 @@
-"""No file of the project names the machine it was made on, or where its packages came from."""
+"""The project's files name neither the machine that made them nor a package registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REGISTRY = re.compile(
 
 
 def files() -> list[Path]:
-    """Return the files that git keeps or would keep."""
+    """Return the files that git tracks or would add."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("this is no clone: what belongs to the project is not known")
     listed = subprocess.run(
@@ -34,7 +34,7 @@ def files() -> list[Path]:
 
 @pytest.mark.parametrize("pattern", [MACHINE, REGISTRY], ids=["machine", "registry"])
 def test_no_file_names_this_machine(pattern: re.Pattern[str]) -> None:
-    """Paths of a home, a working or a temporary folder, and hosts of package registries, are nowhere."""
+    """Files hold no path of a home, working or temporary folder, and no host of a package registry."""
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line[:120]}"
         for path in files()
@@ -48,6 +48,6 @@ def test_no_file_names_this_machine(pattern: re.Pattern[str]) -> None:
     "line",
     ["cd /" + "tmp/x", "open('/" + "home/me/a')", "https://" + "pypi" + ".org/simple", "--index" + "-url x"],
 )
-def test_such_names_are_found(line: str) -> None:
-    """The patterns find what they are for."""
+def test_machine_and_registry_names_are_found(line: str) -> None:
+    """The patterns match each kind of name."""
     assert MACHINE.search(line) or REGISTRY.search(line)

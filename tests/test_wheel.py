@@ -1,4 +1,4 @@
-"""The wheel and the source archive: their content, their metadata, and an installation outside the repository."""
+"""The wheel and the source archive: content, metadata, and an installation outside the repository."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def package() -> set[str]:
 
 
 def test_wheel_content_is_the_package_and_its_metadata(files: list[Path]) -> None:
-    """The wheel holds every module, script and page of the package, the licence, and nothing else."""
+    """The wheel holds every module, script and page of the package and the licence, and no other file."""
     with zipfile.ZipFile(files[0]) as wheel:
         names = set(wheel.namelist())
     metadata = {f"{NAME}.dist-info/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
@@ -82,7 +82,7 @@ def test_built_files_name_no_path_of_the_machine(files: list[Path]) -> None:
 
 
 def test_builds_from_two_folders_are_byte_equal(files: list[Path], tmp_path: Path) -> None:
-    """The same source gives the same bytes, whatever its folder, its permissions and the times of its files."""
+    """The same source gives the same bytes in any folder, with any permissions and file times."""
     copy = tmp_path / "elsewhere"
     copy.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -98,26 +98,27 @@ def test_builds_from_two_folders_are_byte_equal(files: list[Path], tmp_path: Pat
 def test_wheel_metadata_is_that_of_the_project(files: list[Path]) -> None:
     """Name, version, Python, licence, dependencies, extras and the command are those of pyproject.toml."""
     with zipfile.ZipFile(files[0]) as wheel:
-        told = Parser().parsestr(wheel.read(f"{NAME}.dist-info/METADATA").decode())
+        metadata = Parser().parsestr(wheel.read(f"{NAME}.dist-info/METADATA").decode())
         commands = wheel.read(f"{NAME}.dist-info/entry_points.txt").decode()
-    assert (told["Name"], told["Version"]) == (PROJECT["name"], PROJECT["version"])
-    assert told["Requires-Python"] == PROJECT["requires-python"]
-    assert told["License-Expression"] == PROJECT["license"]
-    assert set(told.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
-    required = [re.split(r"\s*;", each)[0] for each in told.get_all("Requires-Dist", [])]
+    assert (metadata["Name"], metadata["Version"]) == (PROJECT["name"], PROJECT["version"])
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert metadata["License-Expression"] == PROJECT["license"]
+    assert set(metadata.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    required = [re.split(r"\s*;", each)[0] for each in metadata.get_all("Requires-Dist", [])]
     extras = [each for extra in PROJECT["optional-dependencies"].values() for each in extra]
     assert sorted(required) == sorted(re.split(r"\s*;", each)[0] for each in PROJECT["dependencies"] + extras)
     assert "cachemw=cachemw.apps.cli:main" in commands.replace(" ", "")
 
 
 def test_wheel_runs_outside_the_repository(files: list[Path], tmp_path: Path) -> None:
-    """Installed in an environment of its own, the package imports whole, and its commands find their files."""
+    """In an environment of its own, every module imports, and the commands find their files."""
     clean = tmp_path / "clean"
     venv.create(clean, with_pip=False)
     python = clean / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index"]
     subprocess.run([*pip, "--disable-pip-version-check", files[0]], check=True)
-    # The dependencies are those of this environment; a .pth of its own, as of an editable cachemw, does not count.
+    # The dependencies are those of this environment; a .pth of its own, as of an editable cachemw, does not
+    # count.
     (site,) = clean.glob("lib/python*/site-packages")
     (site / "parent.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}

@@ -1,6 +1,6 @@
-"""The accounts of a run: which requests were lost, changed, crossed, late, and which share was saved.
+"""Account for a run: lost, changed, crossed and late requests, and the share that was saved.
 
-Contains: pure functions over what the client sent and what the provider received. Must not depend on: processes,
+Contains: pure functions over the requests at the client and at the provider. Must not depend on: processes,
 clocks, HTTP.
 """
 
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.load.provider import ERRORS, Received
-from cachemw.core.rules.providers import find_model, relative_prices
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.resolve import relative_prices
 
 Fate = Literal["answered", "lost", "killed", "hang", "crossed", "changed"]
 
@@ -44,13 +45,13 @@ class Sample:
     ended: float = 0.0
     port: int = 0
     status: int = 0
-    whole: bool = False
+    complete: bool = False
     echoed: bool = True
     error: str = ""
 
     @property
     def seconds(self) -> float:
-        """Return how long the client waited for the whole answer."""
+        """Return how long the client waited for the complete answer."""
         return self.ended - self.began
 
 
@@ -62,7 +63,7 @@ class Kill:
     ports: frozenset[int]
 
     def took(self, sample: Sample) -> bool:
-        """Say whether a request was on a connection of this worker when the worker was killed."""
+        """Return True if a request was on a connection of this worker when the worker was killed."""
         return sample.port in self.ports and sample.began <= self.at + _AFTER_KILL and sample.ended >= self.at
 
 
@@ -70,9 +71,9 @@ def fate(sample: Sample, kills: Sequence[Kill] = ()) -> Fate:
     """Return how a request of a good tenant ended.
 
     - hang: no end within the client's deadline.
-    - killed: no whole answer, on a connection whose worker was killed meanwhile: the kill lost it, not the proxy.
+    - killed: no complete answer, on a connection whose worker was killed meanwhile: the kill lost it, not the proxy.
     - crossed: the answer bears the number of another request.
-    - changed: an answer that the provider broke off looks whole to the client.
+    - changed: an answer that the provider broke off looks complete to the client.
     - lost: the client did not get the answer that the provider gave, or the proxy's own 502 or 504 where the
       provider gave none.
     - answered: all else.
@@ -80,10 +81,10 @@ def fate(sample: Sample, kills: Sequence[Kill] = ()) -> Fate:
     if sample.error == "deadline":
         return "hang"
     if sample.fault in BROKEN:
-        wrong: Fate = "changed" if sample.status == 200 and sample.whole else "lost"
-        right = not sample.whole and sample.status in (0, 200)
+        wrong: Fate = "changed" if sample.status == 200 and sample.complete else "lost"
+        right = not sample.complete and sample.status in (0, 200)
     else:
-        right = sample.whole and sample.status == DUE[sample.fault]
+        right = sample.complete and sample.status == DUE[sample.fault]
         wrong = "lost"
     if not right and any(kill.took(sample) for kill in kills):
         return "killed"
@@ -94,7 +95,7 @@ def fate(sample: Sample, kills: Sequence[Kill] = ()) -> Fate:
 
 @dataclass
 class Account:
-    """The figures of one phase. Times are seconds, shares are of what the input would cost without caching."""
+    """The figures of one phase. Times are seconds, shares are of the input's price without caching."""
 
     requests: int = 0
     hostile: int = 0
@@ -125,7 +126,7 @@ class Account:
 def account(
     samples: Iterable[Sample], received: Iterable[Received], kills: Sequence[Kill], model: str
 ) -> Account:
-    """Return the figures of one phase from what was sent, what arrived, and which workers were killed.
+    """Return the figures of one phase from the sent requests, the received ones, and the killed workers.
 
     Only requests without a fault of the provider count for the times; only those of good tenants for fates, times
     and savings. Bodies are compared for all, and an arrival with another request's key is a crossing.
@@ -159,7 +160,7 @@ def account(
 
 
 def saved(rows: Iterable[Received], model: str) -> float:
-    """Return the share of the input's plain price that the provider's bill is below it, by five-minute prices."""
+    """Return the share that the provider's bill saves of the input's uncached price, by five-minute prices."""
     row = find_model(model)
     write, _, read = relative_prices(None if row is None else row.prices)
     plain = paid = 0.0
@@ -180,8 +181,8 @@ def plans(rows: Iterable[Received]) -> dict[int, list[str]]:
 def crossings(one: Plans, other: Plans, beside: Plans) -> tuple[list[int], int]:
     """Compare good tenants' breakpoints beside hostile tenants with two control runs of the same seed.
 
-    Returns the requests whose breakpoints differ from those on which both control runs agree, and on how many the
-    control runs disagree: so many come from timing alone.
+    Returns the requests with other breakpoints than both control runs agree on, and the number on which the control
+    runs disagree: as many differences come from timing alone.
     """
     numbers = one.keys() & other.keys() & beside.keys()
     agreed = {number for number in numbers if one[number] == other[number]}

@@ -1,8 +1,8 @@
 """Send requests over raw connections, and note how each ended.
 
-Contains: a client of HTTP/1.1 with a pool of connections. Must not depend on: what is in a body, which answer is
-due. The client knows the local port of each connection, from which the harness finds the worker that served it; a
-library would not say it for a request that failed.
+Contains: a client of HTTP/1.1 with a pool of connections. Must not depend on: bodies, expected answers.
+The client knows the local port of each connection, by which the harness finds the worker that served it. Libraries
+hide that port for a failed request.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ PATH = "/serving-endpoints/chat/completions"
 
 @dataclass(slots=True)
 class Answer:
-    """How one request ended. `status` is 0 where no answer began; `whole` says that it came to its end."""
+    """How one request ended. `status` is 0 where no answer began; `complete` is True if it came to its end."""
 
     began: float = 0.0
     ended: float = 0.0
     port: int = 0
     status: int = 0
-    whole: bool = False
+    complete: bool = False
     number: str = ""
     body: bytes = b""
     error: str = ""
@@ -51,19 +51,19 @@ class _Wire:
             await self.reader.readexactly(2)
         else:
             answer.body = await self.reader.readexactly(int(headers.get("content-length", 0)))
-        answer.whole = True
+        answer.complete = True
         return headers.get("connection") != "close"
 
 
 class Client:
-    """Clients of one server: as many connections as there are requests at once."""
+    """Clients of one server: as many connections as concurrent requests."""
 
     def __init__(self, port: int, deadline: float) -> None:
         self._port, self._deadline = port, deadline
         self._idle: list[_Wire] = []
 
     async def ask(self, message: bytes, leave_after: float | None = None) -> Answer:
-        """Send a request and wait for its answer, at most until the deadline. Never raises for how it ends.
+        """Send a request and wait for its answer, at most until the deadline. Never raises, however the request ends.
 
         With `leave_after` the client closes the connection after so many seconds, as an impatient one does.
         """

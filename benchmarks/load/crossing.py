@@ -1,9 +1,9 @@
-"""Run good tenants alone twice, beside harmless ones, and beside hostile ones, with one seed; compare what leaves.
+"""Run good tenants alone twice, beside harmless ones, and beside hostile ones, with one seed, and compare the outgoing bodies.
 
 Contains: the four runs and their comparison. Must not depend on: faults. Each run has a provider and a Redis of its
-own and no fault, and two proxies of one worker each: one serves the good tenants and half of the others' requests, the
-other one the rest, so that harm through a process and harm through the store are both seen. With several workers behind
-one port, chance would decide which of them serves a request, and so would some breakpoints.
+own and no fault, and two proxies of one worker each: one serves the good tenants and half of the other requests, the
+second one the rest, so that harm through a process and harm through the store are both seen. With several workers behind
+one port, chance would pick the worker of a request, and with it some breakpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.workloads.generated import MODEL
 
 _SEED, _TENANTS, _CONVERSATIONS = "crossing", 5, 20
 _LIFETIME = 30  # new conversations after which other tenants come
-_PAUSE = 0.05  # seconds for what a worker writes to the store after an answer
+_PAUSE = 0.05  # seconds in which a worker writes to the store after an answer
 
 
 RUNS = {"alone": "none", "alone again": "none", "beside harmless": "harmless", "beside hostile": "hostile"}
@@ -39,10 +39,10 @@ _TIMING = 0.002  # share of requests that the load of harmless tenants may make 
 
 @dataclass
 class Crossing:
-    """What other tenants did to the breakpoints and to the report of good ones, by run.
+    """The effect of other tenants on the breakpoints and the report of good ones, by run.
 
     `noise`: requests on which the two runs alone differ, by chance: some decisions depend on times. `differing` has
-    those on which both agree and a run beside others does not; `unreported` the calls missing under their own label.
+    those on which both agree and a run beside other tenants does not; `unreported` the calls missing under their own label.
     """
 
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -82,12 +82,12 @@ class Crossing:
 
 
 def run(folder: Path, requests: int, rate: float, deadline: float) -> Crossing:
-    """Make the runs of so many requests of good tenants, two of them with as many requests of others."""
+    """Make the runs of so many requests of good tenants, two of them with as many requests of other tenants."""
     found, seen = Crossing(), {}
-    for name, others in RUNS.items():
+    for name, neighbours in RUNS.items():
         at = folder / name.replace(" ", "-")
         at.mkdir()
-        samples, rows, found.unreported[name] = _run(at, requests, rate, others, deadline)
+        samples, rows, found.unreported[name] = _run(at, requests, rate, neighbours, deadline)
         found.accounts[name] = account(samples, rows, (), MODEL)
         seen[name] = plans(row for row in rows if row.number <= requests)
     alone, again, *beside_others = RUNS
@@ -100,7 +100,7 @@ def run(folder: Path, requests: int, rate: float, deadline: float) -> Crossing:
 
 
 def _run(
-    folder: Path, requests: int, rate: float, others: str, deadline: float
+    folder: Path, requests: int, rate: float, neighbours: str, deadline: float
 ) -> tuple[list[Sample], list[Received], int]:
     with standalone() as server, provider(folder) as upstream:
         with (
@@ -108,7 +108,7 @@ def _run(
             proxy(folder, upstream.url, server.url, 1) as second,
         ):
             ports = (first.port, second.port)
-            samples = uvloop.run(_traffic(ports, requests, rate, others, deadline))
+            samples = uvloop.run(_traffic(ports, requests, rate, neighbours, deadline))
             first.stop()
             second.stop()
         reader = cachemw.Middleware(provider="databricks", store=server.url, secret=SECRET)
@@ -121,7 +121,7 @@ def _run(
 
 
 async def _traffic(
-    ports: tuple[int, int], requests: int, rate: float, others: str, deadline: float
+    ports: tuple[int, int], requests: int, rate: float, neighbours: str, deadline: float
 ) -> list[Sample]:
     tenants = Tenants(_SEED, _TENANTS, _CONVERSATIONS, _LIFETIME, _PAUSE)
     clients, stop = [Client(port, deadline) for port in (ports[0], *ports)], asyncio.Event()
@@ -129,12 +129,12 @@ async def _traffic(
     harmless = Tenants("harmless", _TENANTS, _CONVERSATIONS, _LIFETIME, first=FIRST)
 
     async def other(client: Client) -> Sample:
-        return await (evil.ask(client) if others == "hostile" else harmless.ask(client, {}))
+        return await (evil.ask(client) if neighbours == "hostile" else harmless.ask(client, {}))
 
     crowd = [
         asyncio.ensure_future(beside(lambda client=client: other(client), rate / 2, stop))  # type: ignore[misc]
         for client in clients[1:]
-        if others != "none"
+        if neighbours != "none"
     ]
     samples = await paced(lambda: tenants.ask(clients[0], {}), requests, rate)
     stop.set()

@@ -12,9 +12,7 @@ from itertools import combinations
 from statistics import NormalDist, median
 
 LIMIT = 0.02  # growth in an hour, as a share of the level, that counts as flat
-LEAK = (
-    512.0  # bytes a request: the test of memory must be able to tell apart half of a leak of one KB a request
-)
+LEAK = 512.0  # bytes a request: the test of memory must detect half of a leak of one KB a request
 CONFIDENCE = 0.95
 STEP = (
     0.02  # rise between the thirds, as a share of the level, up to which a slope is a step of the allocator
@@ -29,7 +27,7 @@ Series = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether one figure is flat, with the numbers that decided it."""
+    """The verdict on one figure: True if it is flat, with the numbers behind it."""
 
     figure: str
     flat: bool

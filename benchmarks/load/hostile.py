@@ -1,6 +1,6 @@
 """Hostile tenants: requests that are junk, refused, huge, abandoned, or made to mislead statistics.
 
-Contains: one request of each kind, by seed. Must not depend on: what they achieve.
+Contains: one request of each kind, by seed. Must not depend on: their effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.load.accounts import Sample
 from benchmarks.load.bodies import digest
 from benchmarks.load.client import Client, message
 from benchmarks.load.provider import PAID
-from benchmarks.load.traffic import asked
+from benchmarks.load.traffic import send
 from benchmarks.workloads.conversations import small
 from benchmarks.workloads.generated import MODEL
 
@@ -64,7 +64,7 @@ class Hostile:
         sample = Sample(number, key, digest(raw), good=False)
         headers |= {"authorization": f"Bearer {key}", "x-chaos-request": str(number)}
         left = rng.uniform(0.0, 0.05) if kind == self._leaves else None
-        return await asked(client, sample, message(headers, raw), left)
+        return await send(client, sample, message(headers, raw), left)
 
     def _labels(self) -> tuple[dict[str, str], bytes]:
         junk = {f"x-cachemw-label-{self._word()}": self._word() for _ in range(self._rng.choice((1, 5, 40)))}

@@ -1,7 +1,7 @@
 """Start and stop the processes of a run, and read from /proc which resources they hold.
 
-Contains: the proxy, the provider and the relay as processes. Must not depend on: traffic, faults. All that is
-started ends with its `with`, also where the body raises.
+Contains: the proxy, the provider and the relay as processes. Must not depend on: traffic, faults. Every
+process ends with its `with`, also if the body raises.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Process:
 
     @property
     def url(self) -> str:
-        """Return where it serves."""
+        """Return the base URL of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def alive(self) -> bool:
-        """Say whether the first process runs."""
+        """Return True if the first process runs."""
         return self.popen.poll() is None
 
     def pids(self) -> list[int]:
@@ -55,7 +55,7 @@ class Process:
         return [pid for pid in _children(self.popen.pid) if b"resource_tracker" not in _command(pid)]
 
     def stop(self, seconds: float = 40.0) -> int | None:
-        """Ask it to end; return its exit code, None where it had to be killed."""
+        """Ask the server to end; return its exit code, None if it had to be killed."""
         self.popen.terminate()
         try:
             return self.popen.wait(seconds)
@@ -67,7 +67,7 @@ class Process:
 def running(
     command: Sequence[str], port: int, log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[Process]:
-    """Run a server until the `with` ends. Raises `RuntimeError` with its output where it does not listen."""
+    """Run a server until the `with` ends. Raises `RuntimeError` with its output if it does not listen."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("CACHEMW_") and "_proxy" not in k.lower()}
     kept |= {"PYTHONPATH": str(ROOT), **(environment or {})}
     with log.open("ab") as out:
@@ -132,7 +132,7 @@ def _until_ready(process: Process, workers: int) -> None:
 
 
 def received(provider: Process) -> list[Received]:
-    """Return what the provider received since the last call."""
+    """Return the requests that the provider received since the last call."""
     with httpx.Client(trust_env=False, timeout=60) as client:
         return [Received(**row) for row in orjson.loads(client.get(f"{provider.url}/received").content)]
 
@@ -181,7 +181,7 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def busy_seconds() -> float:
-    """Return the seconds of CPU that all processes of the machine have taken, those of others included."""
+    """Return the seconds of CPU that all processes of the machine have taken."""
     user, nice, system = Path("/proc/stat").read_text(encoding="ascii").split()[1:4]
     return (int(user) + int(nice) + int(system)) / _TICKS
 

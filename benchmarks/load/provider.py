@@ -1,11 +1,11 @@
-"""Serve the simulated provider with the faults that each request asks for, and record what it received.
+"""Serve the simulated provider with the faults that each request asks for, and record each request.
 
     python -m benchmarks.load.provider 9000
 
 Contains: the faults, and one record for each request. Must not depend on: the proxy's decisions, the client.
 
-A request names its fault in the header `x-chaos-fault`, so a client knows which answer it is due. The number in
-`x-chaos-request` comes back in a header and inside the answer, so a client sees an answer that is another's.
+A request names its fault in the header `x-chaos-fault`, so a client knows its due answer. The number in
+`x-chaos-request` comes back in a header and inside the answer, so a client detects the answer to another request.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.load.bodies import breakpoints, digest
 from cachemw.apps import simulated_gateway
 from cachemw.apps.proxy import serving
 
-PAID = "paid-"  # how the keys begin that this provider accepts
+PAID = "paid-"  # beginning of the keys that this provider accepts
 SLOW = 1.5  # seconds until a slow answer begins
 ERRORS = ("401", "429", "500")
 _ANSWER_AFTER = 0.05
@@ -70,7 +70,7 @@ class Provider:
 
     async def _chat(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        body = await _whole(receive)
+        body = await _read_body(receive)
         if body is None:
             return
         number = headers.get("x-chaos-request", "0")
@@ -95,7 +95,7 @@ class Provider:
 
 
 class _Altered:
-    """The answer of the gateway, numbered, recorded, and broken where the fault says so."""
+    """The answer of the gateway, numbered, recorded, and broken if the fault says so."""
 
     def __init__(self, send: Send, receive: Receive, connection: Any, row: Received, fault: str) -> None:
         self._send, self._receive, self._connection = send, receive, connection
@@ -152,7 +152,7 @@ async def _answer(
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _whole(receive: Receive) -> bytes | None:
+async def _read_body(receive: Receive) -> bytes | None:
     parts = []
     while True:
         message = await receive()

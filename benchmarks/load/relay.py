@@ -2,8 +2,8 @@
 
     python -m benchmarks.load.relay 7001:6001 7002:6002
 
-Contains: one relay for each pair of ports. Must not depend on: what is relayed. A line on stdin sets how: `pass`,
-`refuse` closes every connection, and each new one at once; `blackhole` keeps them open and lets nothing through.
+Contains: one relay for each pair of ports. Must not depend on: the relayed bytes. A line on stdin sets the mode: `pass`,
+`refuse` closes every connection, and each new one at once; `blackhole` keeps them open and lets no byte through.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import uvloop
 
 
 class Relay:
-    """Relays that all do the same."""
+    """Relays in one mode."""
 
     def __init__(self) -> None:
         self._passing = asyncio.Event()
@@ -25,7 +25,7 @@ class Relay:
         self._open: set[asyncio.StreamWriter] = set()
 
     def set(self, mode: str) -> None:
-        """Pass, refuse, or let nothing through."""
+        """Set the mode of all relays."""
         self._refusing = mode == "refuse"
         (self._passing.clear if mode == "blackhole" else self._passing.set)()
         if self._refusing:

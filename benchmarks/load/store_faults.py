@@ -43,10 +43,10 @@ class Store:
     def until_whole(self) -> None:
         """Wait until all nodes serve and every master has its replica. Raises `TimeoutError`."""
 
-        def whole() -> bool:
+        def is_whole() -> bool:
             return all(self._sees_all(node) for node in self.nodes.nodes)
 
-        until(whole, "the cluster does not get whole", _PATIENCE, pause=0.1)
+        until(is_whole, "the cluster does not become complete", _PATIENCE, pause=0.1)
 
     def _sees_all(self, node: Server) -> bool:
         with node.client() as client:
@@ -64,7 +64,7 @@ def relayed_cluster(folder: Path) -> Iterator[Store]:
             for node, port in zip(nodes.nodes, ports, strict=True):
                 bus = node.command[list(node.command).index("--cluster-port") + 1]
                 announced = ["--cluster-announce-port", str(port), "--cluster-announce-bus-port", bus]
-                node.command = [*node.command, *announced]  # for when it is started again
+                node.command = [*node.command, *announced]  # for its next start
                 with node.client() as client:
                     client.config_set("cluster-announce-bus-port", bus)
                     client.config_set("cluster-announce-port", port)
@@ -134,7 +134,7 @@ def _freeze_all(store: Store) -> Callable[[], None]:
 
 
 def _fill(store: Store) -> Callable[[], None]:
-    """Refuse every write: the nodes hold more than they may, and drop nothing."""
+    """Make the nodes refuse every write: they hold more than their limit and evict no key."""
 
     def limit(size: str) -> None:
         for node in store.nodes.nodes:
@@ -170,7 +170,7 @@ FAULTS: Mapping[str, tuple[Fault, ...]] = {
 
 
 def mended(store: Store) -> None:
-    """Bring the store back to health, whatever state a fault left it in. Raises `TimeoutError`."""
+    """Bring the store back to health, from any state that a fault left. Raises `TimeoutError`."""
     store.partition("pass")
     for node in store.nodes.nodes:
         if node.process is None or node.process.poll() is not None:

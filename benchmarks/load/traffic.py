@@ -1,6 +1,6 @@
 """The good tenants of a run: conversations that grow, end, and give way to new ones.
 
-Contains: which requests they send, and the pace. Must not depend on: processes, accounts of a run.
+Contains: their requests and the pace. Must not depend on: processes, accounts of a run.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Conversation:
 class Tenants:
     """Good tenants, each with its own key, label, tools and system prompt, and several conversations at once.
 
-    After `lifetime` new conversations the tenants leave and others come, with new keys and labels; 0 keeps them.
-    The same seed makes the same requests in the same order. With `pause` all requests of a tenant come one after
-    another, so many seconds after the answer before: then breakpoints depend less on how busy the machine is. Numbers
-    of requests begin with `first`, and must be other ones for each `Tenants` of a run.
+    After `lifetime` new conversations the tenants leave and new tenants come, with new keys and labels; 0 keeps them.
+    The same seed makes the same requests in the same order. With `pause` the requests of a tenant come one after
+    another, each so many seconds after the answer before, so breakpoints depend less on the load of the machine.
+    Numbers of requests begin with `first`, and must differ between the `Tenants` of a run.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Tenants:
     async def ask(
         self, client: Client, faults: Mapping[str, float], leave_after: float | None = None
     ) -> Sample:
-        """Send the next request of the conversation that has rested longest, and return how it ended.
+        """Send the next request of the conversation that has rested longest, and return its outcome.
 
         `faults` has the share of requests on which the provider shall fail, by fault; with `leave_after` the client
         leaves after so many seconds.
@@ -82,7 +82,7 @@ class Tenants:
         headers = {"authorization": f"Bearer {sample.key}", f"x-cachemw-label-{talk.label}": talk.tenant}
         headers |= {"x-chaos-request": str(number), "x-chaos-fault": fault}
         async with talk.turn:
-            await asked(client, sample, message(headers, raw), leave_after)
+            await send(client, sample, message(headers, raw), leave_after)
             await asyncio.sleep(self._pause)
         return sample
 
@@ -105,12 +105,12 @@ class Tenants:
         return f"head of {tenant}"
 
 
-async def asked(client: Client, sample: Sample, raw: bytes, leave_after: float | None = None) -> Sample:
-    """Send a request, and note in the sample how it ended."""
+async def send(client: Client, sample: Sample, raw: bytes, leave_after: float | None = None) -> Sample:
+    """Send a request, and note its outcome in the sample."""
     answer = await client.ask(raw, leave_after)
     sample.began, sample.ended, sample.port = answer.began, answer.ended, answer.port
-    sample.status, sample.whole, sample.error = answer.status, answer.whole, answer.error
-    inside = b"chatcmpl-%09d" % sample.number in answer.body or not answer.whole or answer.status != 200
+    sample.status, sample.complete, sample.error = answer.status, answer.complete, answer.error
+    inside = b"chatcmpl-%09d" % sample.number in answer.body or not answer.complete or answer.status != 200
     sample.echoed = inside and answer.number == str(sample.number)
     return sample
 
@@ -125,7 +125,7 @@ def _drawn(rng: random.Random, faults: Mapping[str, float]) -> str:
 
 
 async def paced(ask: Callable[[], Awaitable[Sample]], requests: int, rate: float) -> list[Sample]:
-    """Send so many requests at a steady rate, whether or not earlier ones have ended; return all of them."""
+    """Send so many requests at a steady rate, without waiting for earlier ones; return all of them."""
     loop = asyncio.get_running_loop()
     start, tasks = loop.time(), []
     for number in range(requests):

@@ -1,9 +1,9 @@
-"""What other tools do with a request: their placement rules as policies from a chat body to a chat body.
+"""Placement rules of other tools, as policies from a chat body to a chat body.
 
-Lives here: the benchmark's side. Four policies drive the real packages, each in a process of its own in
+Contains: the benchmark's side. Four policies drive the real packages, each in a process of its own in
 `.venv-peers` (serve.py); two are ports of rules that ship no package (ports.py). A policy adds markers
-and changes nothing else: where a package rewrites content on its way to the wire, only its markers are
-carried over onto the original body. Must not know: how any package is driven.
+and changes nothing else: if a package rewrites content on its way to the wire, the policy carries only its
+markers over onto the original body. Must not depend on: the way a package is driven.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 
 
 class PeerError(Exception):
-    """A peer gave no answer: its environment is absent, it ended, or its package refused the request."""
+    """A peer gave no answer: its environment is absent, its process ended, or its package refused the request."""
 
 
 class Peer:
-    """One package behind its process, which is started at the first question and ends with this object.
+    """One package behind its process. The process starts at the first question and ends with this object.
 
-    The answers of the last 4,096 structures are kept: conversations of one shape are asked about once.
-    Not for several threads at a time.
+    The object caches the answers for the last 4,096 structures, so it asks about conversations of one shape once.
+    Only one thread may use it at a time.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,16 +67,16 @@ class Peer:
         with suppress(BrokenPipeError):
             process.stdin.write(line + b"\n")
             process.stdin.flush()
-        said = process.stdout.readline()
-        if not said:
+        line = process.stdout.readline()
+        if not line:
             raise PeerError(f"{self.name}: its process ended with status {process.wait()}")
-        found = cast("Body", orjson.loads(said))
+        found = cast("Body", orjson.loads(line))
         if "error" in found:
             raise PeerError(f"{self.name}: {found['error']}")
         return found
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """Return the process, started by this very process: pipes inherited by a fork are not ours."""
+        """Return the process. A child after a fork starts its own, since inherited pipes belong to the parent."""
         if self._process is None or self._owner != os.getpid():
             if not PYTHON.exists():
                 raise PeerError(f"{self.name}: .venv-peers is absent; run make bench-peers-setup")

@@ -1,7 +1,7 @@
-"""Rules of peers that ship no package: written from what their sources do, and labelled as ports.
+"""Rules of peers that ship no package, ported from their sources and labelled as ports.
 
-Lives here: Goose's rule for Claude on Databricks and VS Code Copilot's for Claude. Must not know: how a
-marker is written into a body. Both applications author every marker themselves, so a body's own are not kept.
+Contains: Goose's rule for Claude on Databricks and VS Code Copilot's for Claude. Must not depend on: the way a
+marker is written into a body. Both applications set every marker themselves, so a client's markers are dropped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from benchmarks.peers.skeleton import Mark, Path, Skeleton
 def goose(body: Mapping[str, Any]) -> list[Mark]:
     """Mark the first system text, the last two `user` messages and the last tool's function.
 
-    Only a system content that is a string. A user message is marked on its last part whatever that is;
-    a tool result is a message of its own role here, so it is never marked (block/goose, request
+    The system text counts only if it is a string. A user message is marked on its last part of any kind; a
+    tool result is a message with its own role here, so it is never marked (block/goose, request
     formats for Databricks, 2026).
     """
     messages = body["messages"]
@@ -40,8 +40,8 @@ def goose(body: Mapping[str, Any]) -> list[Mark]:
 def copilot(body: Mapping[str, Any]) -> list[Mark]:
     """Mark the last tool, the last system block and the last block of each of the last two messages.
 
-    Messages are Anthropic's, so a run of one role, tool results included, is one. Blank texts and
-    thinking are passed over (microsoft/vscode, Copilot's Messages API, 2026; its default of 5 minutes).
+    Messages are Anthropic's: a run of one role, tool results included, is one message. Blank texts and
+    thinking are skipped (microsoft/vscode, Copilot's Messages API, 2026; its default of 5 minutes).
     """
     heads: dict[str, list[Path]] = {"tools": [], "system": []}
     turns: list[list[Path]] = []

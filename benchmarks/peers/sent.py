@@ -1,11 +1,11 @@
-"""The markers of a request that a peer sends, carried back onto the blocks of the body it was given.
+"""Carry the markers of a request that a peer sends back onto the blocks of its input body.
 
-Lives here: how a block is recognised in a request of OpenAI's or Anthropic's shape. Must not know: any
+Contains: the recognition of a block in a request of OpenAI's or Anthropic's shape. Must not depend on: any
 peer. Runs beside the packages, so it imports nothing but the standard library.
 
-Where a package keeps a body's content, its marker goes where it put it, also where the provider will
-refuse it. Where it does not (parts of a tool result joined, an image moved out of it, a note added),
-the marker goes to the nearest block of the body that can carry it.
+If a package keeps a body's content, its marker stays at its place, even if the provider will refuse it there. If a
+package changes the content (joins parts of a tool result, moves an image out of it, adds a note), the marker goes
+to the nearest block of the body that can carry it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _THINKING = ("reasoning", "thinking", "redacted_thinking")
 
 
 class _Sent(NamedTuple):
-    """A block as it was sent; `number` is None where `words` do not name one of the body's."""
+    """A block as the peer sends it. `number` is None if `words` name no block of the body."""
 
     number: int | None
     words: str
@@ -32,9 +32,9 @@ class _Sent(NamedTuple):
 
 
 def marks(skeleton: Skeleton, request: Mapping[str, Any]) -> list[Mark]:
-    """Return (path in the body, TTL) of each marker in a request that was made of a skeleton's body.
+    """Return (path in the body, TTL) of each marker in a request made from a skeleton's body.
 
-    A marker at the top of a request goes where Anthropic puts it: on the last block that can carry one.
+    A marker at the top of a request goes to Anthropic's place for it: the last block that can carry one.
     """
     found: dict[Path, Ttl] = {}
     blocks, before, last = skeleton.blocks, -1, None
@@ -53,7 +53,7 @@ def marks(skeleton: Skeleton, request: Mapping[str, Any]) -> list[Mark]:
 
 
 def _number(blocks: Sequence[Block], block: _Sent, before: int) -> int:
-    """Return which of the body's blocks a block is, or stands behind; `before` was sent before it."""
+    """Return the number of the body's block that a block is, or follows. `before` are the blocks sent before it."""
     if block.number is None:
         empty = (number for number in range(before + 1, len(blocks)) if blocks[number].empty)
         return next(empty, before) if not block.words else _carrier(blocks, max(before, 0))
@@ -72,7 +72,7 @@ def _carrier(blocks: Sequence[Block], number: int) -> int:
 
 
 def _sent(skeleton: Skeleton, request: Mapping[str, Any]) -> Iterator[_Sent]:
-    """Yield the blocks of a request in its own order; a tool result is one, whatever it consists of."""
+    """Yield the blocks of a request in its own order. A tool result is one block, however many parts it has."""
     for tool in request.get("tools") or ():
         function = tool.get("function", tool)
         yield _named(function["name"], tool.get("cache_control") or function.get("cache_control"))
@@ -96,7 +96,7 @@ def _part(skeleton: Skeleton, part: Mapping[str, Any]) -> _Sent:
 
 
 def _result(skeleton: Skeleton, answered: str, parts: list[Any], control: Any) -> _Sent:
-    """Return a tool result: a marker of its own is on no text, one of a part is on that part's."""
+    """Return a tool result. Its own marker is on no text; a marker of a part is on the text of that part."""
     words = answered
     for part in parts:
         if part.get("cache_control") is not None:
@@ -105,7 +105,7 @@ def _result(skeleton: Skeleton, answered: str, parts: list[Any], control: Any) -
 
 
 def _named(words: str, control: Any) -> _Sent:
-    """Return a block by the last stand-in in it, or by the last blank one where it is all blank."""
+    """Return a block by the last stand-in in it, or by the last blank one if it is all blank."""
     if found := _STAND_IN.findall(words):
         return _Sent(int(found[-1]), words, control)
     blank = _BLANK.findall(words)

@@ -2,11 +2,11 @@
 
     .venv-peers/bin/python benchmarks/peers/serve.py litellm
 
-Reads one JSON object a line and answers each with one line:
-- `{"body": <chat body>}` -> `{"marks": [[path in that body, "5m" | "1h"], ...]}`. With `"whole": true` the
-  package sees the texts and not their stand-ins, which is slow and is there to show that it is the same.
-- `{"body": ..., "repeat": N}` (litellm only) -> `{"seconds": [...]}`, what its hook takes on that body.
-- `{"error": <class and message>}` where the package refuses.
+The program reads one JSON object a line and answers each with one line:
+- `{"body": <chat body>}` -> `{"marks": [[path in that body, "5m" | "1h"], ...]}`. With `"with_texts": true` the
+  package sees the texts in place of their stand-ins. This is slow, and shows that the answer is the same.
+- `{"body": ..., "repeat": N}` (litellm only) -> `{"seconds": [...]}`, the times of its hook on that body.
+- `{"error": <class and message>}` if the package refuses.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def answer(driver: Any, question: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to one line."""
     if "repeat" in question:
         return {"seconds": driver.time_hook(question["body"], question["repeat"])}
-    skeleton = Skeleton(question["body"], whole=question.get("whole", False))
+    skeleton = Skeleton(question["body"], with_texts=question.get("with_texts", False))
     return {"marks": marks(skeleton, driver.send(skeleton.body))}
 
 
 def main(name: str) -> None:
     """Answer until stdin ends."""
-    out, sys.stdout = sys.stdout, sys.stderr  # what a package prints is no answer
+    out, sys.stdout = sys.stdout, sys.stderr  # the output of a package is no answer
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     os.environ["LANGSMITH_TRACING"] = "false"

@@ -1,14 +1,14 @@
-"""A chat body with stand-ins for its texts: what of a body the peers look at when they place markers.
+"""Replace the texts of a chat body by stand-ins, and keep the structure by which peers place markers.
 
-Lives here: the reduction, and the list of the body's blocks that the stand-ins name. Runs on both sides,
-so it imports nothing but the standard library. Must not know: any peer, or what it makes of a body.
+Contains: the reduction, and the list of the body's blocks that the stand-ins name. Runs on both sides,
+so it imports nothing but the standard library. Must not depend on: any peer, or its use of a body.
 
-A stand-in names its block, so a marker finds its way back (sent.py) through whatever a package renames,
-joins, drops or reorders. It also makes bodies small: none of the packages asks how long a text is (read in
-the sources of the versions in requirements.txt; tests/benchmarks/test_peers.py holds it). What they do ask
-is kept: roles, the kinds and order of parts, how many tools and calls there are, which call a result
-answers, whether a text is empty or blank, and the client's own markers. One exception is known:
-pydantic-ai adds notes beside texts that imitate its own `<pyai:...>` frames.
+A stand-in names its block, so a marker can be carried back (sent.py) although a package renames, joins, drops or
+reorders blocks. Stand-ins also make bodies small. No package depends on the length of a text (by the sources of the
+versions in requirements.txt; tests/benchmarks/test_peers.py holds it). The skeleton keeps all that packages depend on:
+roles, the kinds and order of parts, the numbers of tools and calls, the call that a result answers, empty and blank
+texts, and the client's own markers. One exception is known: pydantic-ai adds notes beside texts that imitate its own
+`<pyai:...>` frames.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Mark = tuple[Path, Ttl]
 
 
 class Block(NamedTuple):
-    """A block of a body: its path, whether it is an empty text, is inside a tool result, can carry a marker.
+    """A block of a body: its path, and whether it is an empty text, is inside a tool result, can carry a marker.
 
-    Thinking and blank texts can't, and of the parts inside a tool result only the last can.
+    Thinking and blank texts can't carry one. Inside a tool result only the last part can.
     """
 
     path: Path
@@ -35,19 +35,19 @@ class Block(NamedTuple):
 
 
 class Skeleton:
-    """A body's structure (`body`) and its `blocks`; `whole` keeps the texts behind their stand-ins.
+    """A body's structure (`body`) and its `blocks`; `with_texts` keeps each text behind its stand-in.
 
-    `results` has for each `tool_call_id` of the structure the number of its result's last block, or of the
-    block before where the result is nothing. Raises `ValueError` on a part that is neither text, image nor
+    `results` maps each `tool_call_id` of the structure to the number of its result's last block, or of the
+    block before an empty result. Raises `ValueError` on a part that is neither text, image nor
     reasoning.
     """
 
-    def __init__(self, body: Mapping[str, Any], *, whole: bool = False) -> None:
+    def __init__(self, body: Mapping[str, Any], *, with_texts: bool = False) -> None:
         self.blocks: list[Block] = []
         self.results: dict[str, int] = {}
         self.body: dict[str, Any] = {}
         self._calls: dict[str, str] = {}
-        self._whole = whole
+        self._with_texts = with_texts
         if body.get("tools"):
             self.body["tools"] = [self._tool(index) for index in range(len(body["tools"]))]
         self.body["messages"] = [
@@ -81,9 +81,9 @@ class Skeleton:
                 for number, call in enumerate(message["tool_calls"])
             ]
         if inner:
-            asked = self._calls.get(str(message.get("tool_call_id")), f"unasked-{index}")
-            bare["tool_call_id"] = asked
-            self.results[asked] = len(self.blocks) - 1
+            call_id = self._calls.get(str(message.get("tool_call_id")), f"unasked-{index}")
+            bare["tool_call_id"] = call_id
+            self.results[call_id] = len(self.blocks) - 1
         return _marked(bare, message)
 
     def _part(self, part: Mapping[str, Any], path: Path, inner: bool, last: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Skeleton:
             return text
         if blank:
             return f"\t{' ' * len(self.blocks)}\t"  # still blank, and names its block
-        return f"{name} {text}" if self._whole else name
+        return f"{name} {text}" if self._with_texts else name
 
     def _call(self, call: Mapping[str, Any], path: Path) -> dict[str, Any]:
         name = self._calls[str(call.get("id"))] = self._add(path)

@@ -1,7 +1,7 @@
-"""Streams of requests that differ in what is shared and when it comes back, by name and seed.
+"""Streams of requests with different shared prefixes and times of reuse, by name and seed.
 
-Lives here: the registry. Must not know: policies. Texts are recorded ones where those are at hand and
-generated otherwise; times are drawn. Another seed takes other texts at other times.
+Contains: the registry. Must not depend on: policies. Texts are recorded ones if they are present, else
+generated; times are drawn. Another seed takes other texts at other times.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Conversations with and without tools: agents, long chats, what their clients do to the history.
+"""Conversations with and without tools: agents, long chats, and clients that change the history.
 
-Lives here: which texts and which times make each. Must not know: policies.
+Contains: the texts and times of each. Must not depend on: policies.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _KEPT = 14  # messages that a truncating client keeps, about
 
 
 def human(rng: random.Random) -> list[Sent]:
-    """Return a customer-service agent with tools, people asking."""
+    """Return a customer-service agent with tools and human users."""
     bodies = (talk.requests() for talk in talks("A1", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 60.0), arrivals.person, 700)
 
 
 def busy(rng: random.Random) -> list[Sent]:
-    """Return a customer-service agent with tools, a program asking, a conversation every 15 seconds."""
+    """Return a customer-service agent with tools and programs as users: a conversation every 15 seconds."""
     bodies = (talk.requests() for talk in talks("A2", rng, generated.agent))
     return arrivals.played(rng, bodies, arrivals.begins(rng, 15.0), arrivals.busy, 700)
 
@@ -99,7 +99,7 @@ def dated_tools(rng: random.Random) -> list[Sent]:
 
 
 def dated(sent: list[Sent], form: str) -> list[Sent]:
-    """Return requests with the time at which each is sent at the end of its system prompt."""
+    """Return requests whose system prompts end with the time of sending."""
     return [request._replace(body=_with_time(request.body, request.at, form)) for request in sent]
 
 
@@ -143,8 +143,8 @@ def _with_reasoning(rng: random.Random, message: Mapping[str, Any]) -> Mapping[s
     signature = f"{rng.getrandbits(512):0128x}"
     summary = [{"type": "summary_text", "text": text, "signature": signature}]
     content = message.get("content")
-    said = [{"type": "text", "text": content}] if content else []
-    return {**message, "content": [{"type": "reasoning", "summary": summary}, *said]}
+    texts = [{"type": "text", "text": content}] if content else []
+    return {**message, "content": [{"type": "reasoning", "summary": summary}, *texts]}
 
 
 def images(rng: random.Random) -> list[Sent]:
@@ -165,7 +165,7 @@ def _pictured(rng: random.Random, talk: Talk) -> tuple[Body, ...]:
 
 
 def _pictures(rng: random.Random) -> Iterator[Mapping[str, Any]]:
-    """Yield PNG parts of a drawn size; the pixels are noise, which nobody looks at."""
+    """Yield PNG parts of a drawn size, with noise as pixels."""
     while True:
         width, height = rng.choice(((640, 480), (1024, 768), (1200, 900)))
         header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -1,7 +1,6 @@
-"""When requests arrive, by seed: gaps inside a conversation, and between conversations.
+"""Draw the arrival times of requests, by seed: gaps inside a conversation, and between conversations.
 
-Lives here: distributions, those of recorded traces where they are at hand. Must not know: texts. Times
-are seconds.
+Contains: distributions, from recorded traces if they are present. Must not depend on: texts. Times are seconds.
 """
 
 from __future__ import annotations
@@ -24,8 +23,8 @@ Gap = Callable[[random.Random, Body], float]
 def begins(rng: random.Random, spacing: float) -> Iterator[float]:
     """Yield times at which conversations begin, `spacing` seconds apart on average.
 
-    The shape is that of a recorded trace of an LLM service, from a drawn place in it on; without the
-    recording the times between are exponential.
+    The shape is that of a recorded trace of an LLM service, read from a random place in it. Without the recording,
+    the times between conversations are exponential.
     """
     gaps = _trace()
     at, index = START, rng.randrange(len(gaps)) if gaps else 0
@@ -57,33 +56,33 @@ def latency(rng: random.Random) -> float:
 
 
 def tool(rng: random.Random) -> float:
-    """Return the seconds from an answer that calls a tool to the next request, as a coding agent's were."""
+    """Return the seconds from an answer that calls a tool to the next request, as recorded from a coding agent."""
     gaps = recorded_gaps()
     return rng.choice(gaps) if gaps else 4.0 * rng.lognormvariate(0.0, 0.8)
 
 
 def person(rng: random.Random, body: Body) -> float:
-    """Return the seconds to the next request: a tool's, or a person's who reads and writes."""
+    """Return the seconds to the next request: of a tool, or of a person who reads and writes."""
     return tool(rng) if after_tool(body) else 35.0 * rng.lognormvariate(0.0, 1.1)
 
 
 def unhurried(rng: random.Random, _: Body) -> float:
-    """Return the seconds to the next request where both people and tools take minutes."""
+    """Return the seconds to the next request if both people and tools take minutes."""
     return 200.0 * rng.lognormvariate(0.0, 0.7)
 
 
 def busy(rng: random.Random, body: Body) -> float:
-    """Return the seconds to the next request where another program asks."""
+    """Return the seconds to the next request if another program sends it."""
     return tool(rng) if after_tool(body) else 8.0 * rng.lognormvariate(0.0, 0.6)
 
 
 def slow(rng: random.Random, body: Body) -> float:
-    """Return the seconds to the next request where a person comes back after 3 to 40 minutes."""
+    """Return the seconds to the next request if a person comes back after 3 to 40 minutes."""
     return tool(rng) if after_tool(body) else 60.0 * rng.uniform(3.0, 40.0)
 
 
 def after_tool(body: Body) -> bool:
-    """Say whether a request follows on a tool's result."""
+    """Return True if a request follows a tool result."""
     return bool(body["messages"][-1].get("role") == "tool")
 
 

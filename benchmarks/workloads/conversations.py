@@ -1,6 +1,6 @@
 """Conversations by name, the same in every process: the large reference body, and small ones of a fleet.
 
-Lives here: what their requests look like. Must not know: stores, workers, when a request is sent.
+Contains: their requests. Must not depend on: stores, workers, times.
 """
 
 from __future__ import annotations

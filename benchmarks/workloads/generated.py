@@ -1,6 +1,6 @@
-"""Generated conversations, in the place of recorded ones where those are absent.
+"""Generate conversations that stand in for absent recordings.
 
-Lives here: what each sort of text looks like. Must not know: when requests arrive.
+Contains: each sort of text. Must not depend on: arrival times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Talk(NamedTuple):
     group: str = ""
 
     def requests(self, model: str = MODEL) -> tuple[Body, ...]:
-        """Return its requests, each what came before an answer."""
+        """Return the requests of the conversation: for each answer, all messages before it."""
         return turns(model, self.messages, self.tools)
 
 
@@ -36,7 +36,7 @@ def agent(rng: random.Random) -> Iterator[Talk]:
 
 
 def coder(rng: random.Random) -> Iterator[Talk]:
-    """Yield long conversations without tools: a task, and then what each command printed."""
+    """Yield long conversations without tools: a task, then the output of each command."""
     system = text_generator.sections(rng, text_generator.POLICY, 1_000)
     while True:
         messages = [

@@ -1,6 +1,6 @@
-"""Texts of the workloads: recorded conversations where they are at hand, generated ones otherwise.
+"""Texts of the workloads: recorded conversations if they are present, else generated ones.
 
-Lives here: where recordings lie and which of them a seed takes. Must not know: when requests arrive.
+Contains: the place of the recordings, and the choice among them by seed. Must not depend on: arrival times.
 """
 
 from __future__ import annotations
@@ -11,24 +11,30 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 from benchmarks.workloads.generated import Talk
 
+Source = Literal["recorded", "generated"]
 DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def present() -> bool:
-    """Say whether the recorded texts are at hand."""
+    """Return True if the recorded texts are present."""
     return DATA.is_dir()
+
+
+def source() -> Source:
+    """Return the source of the texts of this run."""
+    return "recorded" if present() else "generated"
 
 
 def talks(
     name: str, rng: random.Random, otherwise: Callable[[random.Random], Iterator[Talk]]
 ) -> Iterator[Talk]:
-    """Yield conversations without end, in a drawn order, of the recorded file whose name begins like this."""
+    """Yield endless conversations, in a drawn order, from the recorded file whose name begins with `name`."""
     if not present():
         yield from otherwise(rng)
     chosen = list(_recorded(name))
@@ -38,7 +44,7 @@ def talks(
 
 @cache
 def recorded_gaps() -> list[float]:
-    """Return the seconds between a recorded coding agent's calls; none where they are absent."""
+    """Return the seconds between a recorded coding agent's calls, empty without recordings."""
     gaps: list[float] = []
     for row in _rows("A3") if present() else ():
         gaps += [after["t"] - before["t"] for before, after in pairwise(row["usage"])]

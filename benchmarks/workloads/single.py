@@ -1,6 +1,6 @@
-"""Single turns: few-shot prompts, retrieval, documents, heads shared at several levels.
+"""Single turns: few-shot prompts, retrieval, documents, prefixes shared at several levels.
 
-Lives here: which texts and which times make each. Must not know: policies.
+Contains: the texts and times of each. Must not depend on: policies.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SMALL = 2_400  # characters, some 600 tokens
 
 
 def _alone(rng: random.Random, bodies: Iterator[Body], spacing: float, count: int) -> list[Sent]:
-    """Return requests that have nothing to do with each other in time."""
+    """Return requests with independent arrival times."""
     starts = arrivals.begins(rng, spacing)
     return [
         Sent(at, body, arrivals.latency(rng)) for at, body in islice(zip(starts, bodies, strict=False), count)
@@ -36,7 +36,7 @@ def _bodies(
 
 
 def _retried(rng: random.Random, sent: list[Sent], share: float) -> list[Sent]:
-    """Return requests of which a share comes again, as they are, within a minute or two."""
+    """Return requests, a share of them sent again unchanged within a minute or two."""
     again = [
         request._replace(at=request.at + request.latency + rng.uniform(5.0, 100.0))
         for request in sent
@@ -83,13 +83,13 @@ def documents(rng: random.Random) -> list[Sent]:
 
 
 def one_text(rng: random.Random) -> list[Sent]:
-    """Return the same with the question behind its document in one text, some sent twice."""
+    """Return requests with document and question in one text, some sent twice."""
     joined = [request._replace(body=_joined(request.body)) for request in _of_documents(rng)]
     return _retried(rng, arrivals.in_order(joined), 0.12)
 
 
 def _of_documents(rng: random.Random) -> Iterator[Sent]:
-    """Yield requests about documents: each document's follow within seconds or a minute."""
+    """Yield requests about documents: those about one document follow within seconds or a minute."""
     grouped: dict[str, list[Body]] = {}
     for talk in islice(talks("A7b", rng, generated.documents), 737):
         grouped.setdefault(talk.group, []).append(talk.requests()[0])

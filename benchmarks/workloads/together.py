@@ -1,6 +1,6 @@
-"""Several at once: tenants with traffic of their own sort, and bursts of one moment.
+"""Overlay streams: tenants with different traffic, and bursts within a second.
 
-Lives here: which streams are laid over each other. Must not know: policies.
+Contains: the choice of the streams. Must not depend on: policies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def tenants(rng: random.Random) -> list[Sent]:
 
 
 def bursts(rng: random.Random) -> list[Sent]:
-    """Return bursts of twenty requests within a second, each burst about one document, most back soon."""
+    """Return bursts of twenty requests within a second, each burst about one document; most documents return soon."""
     return arrivals.in_order(_bursts(rng))[:800]
 
 

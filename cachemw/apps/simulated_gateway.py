@@ -1,17 +1,17 @@
 """The simulated provider over HTTP: Databricks' paths, Claude's caching, answers of one sentence.
 
-Lives here: routes, credentials, clocks, streams, and the ledger of what was billed. Must not know:
-how a prompt is read or billed (`cachemw.simulation`), prices, the middleware that it is used to test.
-A bearer token stands for an organisation: entries are shared under one token and model only.
+Contains: routes, credentials, clocks, streams, and the ledger of billed requests. Must not depend on: how a
+prompt is read or billed (`cachemw.simulation`), prices, the middleware that it tests. A bearer token stands
+for an organisation: requests share entries only under the same token and model.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import socket
 import threading
 import time
+from asyncio import sleep
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +25,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cachemw.core.rules.providers import MODELS, Model, find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.types import Model
 from cachemw.simulation.answers import OUTPUT_TOKENS, chat_events, completion, error, message, message_events
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.openai_cache import OpenAICache
@@ -50,7 +52,7 @@ MODELS_PATHS = ("/serving-endpoints/models", "/ai-gateway/mlflow/v1/models", "/v
 
 
 class BilledRequest(NamedTuple):
-    """One answered or refused request, tokens by kind."""
+    """One answered or refused request, with its tokens by kind."""
 
     model: str
     wire: Wire
@@ -64,7 +66,7 @@ class BilledRequest(NamedTuple):
 
 @dataclass(slots=True)
 class Ledger:
-    """The last 100,000 requests, and the sums of all: tokens by kind, `requests` and `refused`."""
+    """The last 100,000 requests, and the sums of all requests: tokens by kind, `requests` and `refused`."""
 
     rows: deque[BilledRequest] = field(default_factory=lambda: deque(maxlen=100_000))
     totals: Counter[str] = field(default_factory=Counter)
@@ -88,9 +90,14 @@ def build(
 ) -> Starlette:
     """Return the gateway as an ASGI app; `app.state.ledger` is its `Ledger`.
 
-    `inclusive`: whether Databricks' `prompt_tokens` hold what was read and written. `virtual_clock`:
-    take the time (seconds) from the `x-cachemw-clock` header of each request, which is refused
-    otherwise. `answer_after`: seconds until an answer begins. `models` finds a row by a name.
+    Args:
+        options: The provider's rules.
+        inclusive: Databricks' `prompt_tokens` include cache reads and cache writes.
+        virtual_clock: Take the time (seconds) from the `x-cachemw-clock` header of each request. Without a
+            virtual clock, requests with this header are refused.
+        clock: The time in seconds without a virtual clock.
+        answer_after: Seconds until an answer begins.
+        models: Finds a model's row by its name.
     """
     gateway = _Gateway(options or Options(), inclusive, virtual_clock, clock, answer_after, models)
     routes = [Route(path, gateway.chat, methods=["POST"]) for path in CHAT_PATHS]
@@ -110,7 +117,7 @@ def serve(app: Starlette, host: str = "127.0.0.1", port: int = 8000) -> None:
 @contextmanager
 def running(app: Starlette) -> Iterator[str]:
     """Serve an app from a thread of this process; yield its URL, a free loopback port."""
-    # With the protocol named, asyncio switches Nagle's algorithm off: each answer would wait 40 ms.
+    # asyncio switches Nagle's algorithm off only if the socket names its protocol; else answers wait 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -157,7 +164,7 @@ class _Gateway:
         except Refused as refused:
             self.ledger.add(BilledRequest(name, wire, refused.status))
             return _json(error(refused, wire, self.options.provider), refused.status)
-        await asyncio.sleep(self.answer_after)
+        await sleep(self.answer_after)
         if body.get("stream") is True:
             usages = [self._usage(ticket, wire, tokens) for tokens in OUTPUT_TOKENS]
             every = self.options.provider == "databricks"
@@ -196,14 +203,14 @@ class _Gateway:
         given = request.headers.get(CLOCK_HEADER)
         if not self.virtual_clock:
             if given is not None:
-                refuse(f"{CLOCK_HEADER}: this gateway keeps its own time; start it with a virtual clock")
+                refuse(f"{CLOCK_HEADER}: this gateway keeps its own time. Start it with --virtual-clock.")
             return self.clock()
         try:
             now = float(given if given is not None else "")
         except ValueError:
             now = math.nan
         if not math.isfinite(now):
-            refuse(f"{CLOCK_HEADER}: a header with the time in seconds is required by the virtual clock")
+            refuse(f"{CLOCK_HEADER}: this header, with the time in seconds, is required by the virtual clock")
         return now
 
     def _cache(self, organisation: str, name: str) -> ProviderCache | OpenAICache:

@@ -1,11 +1,11 @@
 """Bounded tables of several namespaces that share one limit, so that no tenant can evict another's entries.
 
-Contains: the tables and the rule of eviction. Must not depend on: the values, clocks, locks. One thread at a time
-may use a table.
+Contains: the tables and the rule of eviction. Must not depend on: the values, clocks, locks. One thread at a
+time may use a table.
 
-All namespaces together hold at most `limit` entries. Above it the largest tables are cut to one common size, oldest
-entries first. A namespace that holds less than its fair share (the limit divided by the number of namespaces) never
-loses an entry to another namespace.
+All namespaces together hold at most `limit` entries. Above it the largest tables are cut to one common size,
+oldest entries first. A namespace that holds less than its fair share (the limit divided by the number of
+namespaces) never loses an entry to another namespace.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class FairTable(Generic[K, V]):
         self.close(namespace)
 
     def _evict(self) -> None:
-        """Cut the largest tables to one size, or to one less, so that just enough is freed for some more entries.
+        """Cut the largest tables to one size, or to one less, so that just enough is freed for some more
+        entries.
 
         Tables of namespaces that were changed longest ago are those cut to one less.
         """

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cachemw.core.billing.receipt import Receipt
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.opt_ins.split_text import TextObservation
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, Rules
+from cachemw.core.rules.types import Kind, Rules
 from cachemw.engine.learned_facts import NamespaceFacts
 from cachemw.stores.protocol import Arrival, CacheEntry
 
@@ -39,7 +40,7 @@ class ParsedPrompt:
     outgoing_body: Json
     parsed: ParsedRequest
     rules: Rules
-    prefix_hashes: list[bytes]
+    prefix_hashes: list[PrefixHash]
     tracked_blocks: list[int]
     arrival: Arrival
     estimated_size: float
@@ -144,7 +145,7 @@ class AcceptedRequest:
 
     namespace: str
     parsed: ParsedRequest
-    prefix_hashes: list[bytes]
+    prefix_hashes: list[PrefixHash]
     tracked_blocks: list[int]
     started: float
 

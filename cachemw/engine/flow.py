@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 from cachemw.core.billing.receipt import Receipt
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.parser import WireFormat
 from cachemw.engine.call import Call, CallLifecycle, StoreWrite, pass_through_call
 from cachemw.engine.coalescing import Coalescer

@@ -18,8 +18,10 @@ from typing import Any
 
 from cachemw.core.fair_table import FairTable
 from cachemw.core.request.tokens import Calibration
-from cachemw.core.rules import providers
-from cachemw.core.rules.providers import Kind, MarkPolicy, Rules
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Kind, MarkPolicy, Rules
 from cachemw.fork_safety import after_fork_in_child
 from cachemw.settings import Settings
 
@@ -64,7 +66,7 @@ class LearnedFacts:
     def resolve(self, provider: str, model: str, learned: str | None) -> Rules | None:
         """Return the rules of a model at a provider by rows and settings; `learned` is the model it is known to be."""
         settings = self._settings
-        return providers.resolve(
+        return resolve(
             provider,
             model,
             models={**({} if learned is None else {model: learned}), **settings.models},
@@ -162,8 +164,8 @@ class NamespaceFacts:
         answered = (
             response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
         )
-        model = providers.find_model(answered) if isinstance(answered, str) else None
-        if name and model is not None and model.name in providers.MODELS:
+        model = find_model(answered) if isinstance(answered, str) else None
+        if name and model is not None and model.name in MODELS:
             self._set("model", ("", name), model.name)
 
     def refuse(self, rules: Rules, kinds: Collection[Kind]) -> None:

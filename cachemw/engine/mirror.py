@@ -65,7 +65,7 @@ def reconcile_with_usage(
     absent = (*planned.entries_to_write, *planned.entries_to_refresh)
     if usage.cache_write_5m or usage.cache_write_1h:
         # The provider has just written an entry at each breakpoint, so only longer TTLs are disproved.
-        ttl_of = {
+        ttl_of: dict[bytes, int] = {
             prompt.prefix_hashes[point.block]: prompt.rules.provider.ttl_seconds[point.ttl]
             for point in plan.breakpoints
             if point.prefix_tokens >= prompt.rules.minimum

@@ -16,14 +16,17 @@ from cachemw.core.opt_ins.sort_tools import sort_tools
 from cachemw.core.planner import planner
 from cachemw.core.planner.plan import Plan, Reason
 from cachemw.core.request import markers
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.equality import same_structure
-from cachemw.core.request.message_blocks import Json
 from cachemw.core.request.parser import WireFormat
-from cachemw.core.request.prefix_hashes import hash_prefixes, track_prefixes
-from cachemw.core.reuse.forecast import PrefixForecast, with_current_entries
+from cachemw.core.request.prefix_hashes import hash_prefixes
+from cachemw.core.request.tracked_prefixes import track_prefixes
+from cachemw.core.reuse.forecast import ArrivedRequest, PrefixForecast, with_current_entries
 from cachemw.core.reuse.record import PrefixRecord
-from cachemw.core.rules import providers
-from cachemw.core.rules.providers import Rules
+from cachemw.core.rules.model_names import model_key
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.resolve import takes_breakpoints
+from cachemw.core.rules.types import Rules
 from cachemw.engine.call import Call, CallLifecycle, ParsedCall, ParsedPrompt, PlannedCall, pass_through_call
 from cachemw.engine.mirror import predict_entries
 from cachemw.engine.shared import Shared
@@ -45,7 +48,7 @@ class RequestPlanner:
         """Return the lifecycle of a call whose body is not read yet."""
         shared = self._shared
         space = namespace or shared.settings.namespace
-        name = providers.model_key(model_name(body))
+        name = model_key(model_name(body))
         model = shared.model_limits.apply(space, {"model": name})[0]["model"]
         limited, cut = shared.label_limits.apply(space, labels)
         for _ in range(cut):
@@ -72,7 +75,7 @@ class RequestPlanner:
     def _provider_name(self, provider: str | None) -> str:
         """Return the provider whose rules hold: the setting's, or the integration's where that is more exact."""
         setting = self._shared.settings.provider
-        row = providers.PROVIDERS.get(provider) if provider else None
+        row = PROVIDERS.get(provider) if provider else None
         is_part = row is not None and row.parent_provider == setting
         return provider if provider and (is_part or setting == "auto") else setting
 
@@ -82,7 +85,7 @@ class RequestPlanner:
             return Reason.NOT_OPTIMIZING
         if rules is None:
             return Reason.MODEL_UNKNOWN
-        if providers.takes_breakpoints(rules, settings.openai_hints and wire == "chat"):
+        if takes_breakpoints(rules, settings.openai_hints and wire == "chat"):
             return None
         ignored = rules.provider.parent_provider and not rules.provider.max_markers
         return Reason.MARKERS_IGNORED if ignored else Reason.MODEL_AUTOMATIC
@@ -133,10 +136,11 @@ class RequestPlanner:
                 lifecycle.planned = replace(lifecycle.planned, plan=Plan(skipped=Reason.MODEL_AUTOMATIC))
                 return
         owner = shared.cohort_owner(parsed.namespace)
+        arrived = ArrivedRequest(
+            prompt.parsed, prompt.prefix_hashes, prompt.tracked_blocks, records, parsed.started
+        )
         with shared.reuse_lock:
-            forecasts = shared.reuse.forecast(
-                prompt.parsed, prompt.prefix_hashes, prompt.tracked_blocks, records, parsed.started, owner
-            )
+            forecasts = shared.reuse.forecast(arrived, owner)
         self._plan(lifecycle, prompt, forecasts, records)
 
     def replan_if_entries_changed(self, lifecycle: CallLifecycle, records: Records) -> bool:

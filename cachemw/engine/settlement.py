@@ -19,10 +19,11 @@ from cachemw.core.billing.cost import prices_for
 from cachemw.core.billing.receipt import Receipt, make_receipt
 from cachemw.core.billing.usage import Usage, read_usage
 from cachemw.core.planner.plan import Plan, Reason
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.reuse.forecast import ArrivedRequest
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.core.rules import refusals
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.engine.call import (
     AcceptedRequest,
     Call,
@@ -133,15 +134,11 @@ class Settlement:
     def observe(self, accepted: AcceptedRequest, records: Sequence[PrefixRecord | None]) -> None:
         """Count an accepted request in the reuse statistics, by the store's records from before its arrival."""
         shared = self._shared
+        arrived = ArrivedRequest(
+            accepted.parsed, accepted.prefix_hashes, accepted.tracked_blocks, records, accepted.started
+        )
         with shared.reuse_lock:
-            shared.reuse.observe(
-                accepted.parsed,
-                accepted.prefix_hashes,
-                accepted.tracked_blocks,
-                records,
-                accepted.started,
-                shared.cohort_owner(accepted.namespace),
-            )
+            shared.reuse.observe(arrived, shared.cohort_owner(accepted.namespace))
 
     # -- the end ------------------------------------------------------------------------------
 

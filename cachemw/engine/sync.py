@@ -14,7 +14,7 @@ from inspect import GEN_CLOSED, getgeneratorstate
 from typing import Any, Literal, TypeVar
 
 from cachemw.core.billing.receipt import Receipt
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
 from cachemw.core.request.parser import WireFormat
 from cachemw.engine.background_writer import BackgroundWriter
 from cachemw.engine.base import EngineBase

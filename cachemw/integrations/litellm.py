@@ -43,7 +43,9 @@ try:
     import litellm
     from litellm.integrations.custom_logger import CustomLogger
 except ImportError:
-    raise ConfigError("litellm: the package litellm is missing; pip install 'cachemw[litellm]'") from None
+    raise ConfigError(
+        "litellm: the package litellm is missing. Run `pip install '.[litellm]'` in a clone of cachemw."
+    ) from None
 
 if TYPE_CHECKING:
     hook: CacheHook

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from cachemw.core.request.markers import insert, marker_value, strip
 from cachemw.core.request.message_blocks import Path, marker_ttl
 from cachemw.core.request.parser import WireFormat
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.integrations.http.chat_routes import provider_at
 
 _CONTENT = ("messages", "tools", "system", "cache_control")

@@ -81,7 +81,9 @@ def _middleware_kind(client: object) -> type[Middleware | AsyncMiddleware]:
     try:
         import openai
     except ImportError:
-        raise ConfigError("wrap: the package openai is missing; pip install 'cachemw[openai]'") from None
+        raise ConfigError(
+            "wrap: the package openai is missing. Run `pip install '.[openai]'` in a clone of cachemw."
+        ) from None
     if isinstance(client, openai.OpenAI):
         return Middleware
     if isinstance(client, openai.AsyncOpenAI):

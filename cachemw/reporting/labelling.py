@@ -1,6 +1,6 @@
-"""Labels: those of the calls made inside a block, and how many there may be, and how long.
+"""Labels: the labels of calls inside a block, and the limits of their number and length.
 
-Lives here: the context and the limits. Must not know: what labels are for.
+Contains: the context and the limits. Must not depend on: the use of labels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cachemw.errors import ConfigError
 OTHER = "other"
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 _SETS = 500
-# Over all namespaces: names of labels, and sets.
+# Names of labels, and sets of labels, over all namespaces.
 _NAMES, _ALL_SETS = 4_096, 20_000
 _NO_VALUES: frozenset[str] = frozenset()
 _labels: ContextVar[Mapping[str, str]] = ContextVar("cachemw_labels", default={})  # noqa: B039  # never changed
@@ -24,7 +24,7 @@ _labels: ContextVar[Mapping[str, str]] = ContextVar("cachemw_labels", default={}
 
 @contextmanager
 def labels(**values: str) -> Iterator[None]:
-    """Label the calls that are made inside, such as `with cachemw.labels(app="support"):`.
+    """Label the calls made inside the block, for example `with cachemw.labels(app="support"):`.
 
     Labels of an outer block stay unless they are set again.
     """
@@ -39,16 +39,16 @@ def labels(**values: str) -> Iterator[None]:
 
 
 def current() -> Mapping[str, str]:
-    """Return the labels of the block that runs now."""
+    """Return the labels of the current block."""
     return _labels.get()
 
 
 class LabelLimits:
-    """Let through at most `count` label names, and values of each, none longer than `length`, per namespace.
+    """Accept at most `count` label names per namespace, and values of each, none longer than `length`.
 
-    A label takes room only once `learn` is called, when the provider has accepted its request: labels of requests
-    that are refused cost nobody theirs. One namespace has at most `_SETS` different sets of labels, so that the
-    rows of a report stay few.
+    A label takes room only once `learn` is called, after the provider has accepted its request. So refused
+    requests take no room from other labels. One namespace has at most `_SETS` different sets of labels, so
+    that a report has few rows.
     """
 
     def __init__(self, count: int, length: int) -> None:
@@ -57,7 +57,7 @@ class LabelLimits:
         self._sets: FairTable[Labels, None] = FairTable(_ALL_SETS)
 
     def apply(self, namespace: str, labels: Mapping[Any, Any]) -> tuple[dict[str, str], int]:
-        """Return labels within the limits, and how many were cut to "other" (no string, too long, too many)."""
+        """Return labels within the limits, and the number of labels replaced by "other"."""
         known = self._values.read(namespace)
         limited: dict[str, str] = {}
         cut = 0
@@ -73,7 +73,7 @@ class LabelLimits:
         return limited, cut
 
     def learn(self, namespace: str, labels: Mapping[str, str]) -> None:
-        """Take the room for labels that `apply` let through."""
+        """Take room for labels that `apply` accepted."""
         kept = _set({name: value for name, value in labels.items() if OTHER not in (name, value)})
         if not kept or kept in self._sets.read(namespace):
             return

@@ -1,7 +1,7 @@
-"""Savings as sums: what each call adds, and the report made of them.
+"""Savings as sums: the amounts that each call adds, and the report made of them.
 
-Lives here: the names of the sums, per hour, label set and model, and how rows come of them. Must not
-know: stores beyond "a table of named integers". Money is whole pico-dollars, so sums are exact.
+Contains: the names of the sums, per hour, label set and model, and the rows of a report. Must not depend on:
+stores beyond "a table of named integers". Money is whole pico-dollars, so sums are exact.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ _MONEY = ("paid", "baseline", "saved_by_cachemw", "saved_by_client", "would_save
 class Row:
     """The sums of one label set on one model (the totals have neither).
 
-    `calls` got an answer that began; `unsettled` of them are under way, or their end was never reported, as
-    where a worker died. Tokens and calls are counts, money is USD for input tokens. `saved` is net of what writing cost
-    and may be negative: `ours` where our breakpoints reached further than the client's own, `found`
-    elsewhere. `would_save` is what mode "observe" expects of breakpoints that it did not set.
+    `calls` counts calls whose response started. `unsettled` calls are in progress, or their end was never
+    reported, for example because a worker died. Tokens and calls are counts, money is USD for input tokens.
+    `saved` includes the premium of cache writes and may be negative. It is `saved_by_cachemw` for calls whose
+    deepest breakpoint was added by cachemw, else `saved_by_client`. `would_save` is the saving that mode
+    "observe" expects of breakpoints that it did not set.
     """
 
     labels: Mapping[str, str]
@@ -46,12 +47,12 @@ class Row:
 
     @property
     def saved(self) -> Decimal:
-        """What the baseline, all tokens plain, would have cost more than was paid."""
+        """Return the difference between the baseline, all tokens uncached, and the amount paid."""
         return self.saved_by_cachemw + self.saved_by_client
 
     @property
     def hit_rate(self) -> float:
-        """The share of input tokens that were read from the provider's cache."""
+        """Return the share of input tokens that were read from the provider's cache."""
         total = self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
         return self.cache_read / total if total else 0.0
 
@@ -70,13 +71,13 @@ def table(now: float) -> str:
 
 
 def tables(now: float) -> list[str]:
-    """Return the names of all tables that are kept, and of the hour to come for fast clocks."""
+    """Return the names of all kept tables, and of the next hour for workers whose clock is fast."""
     hour = int(now // HOUR)
     return [f"ledger:{h}" for h in range(hour - KEEP_HOURS + 1, hour + 2)]
 
 
 def amounts(labels: Mapping[str, str], model: str, sums: Mapping[str, int | Decimal]) -> dict[str, int]:
-    """Return what one call adds to the hour's table."""
+    """Return the amounts that one call adds to the hour's table."""
     key = json.dumps([model, sorted(labels.items())], separators=(",", ":"))
     return {
         f"{name} {key}": to_pico(value) if isinstance(value, Decimal) else value
@@ -86,7 +87,7 @@ def amounts(labels: Mapping[str, str], model: str, sums: Mapping[str, int | Deci
 
 
 def report(table: Mapping[str, int]) -> Report:
-    """Return the rows of summed tables; names that this version doesn't know are left out."""
+    """Return the rows of summed tables; unknown names are left out."""
     found: dict[str, dict[str, int]] = {}
     for full, amount in table.items():
         name, _, key = full.partition(" ")
@@ -107,7 +108,7 @@ def report(table: Mapping[str, int]) -> Report:
 
 
 def _model_and_labels(key: str) -> tuple[str, dict[str, str]] | None:
-    """Return what `amounts` made a key of, None where another program wrote it."""
+    """Return the model and labels of a key made by `amounts`, None if another program wrote it."""
     try:
         model, pairs = json.loads(key)
         labels = dict(pairs)

@@ -1,1 +1,1 @@
-"""The simulated provider, its bound and its replay; never on the request path."""
+"""The simulated provider, its lower bound of cost, and the replay of streams; never on the request path."""

@@ -1,7 +1,7 @@
 """Answers and errors of the simulated provider, in OpenAI's, Databricks' and Anthropic's shapes.
 
-Lives here: one sentence, whole or as a stream of server-sent events, and the errors. Must not know:
-HTTP, what a request was billed for.
+Contains: one sentence, whole or as a stream of server-sent events, and the errors. Must not depend on: HTTP,
+the billing of a request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Refused
 
-OUTPUT_TOKENS = (3, 6)  # so far, at each piece of the answer
+OUTPUT_TOKENS = (3, 6)  # cumulative, at each piece of the answer
 _ANSWER = ("This answer", " is simulated.")
 _ERROR_NAMES = {  # by status: Databricks' name, then Anthropic's and OpenAI's
     400: ("BAD_REQUEST", "invalid_request_error"),
@@ -31,7 +31,7 @@ def completion(name: str, usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def chat_events(name: str, usages: list[dict[str, Any]], every: bool) -> Iterator[bytes]:
-    """Yield server-sent events: Databricks puts usage in each, the others in one of its own at the end."""
+    """Yield server-sent events; `every` event has usage (Databricks), or an extra last one has it."""
     head = _head(name, "chat.completion.chunk")
     for piece, usage in zip(_ANSWER, usages, strict=True):
         choice = {"index": 0, "delta": {"role": "assistant", "content": piece}, "finish_reason": None}
@@ -59,7 +59,7 @@ def _opening(name: str, usage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def message_events(name: str, usages: list[dict[str, Any]]) -> Iterator[bytes]:
-    """Yield Anthropic's events: usage in the first, and cumulative again in the last but one."""
+    """Yield Anthropic's events, with usage in the first and cumulative usage in the last but one."""
     deltas = [
         {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}}
         for piece in _ANSWER
@@ -81,7 +81,7 @@ def message_events(name: str, usages: list[dict[str, Any]]) -> Iterator[bytes]:
 
 
 def error(refused: Refused, wire: Wire, provider: str) -> dict[str, Any]:
-    """Return the body of an error as the wire and the provider word it."""
+    """Return the body of an error in the format of the wire and the provider."""
     databricks, other = _ERROR_NAMES[refused.status]
     inner = {"type": other, "message": refused.message}
     if wire == "messages":

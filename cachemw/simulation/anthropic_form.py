@@ -1,13 +1,13 @@
-"""A request as Claude sees it: tools, system blocks and message blocks, each with its digest.
+"""A request in the form that Claude gets: tools, system blocks and message blocks, each with its digest.
 
-Lives here: what of a body is content, which parameters are part of an entry's key, which earlier
-thinking is not in the prompt. Must not know: entries, time, and anything of how the planner reads
-bodies: the two are held against each other.
+Contains: the content of a body, the parameters that belong to an entry's key, and the removal of old
+thinking. Must not depend on: entries, time, and the planner's reading of bodies, because tests compare the
+two.
 
-Content is everything but markers. The order of keys does not count, but for tool schemas and the
-input of tool calls; the `arguments` of a call are the string that they are. A role belongs to its
-blocks, the border between two messages of one role does not. A Databricks `reasoning` part is taken
-as one thinking block, however many summaries it holds.
+Content is everything except markers. The order of keys is ignored, except in tool schemas and in the input of
+tool calls; the `arguments` of a call are compared as a string. A role belongs to its blocks; the boundary
+between two messages of one role does not count. A Databricks `reasoning` part is one thinking block, with any
+number of summaries.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation import marker_rules
 from cachemw.simulation.openai_form import (
     EMPTY_MESSAGE,
@@ -35,12 +35,12 @@ from cachemw.simulation.options import Options, refuse
 Wire = Literal["chat", "messages"]
 Section = Literal["tools", "system", "messages"]
 
-_ORDERED = ("input_schema", "input")  # where the order of keys is content
+_ORDERED = ("input_schema", "input")  # the order of keys in these values is content
 _NO_FORCED_TOOL = ("opus-5-5", "fable-5-1")  # Anthropic model pages, October 2026
 
 
 class Content(NamedTuple):
-    """One block: its place in the body that Anthropic gets, its digest (32 bytes), its marker."""
+    """One block: its place in the body for Anthropic, its digest (32 bytes), its marker."""
 
     place: marker_rules.Place
     role: str
@@ -51,14 +51,14 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A whole request; each section's key is what else decides the entries from there on."""
+    """A whole request; each section's key holds the parameters that its entries depend on."""
 
     contents: Mapping[Section, list[Content]]
     keys: Mapping[Section, bytes]
 
 
 def form(body: Mapping[str, Any], wire: Wire, model: Model, options: Options) -> Form:
-    """Return a body's form; raises `Refused` with the provider's words where it doesn't take it."""
+    """Return a body's form. Raises `Refused` with the provider's text if the provider refuses the body."""
     keeps_late = options.mid_system == "keep" or (options.mid_system == "model" and model.mid_system)
     read = from_chat if wire == "chat" else _from_messages
     tools, system, messages = read(body, options, keeps_late)
@@ -82,7 +82,7 @@ def form(body: Mapping[str, Any], wire: Wire, model: Model, options: Options) ->
 
 
 def _from_messages(body: Mapping[str, Any], options: Options, keeps_late_system: bool) -> Prompt:
-    """Read an Anthropic Messages body: strings become blocks, nothing else changes."""
+    """Read an Anthropic Messages body: strings become blocks, and all else stays."""
     system = [] if body.get("system") is None else blocks_of(body["system"], "system")
     messages: list[Message] = []
     for index, message in enumerate(objects(body.get("messages"), "messages")):
@@ -102,7 +102,7 @@ def _from_messages(body: Mapping[str, Any], options: Options, keeps_late_system:
 
 
 def _in_prompt(messages: list[Message], strips: bool) -> Iterator[tuple[marker_rules.Place, str, Block]]:
-    """Yield the blocks of the prompt: where a model strips, thinking before the user's last turn is not."""
+    """Yield the blocks of the prompt; `strips` leaves out thinking before the user's last turn."""
     turn = -1
     if strips:
         for index, (role, blocks) in enumerate(messages):
@@ -116,7 +116,7 @@ def _in_prompt(messages: list[Message], strips: bool) -> Iterator[tuple[marker_r
 
 
 def _mark_automatically(ttl: Ttl, contents: Mapping[Section, list[Content]]) -> None:
-    """Mark the last block that may be marked, walking back; nothing where there is none."""
+    """Mark the last block that takes an automatic marker, if there is one."""
     for section in (contents["messages"], contents["system"], contents["tools"]):
         for index in range(len(section) - 1, -1, -1):
             content = section[index]
@@ -130,7 +130,7 @@ def _mark_automatically(ttl: Ttl, contents: Mapping[Section, list[Content]]) -> 
 
 
 def _refuse_odd(block: Block, place: marker_rules.Place, options: Options) -> None:
-    """Refuse what the provider takes in no request, marked or not."""
+    """Refuse blocks that the provider refuses with and without a marker."""
     text = block.get("text")
     if block.get("type") == "text" and not isinstance(text, str):
         refuse(f"{marker_rules.named(place, 'text')}.text: Input should be a valid string")
@@ -157,9 +157,9 @@ def _digest(role: str, block: Block) -> bytes:
 def _keys(
     body: Mapping[str, Any], model: Model, options: Options, messages: list[Message]
 ) -> dict[Section, bytes]:
-    """Return what decides an entry beside its blocks (Anthropic, prompt caching, August 2026).
+    """Return the parameters that an entry depends on, by section (Anthropic, prompt caching, August 2026).
 
-    `high` is the default effort and the same as none given.
+    The effort `high` is the default, so it equals no effort.
     """
     config = body.get("output_config")
     config = config if isinstance(config, Mapping) else {}

@@ -1,8 +1,8 @@
-"""Generated conversations of four sorts, each an endless stream by seed.
+"""Generated conversations of four families, each an endless stream by seed.
 
-Lives here: what is shared and what differs in each sort of traffic. Must not know: when requests
-arrive, providers, who plans. What all conversations of a family share is drawn from the seed alone,
-the rest from the seed and the conversation's number, so a longer stream begins with the shorter one.
+Contains: the shared and the varying parts of each family. Must not depend on: arrival times, providers,
+planners. The parts that all conversations of a family share depend on the seed alone, the varying parts on
+the seed and the conversation's number. A longer stream therefore begins with the shorter one.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ def support(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     for number in count():
         rng = _rng(seed, "support", number)
         messages = [
-            _said("system", system),
-            _said("user", text_generator.paragraph(rng, text_generator.TICKET, 3)),
+            _message("system", system),
+            _message("user", text_generator.paragraph(rng, text_generator.TICKET, 3)),
         ]
         for turn in range(rng.randint(2, 6)):
             if turn:
                 messages.append(
-                    _said("user", text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 2)))
+                    _message("user", text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 2)))
                 )
             for _ in range(rng.choice((0, 1, 1, 2))):
                 messages += _calls(rng, _SUPPORT_TOOLS, rng.choice((1, 1, 1, 2)))
             messages.append(
-                _said("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 3)))
+                _message("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 3)))
             )
         yield Conversation("support agent", turns(model, messages, tools))
 
@@ -90,12 +90,12 @@ def classifier(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     for number in count():
         rng = _rng(seed, "classifier", number)
         ticket = text_generator.paragraph(rng, text_generator.TICKET, rng.randint(1, 4))
-        messages = [_said("system", system), _said("user", f"Ticket: {ticket}\nLabel:")]
-        yield Conversation("few-shot classifier", turns(model, [*messages, _said("assistant", "")]))
+        messages = [_message("system", system), _message("user", f"Ticket: {ticket}\nLabel:")]
+        yield Conversation("few-shot classifier", turns(model, [*messages, _message("assistant", "")]))
 
 
 def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
-    """Yield readers of a document each: every question comes alone, after the document's block."""
+    """Yield conversations about one document each: every request has the document and one question."""
     system = "Answer from the document only. Quote the section you rely on. Say so where it is silent."
     for number in count():
         rng = _rng(seed, "documents", number)
@@ -106,13 +106,13 @@ def documents(seed: int, model: str = MODEL) -> Iterator[Conversation]:
         for _ in range(rng.choice((1, 2, 3, 4, 6, 8))):
             question = text_generator.sentence(rng, text_generator.QUESTION)
             parts = [{"type": "text", "text": text} for text in (document, question)]
-            messages = [_said("system", system), {"role": "user", "content": parts}]
-            requests += turns(model, [*messages, _said("assistant", "")])
+            messages = [_message("system", system), {"role": "user", "content": parts}]
+            requests += turns(model, [*messages, _message("assistant", "")])
         yield Conversation("document questions", tuple(requests))
 
 
 def dated(seed: int, model: str = MODEL) -> Iterator[Conversation]:
-    """Yield conversations of two travel desks that tell the time, one first thing, one midway."""
+    """Yield conversations of two travel desks with the time in the system prompt, at its start or midway."""
     rng = _rng(seed, "dated")
     now = f"The time is {NOW}. Never offer a connection that has left."
     rules = text_generator.sections(rng, text_generator.POLICY, 3_000)
@@ -122,20 +122,20 @@ def dated(seed: int, model: str = MODEL) -> Iterator[Conversation]:
     tools = _tools(rng, _TRAVEL_TOOLS)
     for number in count():
         rng = _rng(seed, "dated", number)
-        messages = [_said("system", systems[number % 2])]
+        messages = [_message("system", systems[number % 2])]
         for _ in range(rng.randint(1, 4)):
             messages.append(
-                _said("user", text_generator.paragraph(rng, text_generator.TRIP, rng.randint(1, 3)))
+                _message("user", text_generator.paragraph(rng, text_generator.TRIP, rng.randint(1, 3)))
             )
             if rng.random() < 0.5:
                 messages += _calls(rng, _TRAVEL_TOOLS, 1)
             messages.append(
-                _said("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 2)))
+                _message("assistant", text_generator.paragraph(rng, text_generator.REPLY, rng.randint(1, 2)))
             )
         yield Conversation("dated system prompt", turns(model, messages, tools), dated=True)
 
 
-# By name: the stream, and how often it is drawn in mixed traffic.
+# By name: the stream, and its weight in mixed traffic.
 FAMILIES: Mapping[str, tuple[Callable[[int, str], Iterator[Conversation]], int]] = {
     "support": (support, 3),
     "classifier": (classifier, 10),
@@ -145,7 +145,7 @@ FAMILIES: Mapping[str, tuple[Callable[[int, str], Iterator[Conversation]], int]]
 
 
 def mixed(seed: int, conversations: int, model: str = MODEL) -> list[Conversation]:
-    """Return conversations of all families in a drawn order."""
+    """Return conversations of all families in random order."""
     rng = _rng(seed, "mix")
     streams = [stream(seed, model) for stream, _ in FAMILIES.values()]
     weights = [weight for _, weight in FAMILIES.values()]
@@ -154,10 +154,10 @@ def mixed(seed: int, conversations: int, model: str = MODEL) -> list[Conversatio
 
 
 def _rng(*parts: object) -> random.Random:
-    return random.Random("/".join(map(str, parts)))  # noqa: S311 - traffic, no secret
+    return random.Random("/".join(map(str, parts)))  # noqa: S311 - traffic, not a secret
 
 
-def _said(role: str, text: str) -> _Message:
+def _message(role: str, text: str) -> _Message:
     return {"role": role, "content": text}
 
 

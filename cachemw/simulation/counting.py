@@ -1,7 +1,7 @@
-"""The simulated provider's own token counter, apart from the estimates that the planner makes.
+"""The simulated provider's own token counter, independent of the planner's estimates.
 
-Lives here: tokens of one block from classes of characters and from image sizes, and the bias that
-makes each simulated model stray from any estimate. Must not know: requests, entries, the planner.
+Contains: tokens of one block from classes of characters and from image sizes, and the bias by which each
+simulated model differs from every estimate. Must not depend on: requests, entries, the planner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WEIGHTS = (
     (bytes(range(128, 256)), 0.45),
 )
 _PUNCTUATION = 0.85
-# Opus 4.7 and later make about 1.3 times as many tokens of a text (Anthropic, token counting, 2026).
+# Opus 4.7 and later count about 1.3 times as many tokens (Anthropic, token counting, 2026).
 _RATES: Mapping[str, float] = {"old": 1.0, "new": 1.3, "openai": 0.87}
 FRAME = 4  # tokens around each block
 TAIL = 4  # tokens after the last block, never stored: recorded requests show 0 to 9
@@ -33,13 +33,13 @@ _IMAGE_MOST = 1600  # width x height / 750 up to about this (Anthropic, vision, 
 
 
 def rate(name: str, tokenizer: Literal["old", "new", "openai"], seed: int) -> float:
-    """Return a simulated model's tokens per plain token: its tokenizer's rate times 0.9 to 1.2 by seed."""
+    """Return a model's tokens per unbiased token: the rate of its tokenizer times 0.9 to 1.2, by seed."""
     drawn = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return _RATES[tokenizer] * (0.9 + 0.3 * int.from_bytes(drawn[:4], "big") / 2**32)
 
 
 def text_tokens(text: str) -> float:
-    """Return the plain tokens of a text."""
+    """Return the unbiased token count of a text."""
     data = text.encode("utf-8", "surrogatepass")
     left, tokens = len(data), 0.0
     for characters, weight in _WEIGHTS:
@@ -50,7 +50,7 @@ def text_tokens(text: str) -> float:
 
 
 def block_tokens(block: Mapping[str, Any]) -> float:
-    """Return the plain tokens of one block in Anthropic form, its frame included."""
+    """Return the unbiased token count of one block in Anthropic form, its frame included."""
     kind = block.get("type")
     if kind == "text" and isinstance(block.get("text"), str):
         return FRAME + text_tokens(block["text"])
@@ -64,7 +64,7 @@ def block_tokens(block: Mapping[str, Any]) -> float:
 
 
 def _image(source: Any) -> float:
-    """Return an image's tokens by its pixels, the most there can be where they can't be read."""
+    """Return an image's tokens by its pixels, or the maximum if its size cannot be read."""
     data = source.get("data") if isinstance(source, Mapping) else None
     found = pixels(data) if isinstance(data, str) else None
     if found is None:

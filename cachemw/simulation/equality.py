@@ -1,6 +1,6 @@
-"""Whether what left is what came: nothing but markers may differ.
+"""Check that an outgoing request equals the incoming one except for markers.
 
-Lives here: a check of its own, apart from the code that places markers. Must not know: who placed them.
+Contains: a check that is independent of the code that places markers. Must not depend on: that code.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Json = Mapping[str, Any]
 
 
 def same_request(came: Json, left: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
-    """Say whether a chat body is the same but for markers; a string content is its one-part list.
+    """Return True if two chat bodies are equal except for markers; a string equals its one-part list.
 
-    With `split_text` neighbouring text parts that join to the same string are equal, with `sort_tools`
-    the tools may stand in another order, and so may the keys inside them.
+    With `split_text`, adjacent text parts that join to the same string are equal. With `sort_tools`, the
+    tools and the keys inside them may stand in another order.
     """
     if came is left:
         return True

@@ -1,8 +1,8 @@
-"""Markers as the provider reads them: which block may carry one, what it says, and the 400s.
+"""The provider's rules for markers: the blocks that take one, its values, and the 400s.
 
-Lives here: everything about `cache_control` in a single request. The texts of the 400s are those that
-users of several projects have reported (2025 and 2026); of those for a tool definition or for a part
-inside a tool result only the pattern is known. Must not know: digests, tokens, entries.
+Contains: everything about `cache_control` in a single request. The texts of the 400s were reported by users
+of several projects (2025 and 2026); for a tool definition and for a part inside a tool result only the
+pattern is known. Must not depend on: digests, tokens, entries.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.simulation.options import Options, refuse
 
 Block = Mapping[str, Any]
@@ -24,13 +24,13 @@ _MARKABLE = frozenset({
 
 
 def is_blank(block: Block) -> bool:
-    """Say whether a block is a text of nothing but white space."""
+    """Return True if a block is a text of white space only."""
     text = block.get("text")
     return block.get("type") == "text" and isinstance(text, str) and not text.strip()
 
 
 def named(place: Place, kind: object) -> str:
-    """Name a block as the provider's 400s do: `messages.3.content.0.text`, `system.1`, `tools.0`."""
+    """Return a block's name in the provider's 400s: `messages.3.content.0.text`, `system.1`, `tools.0`."""
     name = ".".join(map(str, place))
     return f"{name}.{kind}" if place[0] == "messages" else name
 
@@ -46,7 +46,7 @@ def bare(block: Block) -> Block:
 
 
 def read(block: Block, place: Place, options: Options) -> Ttl | None:
-    """Return the TTL of a block's marker, None without one; raises `Refused` where it may not stand."""
+    """Return the TTL of a block's marker, or None. Raises `Refused` if the block takes no marker."""
     control = block.get("cache_control")
     inner = block.get("content")
     if block.get("type") == "tool_result" and isinstance(inner, list):
@@ -60,14 +60,14 @@ def read(block: Block, place: Place, options: Options) -> Ttl | None:
 
 
 def automatic(control: Any, options: Options) -> Ttl:
-    """Return the TTL of a marker at the top of a body; raises `Refused` where there is no such thing."""
+    """Return the TTL of a marker at the top of a body. Raises `Refused` if the provider takes none there."""
     if options.provider == "databricks":
         refuse("cache_control: Extra inputs are not permitted")
     return _ttl(control, "cache_control", options)
 
 
 def takes_automatic(block: Block) -> bool:
-    """Say whether automatic caching may end on this block."""
+    """Return True if automatic caching may end on this block."""
     return block.get("type") not in THINKING and not is_blank(block)
 
 
@@ -89,14 +89,14 @@ def check(marked: Sequence[tuple[Place, str, Ttl]], options: Options) -> None:
 
 
 def _without_marker(block: Any) -> Any:
-    """Return a block without its marker and its empty fields, which gateways leave out."""
+    """Return a block without its marker and without null fields, which gateways leave out."""
     if isinstance(block, Mapping) and ("cache_control" in block or None in block.values()):
         return {key: value for key, value in block.items() if key != "cache_control" and value is not None}
     return block
 
 
 def _inner_marker(parts: Sequence[Any], name: str) -> Any:
-    """Return the marker of the last part inside a tool result: it is taken as the result's own."""
+    """Return the marker of the last part inside a tool result: it counts as the result's own marker."""
     for number, part in enumerate(parts):
         control = part.get("cache_control") if isinstance(part, Mapping) else None
         if control is None:

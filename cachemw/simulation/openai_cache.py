@@ -1,13 +1,14 @@
-"""A provider cache of one organisation and one model, billing as OpenAI's models are billed.
+"""A provider cache of one organisation and one model, with the billing of OpenAI's models.
 
-Lives here: machines, and what each has cached: automatically, or at breakpoints from GPT-5.6 on. Rules: OpenAI,
-prompt caching guide, October 2026. Must not know: how the middleware reads bodies or chooses; prices.
+Contains: machines and their cached prefixes, automatic or, from GPT-5.6 on, at breakpoints. Rules: OpenAI,
+prompt caching guide, October 2026. Must not depend on: how the middleware reads bodies or chooses; prices.
 
-A request goes to a machine by its first block and its `prompt_cache_key`; those of one such pair above fifteen
-in a minute go to further machines. Older models read what is common with any earlier prompt there, in steps of
-128 tokens, and write for nothing; only whole blocks are compared here. Newer ones write at OpenAI's own
-breakpoint (the end of the request) and at the last three of the request's, and read where a breakpoint, or the
-end of one of the last 20 messages but an assistant's, meets what was written.
+The first block and the `prompt_cache_key` of a request select a machine; above fifteen requests of one such
+pair in a minute, further requests go to further machines. Older models read the prefix shared with any
+earlier prompt on the machine, in steps of 128 tokens, and write for free; this simulation compares whole
+blocks only. Newer models write at OpenAI's own breakpoint (the end of the request) and at the last three
+breakpoints of the request. They read at a breakpoint, or at the end of one of the last 20 messages of other
+roles than assistant, if that prefix was written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Options, refuse
 from cachemw.simulation.provider import Position, ProviderCache, Request, Ticket
@@ -37,13 +38,13 @@ class OpenAICache:
         options = options or Options(provider="openai")
         self.model = model
         self.minimum = model.minimum if options.minimum is None else options.minimum
-        # Bodies are read as Claude's are, with the one sort of marker in the other's place.
+        # Bodies are read like Claude's, after breakpoints have been translated to `cache_control`.
         self._reader = ProviderCache(replace(model, caching="explicit"), options)
         self._expiry: dict[bytes, float] = {}  # by machine and digest
         self._recent: dict[bytes, deque[float]] = {}
 
     def begin(self, body: Mapping[str, Any], now: float, wire: Wire = "chat") -> Ticket:
-        """Take a request at `now` (seconds) and say what it is billed for. Raises `Refused` with the 400."""
+        """Take a request at `now` (seconds) and return its bill. Raises `Refused` with the 400."""
         if wire != "chat":
             refuse("Unknown request URL")
         request = self._reader.convert(_translated(body), wire)
@@ -65,13 +66,13 @@ class OpenAICache:
         writes: list[tuple[bytes, Ttl]] = [(names[index], "5m") for index in written]
         return Ticket(request, now, hit, read, end - read, 0, request.total - end, tuple(writes))
 
-    def answer_began(self, ticket: Ticket, at: float) -> None:  # noqa: ARG002  # the other provider cache's call
-        """Make what a request wrote readable; it lives half an hour from the request's start."""
+    def answer_began(self, ticket: Ticket, at: float) -> None:  # noqa: ARG002 - as in `ProviderCache`
+        """Make the entries of a request readable; they expire half an hour after the request's start."""
         for name, _ in ticket.writes:
             self._expiry[name] = ticket.started + _LIFE
 
     def _machine(self, body: Mapping[str, Any], request: Request, now: float) -> bytes:
-        """Return the machine that a request goes to: the next one for each fifteen in the last minute."""
+        """Return the machine of a request: one more machine for each fifteen requests in the last minute."""
         key = str(body.get("prompt_cache_key") or "")
         first = request.positions[0].digest if request.positions else b""
         name = hashlib.sha256(first + key.encode()).digest()
@@ -83,13 +84,13 @@ class OpenAICache:
 
 
 def _points(positions: Sequence[Position]) -> list[int]:
-    """Return where a request writes: at its end, and at the last of its own breakpoints."""
+    """Return the positions at which a request writes: its end, and the last of its own breakpoints."""
     own = [index for index, position in enumerate(positions) if position.marker is not None]
     return sorted({*own[1 - _WRITES :], len(positions) - 1}) if positions else []
 
 
 def _endings(positions: Sequence[Position]) -> list[int]:
-    """Return the ends of the last messages that are no assistant's."""
+    """Return the ends of the last messages of other roles than assistant."""
     ends = [
         index
         for index, (position, after) in enumerate(zip(positions, [*positions[1:], None], strict=True))
@@ -101,7 +102,7 @@ def _endings(positions: Sequence[Position]) -> list[int]:
 
 
 def _translated(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the body with `cache_control` in the place of each breakpoint; raises `Refused` where none may stand."""
+    """Return the body with `cache_control` for each breakpoint. Raises `Refused` for a misplaced one."""
     messages = body.get("messages")
     bare = {key: value for key, value in body.items() if not key.startswith("prompt_cache_")}
     if not isinstance(messages, list):

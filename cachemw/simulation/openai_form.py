@@ -1,7 +1,7 @@
-"""OpenAI chat bodies in the shape of Anthropic's: what a gateway in front of Claude does to them.
+"""Translate OpenAI chat bodies to Anthropic's format, as a gateway in front of Claude does.
 
-Lives here: where each part of a chat body goes, and the quirks by which Databricks refuses some of
-them. Markers stay on the block that they came on. Must not know: digests, tokens, entries.
+Contains: the place of each part of a chat body, and the bodies that only Databricks refuses. Markers stay on
+their block. Must not depend on: digests, tokens, entries.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ EMPTY_MESSAGE = "all messages must have non-empty content except for the optiona
 def from_chat(body: Mapping[str, Any], options: Options, keeps_late_system: bool) -> Prompt:
     """Return tools, system blocks and messages (role, blocks) of a chat body; the body is not changed.
 
-    Raises `Refused` where it is no chat body or one that the provider doesn't take.
+    Raises `Refused` if it is no chat body, or one that the provider refuses.
     """
     tools = [
         _tool(index, tool, options) for index, tool in enumerate(objects(body.get("tools") or (), "tools"))
     ]
     system: list[Block] = []
     messages: list[Message] = []
-    results_of: int | None = None  # the user message that a run of tool messages is gathered in
+    results_of: int | None = None  # index of the user message that collects a run of tool messages
     for index, message in enumerate(objects(body.get("messages"), "messages")):
         role = message.get("role")
         if role in _SYSTEM:
@@ -102,7 +102,7 @@ def _part(part: Block) -> Block:
 
 
 def _image(value: Any) -> Block:
-    """Return an Anthropic image source; what else stood beside the URL is kept as content."""
+    """Return an Anthropic image source; other keys beside the URL are kept as content."""
     rest: Block = _without(value, "url") if isinstance(value, Mapping) else {}
     url = value.get("url") if isinstance(value, Mapping) else value
     if not isinstance(url, str) or not url.startswith("data:"):
@@ -120,7 +120,7 @@ def _assistant(index: int, message: Block) -> list[Block]:
     for call in objects(calls, f"messages.{index}.tool_calls"):
         function = call.get("function")
         if isinstance(function, Mapping):
-            # A marker inside `function` is not one (Databricks, model services, 2026).
+            # A marker inside `function` does not count (Databricks, model services, 2026).
             inner = {"input" if key == "arguments" else key: value for key, value in function.items()}
             inner.pop("cache_control", None)
             blocks.append({**inner, **_without(call, "function"), "type": "tool_use"})
@@ -136,7 +136,7 @@ def _tool_result(index: int, message: Block) -> Block:
 
 
 def _tool(index: int, tool: Block, options: Options) -> Block:
-    """Return a tool definition with its function's fields on one level; a marker may stand on either."""
+    """Return a tool definition with its function's fields on one level; both levels may hold the marker."""
     function = tool.get("function")
     if not isinstance(function, Mapping):
         return tool

@@ -1,7 +1,7 @@
-"""How the simulated provider reads what the sources leave open, and how it refuses.
+"""Options of the simulated provider where sources are silent or disagree, and its refusals.
 
-Lives here: one switch for each reading where sources disagree, and the 400. Must not know:
-requests, entries, the planner.
+Contains: one switch for each reading of the sources, and the 400. Must not depend on: requests, entries, the
+planner.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from cachemw.errors import ConfigError
 PROVIDERS = ("databricks", "anthropic", "openrouter", "litellm", "openai")
 
 
-class Refused(Exception):  # noqa: N818 - an answer of the provider, no error of ours
-    """The provider's answer to a request that it doesn't accept: an HTTP status and its words."""
+class Refused(Exception):  # noqa: N818 - an answer of the provider, not an error of cachemw
+    """The provider's answer to a request that it refuses: an HTTP status and a text."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -30,19 +30,19 @@ def refuse(message: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One reading of the provider's rules; the defaults are the strict or the best-attested ones.
+    """One reading of the provider's rules; the defaults are the strict or the best-attested readings.
 
-    - `provider`: whose quirks hold. databricks refuses image URLs, `strict` in tools, `name` on user
-      messages and automatic caching; it and anthropic refuse empty texts.
-    - `minimum`: fewest tokens of a prefix that is stored, in place of the model's own.
+    - `provider`: the provider that is simulated. databricks refuses image URLs, `strict` in tools, `name` on
+      user messages and automatic caching; databricks and anthropic refuse empty texts.
+    - `minimum`: fewest tokens of a stored prefix, instead of the model's own minimum.
     - `lookback`: positions that a marker examines, itself included.
-    - `run_collapse`: whether a run of tool calls, or of tool results, is one position of a lookback.
-    - `thinking_scope`: whether another thinking mode or effort loses everything or the messages only.
+    - `run_collapse`: a run of tool calls, or of tool results, is one position of a lookback.
+    - `thinking_scope`: another thinking mode or effort invalidates all entries, or those of messages only.
     - `reasoning_markers`, `tool_markers`, `tool_result_markers`, `supports_1h`: accepted, or a 400.
-    - `mid_system`: a system message after the first other one keeps its place where the model's row
-      says so and else moves to the end of the system section (`model`), or always one of the two, or
-      is a 400. On the Messages wire `model` refuses instead of moving.
-    - `bias_seed`: draws how far this provider's token counts stray from the plain count.
+    - `mid_system`: a system message after the first message of another role. `model` keeps its place if the
+      model's row says so, and else moves it to the end of the system section (on the Messages wire: refuses
+      it); `keep`, `hoist` and `refuse` always do the same.
+    - `bias_seed`: seed of the difference between this provider's token counts and the unbiased count.
 
     Raises `ConfigError`.
     """

@@ -1,22 +1,25 @@
-"""The clairvoyant bound: what a stream costs at least, the future being known.
+"""The clairvoyant bound: the least cost of a stream for a policy that knows the future.
 
-Lives here: the least cost of a stream over all ways to mark it, with no cap on breakpoints and no
-lookback limit. Must not know: any policy.
+Contains: the least cost of a stream over all ways to mark it, without limits on breakpoints and lookback.
+Must not depend on: any policy.
 
-Why it is a bound. The requests' prefixes form a tree; an edge is the tokens between two neighbouring
-prefixes, and a request passes those of its own. A bill splits a prompt in up to four runs: read, written
-for an hour, written for five minutes, plain; each run ends at an end of an edge, so a request does one of
-the four to each of its edges, and its cost is the sum over them. An edge can only be read at time t if an
-entry at or below it is alive and available. The request that wrote that entry, and each one that
-refreshed it, read or wrote the edge itself: so had the edge an entry of its own, refreshed by all of
-them, that would be alive and available too. The cheapest way through an edge's own arrivals, each edge
-looked at alone, is therefore no dearer than what any policy pays for it.
+Proof that it is a bound:
 
-An entry under the provider's minimum is never stored: those tokens go with the first prefix on the way
-that reaches it, since nothing but an entry from there on can hold them; where no prefix reaches it they
-are plain. One trick is left out: marking a small tail for an hour behind a living five-minute entry,
-which in this billing gives the whole prefix an hour for the price of the tail. Whether real providers
-do that is not known; a policy that does may fall below the bound.
+1. The requests' prefixes form a tree. An edge is the tokens between two adjacent prefixes; a request passes
+   the edges of its own prefix.
+2. A bill splits a prompt in up to four runs: cache read, 1h write, 5m write, uncached. Each run ends at the
+   end of an edge. A request therefore does one of the four to each of its edges, and its cost is the sum.
+3. An edge can be read at time t only if an entry at or below it is cached and available. The request that
+   wrote this entry, and each request that refreshed it, read or wrote the edge as well. If the edge had an
+   entry of its own, refreshed by all of them, this entry would be cached and available too.
+4. The cheapest choice for the arrivals of one edge alone therefore costs at most as much as any policy pays
+   for this edge.
+
+Prefixes below the provider's minimum are never stored. Their tokens count for the first longer prefix that
+reaches the minimum, because only entries from there on can hold them; if no prefix reaches it, they are
+uncached. One trick is left out: a 1h marker on a small tail behind a cached 5m entry, which in this billing
+keeps the whole prefix for an hour at the price of the tail. Real providers may differ; a policy that uses the
+trick may fall below the bound.
 """
 
 from __future__ import annotations
@@ -28,16 +31,16 @@ from typing import Literal, NamedTuple
 
 import orjson
 
-from cachemw.core.rules.providers import TTL_SECONDS
+from cachemw.core.rules.types import TTL_SECONDS
 from cachemw.simulation.anthropic_form import Content, form
 from cachemw.simulation.counting import FRAME, text_tokens
 from cachemw.simulation.provider import ProviderCache, Request
 from cachemw.simulation.replay import Body, Sent, Weights
 
 Grain = Literal["block", "piece"]
-Step = tuple[bytes, float]  # digest of the prefix up to here, tokens from the step before
+PrefixStep = tuple[bytes, float]  # digest of the prefix up to here, tokens from the step before
 
-PIECE = 1024  # characters; a piece ends at the first end of a line from there on
+PIECE = 1024  # characters; a piece ends at the next end of a line
 
 
 def bound(
@@ -48,26 +51,30 @@ def bound(
     grain: Grain = "block",
     sort_tools: bool = False,
 ) -> float:
-    """Return the least cost of a stream in plain tokens.
+    """Return the least cost of a stream, in uncached tokens.
 
-    `cache` gives the rules and counts tokens; its entries are not looked at. `hour` allows 1h besides 5m.
-    At grain "piece" a prefix may also end inside a text, at an end of line about each KB.
+    `cache` gives the rules and counts tokens; its entries are not used. `hour` allows 1h besides 5m. With
+    grain "piece", a prefix may also end inside a text, at about one end of line each KB.
     """
-    paths: list[tuple[float, float, Sequence[Step]]] = []
-    plain = 0.0
+    paths: list[tuple[float, float, Sequence[PrefixStep]]] = []
+    uncached = 0.0
     for request in stream:
         body = sorted_tools(request.body) if sort_tools else request.body
         seen = cache.convert(body)
         steps = list(_pieces(cache, body, seen) if grain == "piece" else _blocks(seen))
         paths.append((request.at, request.at + request.latency, steps))
-        plain += seen.total - sum(tokens for _, tokens in steps)
-    return plain + least(paths, cache.minimum, Weights.of(cache.model), hour=hour)
+        uncached += seen.total - sum(tokens for _, tokens in steps)
+    return uncached + least(paths, cache.minimum, Weights.of(cache.model), hour=hour)
 
 
 def least(
-    paths: Iterable[tuple[float, float, Sequence[Step]]], minimum: float, weights: Weights, *, hour: bool
+    paths: Iterable[tuple[float, float, Sequence[PrefixStep]]],
+    minimum: float,
+    weights: Weights,
+    *,
+    hour: bool,
 ) -> float:
-    """Return the least cost of requests, each (sent, answer begins, steps), sorted by time."""
+    """Return the least cost of requests, each (sent, answer begins, steps), in order of time."""
     edges: dict[bytes, float] = {}
     arrivals: defaultdict[bytes, list[tuple[float, float]]] = defaultdict(list)
     cost = 0.0
@@ -94,8 +101,8 @@ def least(
     return cost
 
 
-class _State(NamedTuple):
-    """An edge's entry: until when it lives, from when it can be read, its TTL; and the cost so far."""
+class _EdgeState(NamedTuple):
+    """The cost so far, and the edge's entry: its expiry, the time from which it can be read, its TTL."""
 
     cost: float
     expiry: float
@@ -103,38 +110,38 @@ class _State(NamedTuple):
     ttl: int
 
 
-_NONE = _State(0.0, float("-inf"), float("inf"), 0)
+_NONE = _EdgeState(0.0, float("-inf"), float("inf"), 0)
 
 
 def cheapest(times: Sequence[tuple[float, float]], weights: Weights, *, hour: bool) -> float:
-    """Return the least cost of one token that these requests (sent, answer begins) all hold, by time."""
+    """Return the least cost of one token that all these requests (sent, answer begins) hold."""
     writes = [(TTL_SECONDS["5m"], weights.cache_write_5m)]
     if hour:
         writes.append((TTL_SECONDS["1h"], weights.cache_write_1h))
     states = [_NONE]
     for at, begins in times:
-        after: list[_State] = []
+        after: list[_EdgeState] = []
         for state in states:
             cost, expiry, available, ttl = state
-            alive = at < expiry
-            readable = alive and available <= at
+            cached = at < expiry
+            readable = cached and available <= at
             if readable:
-                after.append(_State(cost + weights.cache_read, max(expiry, at + ttl), available, ttl))
+                after.append(_EdgeState(cost + weights.cache_read, max(expiry, at + ttl), available, ttl))
             else:
-                after.append(_State(cost + 1.0, *(state[1:] if alive else _NONE[1:])))
+                after.append(_EdgeState(cost + 1.0, *(state[1:] if cached else _NONE[1:])))
             for longer, price in writes:
-                if not alive:
-                    after.append(_State(cost + price, at + longer, begins, longer))
+                if not cached:
+                    after.append(_EdgeState(cost + price, at + longer, begins, longer))
                 elif not readable or longer > ttl:
                     until, since = max(expiry, at + longer), min(available, begins)
-                    after.append(_State(cost + price, until, since, max(ttl, longer)))
-        states = _undominated(after)
+                    after.append(_EdgeState(cost + price, until, since, max(ttl, longer)))
+        states = _pareto_states(after)
     return min(state.cost for state in states)
 
 
-def _undominated(states: list[_State]) -> list[_State]:
-    """Return the states that no other one is at least as good as in all respects."""
-    kept: list[_State] = []
+def _pareto_states(states: list[_EdgeState]) -> list[_EdgeState]:
+    """Return the Pareto-optimal states: no other state is at least as good in all respects."""
+    kept: list[_EdgeState] = []
     for state in sorted(states, key=lambda state: (state.cost, -state.expiry)):
         if not any(
             other.expiry >= state.expiry and other.available <= state.available and other.ttl >= state.ttl
@@ -144,13 +151,13 @@ def _undominated(states: list[_State]) -> list[_State]:
     return kept
 
 
-def _blocks(seen: Request) -> Iterator[Step]:
+def _blocks(seen: Request) -> Iterator[PrefixStep]:
     for position in seen.positions:
         yield position.digest, float(position.tokens)
 
 
-def _pieces(cache: ProviderCache, body: Body, seen: Request) -> Iterator[Step]:
-    """Yield a body's steps with long texts cut; the pieces of a block have its tokens between them."""
+def _pieces(cache: ProviderCache, body: Body, seen: Request) -> Iterator[PrefixStep]:
+    """Yield a body's steps with long texts cut into pieces, which share the tokens of their block."""
     read = form(body, "chat", cache.model, cache.options)
     chain = b""
     positions = iter(seen.positions)
@@ -172,14 +179,14 @@ def _pieces(cache: ProviderCache, body: Body, seen: Request) -> Iterator[Step]:
 
 
 def _text(content: Content) -> str | None:
-    """Return the text of a block that is nothing but a text."""
+    """Return the text of a block that holds only a text."""
     block = content.block
     text = block.get("text")
     return text if block.keys() == {"type", "text"} and isinstance(text, str) else None
 
 
 def pieces(text: str) -> list[str]:
-    """Return a text in pieces of `PIECE` characters or a little more, each ending with a line but the last."""
+    """Return a text in pieces of `PIECE` characters or slightly more that end with a line."""
     found, start = [], 0
     while len(text) - start > PIECE:
         end = text.find("\n", start + PIECE - 1) + 1

@@ -1,12 +1,12 @@
-"""A provider cache of one organisation and one model, billing as Claude is billed.
+"""A provider cache of one organisation and one model, with Claude's billing.
 
-Lives here: which entry a request reads, what it writes, when that can be read, what is billed.
-Rules: Anthropic, prompt caching, August 2026, and recorded requests. Must not know: how the planner
+Contains: the entry that a request reads, the entries that it writes, when these can be read, and the bill.
+Rules: Anthropic, prompt caching, August 2026, and recorded requests. Must not depend on: how the planner
 reads bodies, counts tokens or decides; prices.
 
-Where the documents are silent: an entry dies strictly at the end of its TTL; every live entry under a
-marker is refreshed, not only the one that is read; a marker at or before the hit bills nothing, so it
-gives no more life than the entry that was read has.
+Assumptions where the documents are silent: an entry expires exactly at the end of its TTL; every cached entry
+under a marker is refreshed, not only the one that is read; a marker at or before the hit costs nothing, so
+its entry gets at most the TTL of the entry that was read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from cachemw.core.rules.providers import TTL_SECONDS, Model, Ttl
+from cachemw.core.rules.types import TTL_SECONDS, Model, Ttl
 from cachemw.simulation import marker_rules
 from cachemw.simulation.anthropic_form import Content, Wire, form
 from cachemw.simulation.counting import TAIL, block_tokens, rate
@@ -24,11 +24,13 @@ from cachemw.simulation.options import Options
 
 _RUNS = ("tool_use", "tool_result")
 _MEMO_LIMIT = 1_000_000
-_plain_tokens: dict[bytes, float] = {}  # by digest of a block: results of a pure function, shared by all
+_unbiased_tokens: dict[
+    bytes, float
+] = {}  # by digest of a block: results of a pure function, shared by all caches
 
 
 class Position(NamedTuple):
-    """One block of the prompt. `digest` (32 bytes) and `prefix` (tokens) cover all up to its end."""
+    """One block of the prompt. `digest` (32 bytes) and `prefix` (tokens) cover the prompt up to its end."""
 
     place: marker_rules.Place
     role: str
@@ -58,10 +60,10 @@ class ProviderEntry:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a request costs in tokens, and what it leaves behind once its answer has begun.
+    """The bill of a request in tokens, and the entries that it writes once its answer has begun.
 
-    `hit` is the index of the position that was read up to, -1 for none. `writes` holds the digest and
-    TTL of each entry to come; those at or before the hit are free.
+    `hit` is the index of the last position that was read, -1 for none. `writes` holds the digest and TTL of
+    each entry; entries at or before the hit are free.
     """
 
     request: Request
@@ -86,11 +88,11 @@ class ProviderCache:
         self._sweep_at = 4096
 
     def positions(self, body: Mapping[str, Any], wire: Wire = "chat") -> Sequence[Position]:
-        """Return a body's positions; raises `Refused`."""
+        """Return a body's positions. Raises `Refused`."""
         return self.convert(body, wire).positions
 
     def convert(self, body: Mapping[str, Any], wire: Wire = "chat") -> Request:
-        """Return a body as this provider sees it; raises `Refused` where it isn't taken."""
+        """Return a body in the provider's form. Raises `Refused` if the provider refuses it."""
         read = form(body, wire, self.model, self.options)
         chain, prefix = b"", 0
         positions: list[Position] = []
@@ -98,7 +100,7 @@ class ProviderCache:
             chain = hashlib.sha256(chain + read.keys[section]).digest()
             for content in contents:
                 chain = hashlib.sha256(chain + content.digest).digest()
-                tokens = max(1, round(self._rate * _plain(content)))
+                tokens = max(1, round(self._rate * _block_tokens(content)))
                 prefix += tokens
                 kind = str(content.block.get("type", "custom"))
                 positions.append(
@@ -107,9 +109,9 @@ class ProviderCache:
         return Request(positions, prefix + TAIL)
 
     def begin(self, body: Mapping[str, Any] | Request, now: float, wire: Wire = "chat") -> Ticket:
-        """Take a request at `now` and say what it is billed for; reading refreshes from `now` on.
+        """Take a request at `now` and return its bill; entries that it reads are refreshed from `now` on.
 
-        Nothing is written until `answer_began`. Raises `Refused` with the provider's 400.
+        Entries are written by `answer_began` only. Raises `Refused` with the provider's 400.
         """
         request = body if isinstance(body, Request) else self.convert(body, wire)
         positions = request.positions
@@ -150,12 +152,12 @@ class ProviderCache:
         )
 
     def answer_began(self, ticket: Ticket, at: float) -> None:
-        """Make what a request wrote readable from `at` on; its TTL runs from the request's start."""
+        """Make the entries of a request readable from `at` on; their TTL runs from the request's start."""
         for digest, ttl in ticket.writes:
             entry = ProviderEntry(ttl, ticket.started + TTL_SECONDS[ttl], at)
             other = self._entries.get(digest)
             if other is not None and other.expiry > ticket.started:
-                # Two requests have written the same prefix: either copy may be read.
+                # Two requests have written the same prefix: both copies can be read.
                 longer = entry if TTL_SECONDS[ttl] > TTL_SECONDS[other.ttl] else other
                 entry = ProviderEntry(longer.ttl, max(entry.expiry, other.expiry), min(at, other.available))
             self._entries[digest] = entry
@@ -170,7 +172,7 @@ class ProviderCache:
         return -1
 
     def _window(self, positions: Sequence[Position], marker: int) -> Iterator[int]:
-        """Yield the indices that a marker examines, from itself back; a collapsed run counts once."""
+        """Yield the indices that a marker examines, backwards from its own; a collapsed run counts once."""
         examined = 0
         for index in range(marker, -1, -1):
             kind = positions[index].type
@@ -182,7 +184,7 @@ class ProviderCache:
             yield index
 
     def _sweep(self, now: float) -> None:
-        """Drop the dead once their number may have doubled."""
+        """Drop expired entries, at most once for each doubling of the number of entries."""
         if len(self._entries) >= self._sweep_at:
             self._entries = {digest: entry for digest, entry in self._entries.items() if entry.expiry > now}
             self._sweep_at = max(4096, 2 * len(self._entries))
@@ -192,11 +194,11 @@ def _refresh(entry: ProviderEntry, now: float) -> None:
     entry.expiry = max(entry.expiry, now + TTL_SECONDS[entry.ttl])
 
 
-def _plain(content: Content) -> float:
-    """Return a block's plain tokens, counted once for each content."""
-    tokens = _plain_tokens.get(content.digest)
+def _block_tokens(content: Content) -> float:
+    """Return a block's unbiased token count, computed once for each content."""
+    tokens = _unbiased_tokens.get(content.digest)
     if tokens is None:
-        if len(_plain_tokens) >= _MEMO_LIMIT:
-            _plain_tokens.clear()
-        tokens = _plain_tokens[content.digest] = block_tokens(content.block)
+        if len(_unbiased_tokens) >= _MEMO_LIMIT:
+            _unbiased_tokens.clear()
+        tokens = _unbiased_tokens[content.digest] = block_tokens(content.block)
     return tokens

@@ -1,8 +1,8 @@
-"""A stream of requests, sent by a policy to a fresh provider cache: what it cost.
+"""Send a stream of requests by a policy to a fresh provider cache, and return its cost.
 
-Lives here: the order of events. A request is answered some seconds after it was sent, and what it wrote
-can be read from then on; a policy learns of an answer at that moment and not before. Must not know: how
-any policy places breakpoints. Costs are relative to a plain input token; times are seconds.
+Contains: the order of events. An answer begins some seconds after its request was sent. From then on the
+entries of the request can be read, and the policy learns of the answer. Must not depend on: how a policy
+places breakpoints. Costs are relative to an uncached input token; times are seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, TypeAlias
 
-from cachemw.core.rules.models import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
@@ -21,7 +21,7 @@ Body: TypeAlias = Mapping[str, Any]
 
 
 class Sent(NamedTuple):
-    """One request: when it is sent, how many seconds later its answer begins, whose it is."""
+    """One request: its time, the seconds until its answer begins, its namespace."""
 
     at: float
     body: Body
@@ -31,20 +31,20 @@ class Sent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Requests to one model by time; `source` says where the texts come from."""
+    """Requests to one model in order of time; `source` names the origin of the texts."""
 
     model: str
     requests: Sequence[Sent]
     source: str = "generated"
 
 
-# Called with the time at which an answer has begun, and what the request was billed.
+# Called with the time at which an answer has begun, and with the bill of the request.
 Answered: TypeAlias = Callable[[float, Ticket], None]
 Policy: TypeAlias = Callable[[Sent], tuple[Body, Answered | None]]
 
 
 class Weights(NamedTuple):
-    """What a token costs where a plain one costs 1."""
+    """The prices of tokens, relative to an uncached token."""
 
     cache_read: float
     cache_write_5m: float
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def of(cls, model: Model) -> Weights:
-        """Return a model's own; the usual 0.1, 1.25 and 2 where it has no price."""
+        """Return a model's weights; the usual 0.1, 1.25 and 2 if it has no price."""
         prices = model.prices
         if prices is None:
             return cls(0.1, 1.25, 2.0)
@@ -61,17 +61,17 @@ class Weights(NamedTuple):
         )
 
     def cost(self, ticket: Ticket) -> float:
-        """Return what a request costs."""
+        """Return the cost of a request."""
         written = self.cache_write_5m * ticket.cache_write_5m + self.cache_write_1h * ticket.cache_write_1h
         return self.cache_read * ticket.cache_read + written + ticket.uncached
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a policy came to: tokens by kind, their cost, and the requests that went wrong.
+    """The result of a policy: tokens by kind, their cost, and the numbers of refused and changed requests.
 
-    `cost` counts plain tokens; `refused` requests are sent and counted again without markers, `changed`
-    ones left with more than markers added.
+    `cost` is in uncached tokens. `refused` requests were sent and counted again without markers. `changed`
+    requests differed from the originals in more than markers.
     """
 
     requests: int = 0
@@ -102,10 +102,10 @@ def replay(
     split_text: bool = False,
     sort_tools: bool = False,
 ) -> Outcome:
-    """Send a stream, sorted by time, and return what it came to.
+    """Send a stream in order of time, and return the outcome.
 
-    `split_text` and `sort_tools` say what the policy may change besides markers. Raises `Refused` where a
-    request is refused without any marker.
+    `split_text` and `sort_tools` name the changes that the policy may make besides markers. Raises `Refused`
+    if the provider refuses a request without markers.
     """
     weights = Weights.of(cache.model)
     outcome = Outcome()

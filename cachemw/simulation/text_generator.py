@@ -1,7 +1,7 @@
-"""Plausible English from templates, by seed: sentences, paragraphs, headed sections.
+"""Generate plausible English from templates, by seed: sentences, paragraphs, headed sections.
 
-Lives here: words and the filling of slots. Must not know: what a request is. A slot such as `{who}` is
-replaced by one of its phrases, `{n}` by a number and `{money}` by an amount.
+Contains: words and the filling of slots. Must not depend on: requests. A slot such as `{who}` is replaced by
+one of its phrases, `{n}` by a number and `{money}` by an amount.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def paragraph(rng: random.Random, templates: Sequence[str], sentences: int) -> s
 
 
 def sections(rng: random.Random, templates: Sequence[str], size: int) -> str:
-    """Return numbered sections with headings, `size` characters or a little more."""
+    """Return numbered sections with headings, of `size` characters or slightly more."""
     parts: list[str] = []
     length = 0
     while length < size:

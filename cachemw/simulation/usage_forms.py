@@ -1,6 +1,6 @@
-"""What a request was billed for, in the words of each provider.
+"""The bill of a request as the `usage` object of each provider.
 
-Lives here: the `usage` objects. Must not know: how the numbers came about, prices.
+Contains: the `usage` objects. Must not depend on: how the numbers came about, prices.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from cachemw.simulation.provider import Ticket
 
 
 def databricks_usage(ticket: Ticket, output_tokens: int, inclusive: bool = True) -> dict[str, Any]:
-    """Return usage as of Databricks chat: `prompt_tokens` with what was read and written, or without.
+    """Return the usage of Databricks chat: `prompt_tokens` include cache reads and writes if `inclusive`.
 
-    The total counts everything either way, which is what tells the two apart.
+    `total_tokens` counts everything in both cases, so a client can distinguish them.
     """
     written = ticket.cache_write_5m + ticket.cache_write_1h
     return {
@@ -26,7 +26,7 @@ def databricks_usage(ticket: Ticket, output_tokens: int, inclusive: bool = True)
 
 
 def anthropic_usage(ticket: Ticket, output_tokens: int) -> dict[str, Any]:
-    """Return usage as of Anthropic Messages: `input_tokens` are those neither read nor written."""
+    """Return the usage of Anthropic Messages: `input_tokens` are the uncached tokens only."""
     return {
         "input_tokens": ticket.uncached,
         "cache_creation_input_tokens": ticket.cache_write_5m + ticket.cache_write_1h,
@@ -41,7 +41,7 @@ def anthropic_usage(ticket: Ticket, output_tokens: int) -> dict[str, Any]:
 
 
 def openrouter_usage(ticket: Ticket, output_tokens: int) -> dict[str, Any]:
-    """Return usage as of OpenRouter chat: `prompt_tokens` hold everything, the parts are details."""
+    """Return the usage of OpenRouter chat: `prompt_tokens` count everything, details split them."""
     return {
         "prompt_tokens": ticket.request.total,
         "completion_tokens": output_tokens,

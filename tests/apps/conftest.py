@@ -1,4 +1,4 @@
-"""The endpoint of the client tests, here too."""
+"""The endpoint of the client tests, for the tests of apps."""
 
 from tests.clients.conftest import _endpoint, endpoint
 

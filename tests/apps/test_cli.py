@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import cachemw
 from cachemw.apps import simulated_gateway
 from cachemw.apps.cli import main
+from cachemw.core.planner.plan import Plan, Reason
 from cachemw.simulation.conversation_families import MODEL
 
 LONG = "Answer in one short sentence. " * 300
@@ -27,7 +29,7 @@ def called(*arguments: str) -> int:
 
 
 def bodies(path: Path, *questions: str) -> str:
-    """Write request bodies of one long system prompt, one a line."""
+    """Write request bodies with one long system prompt, one on each line."""
     rows = [
         {
             "model": MODEL,
@@ -39,65 +41,65 @@ def bodies(path: Path, *questions: str) -> str:
     return str(path)
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    """The version is that of the package."""
+def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    """The command prints name and version."""
     assert called("--version") == 0
     assert capsys.readouterr().out == "cachemw 0.1.0\n"
 
 
-def test_demo(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo prints a table and leaves its page in the working directory."""
+def test_demo_prints_a_table_and_writes_a_page(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page is written to the working directory."""
     monkeypatch.chdir(tmp_path)
     assert called("demo", "--conversations", "3") == 0
     assert "cachemw" in capsys.readouterr().out
     assert (tmp_path / "cachemw-demo.html").read_text().startswith("<!doctype html>")
 
 
-def test_demo_reads_bodies_and_sends_them_to_one_model(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Bodies of any model can be sent to a priced one."""
+def test_demo_sends_bodies_to_one_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`--model` sends bodies of any model to a model with known prices."""
     path = tmp_path / "log.jsonl"
     path.write_bytes(orjson.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]}))
     html = str(tmp_path / "page.html")
     assert called("demo", "--data", str(path), "--html", html) == 2
-    assert "model is 'gpt-4o'" in capsys.readouterr().err
+    assert "model: 'gpt-4o' is not" in capsys.readouterr().err
     assert called("demo", "--data", str(path), "--html", html, "--model", "claude-opus-4-8") == 0
     assert "claude-opus-4-8" in capsys.readouterr().out
 
 
-def test_a_failed_check_is_exit_1(
+def test_demo_with_a_failed_check_exits_with_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the middleware's figures are not the gateway's, no table is shown."""
+    """If the middleware's figures differ from the gateway's, no table is printed."""
     monkeypatch.setattr(cachemw.Middleware, "settle", lambda *_, **__: cachemw.Receipt())
     assert called("demo", "--conversations", "1", "--html", str(tmp_path / "a.html")) == 1
     printed = capsys.readouterr()
     assert printed.err.startswith("cachemw: check failed: no caching: the gateway billed ")
-    assert "hit" not in printed.out
+    assert "saved" not in printed.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["demo", "--data", "none.jsonl"], "none.jsonl: the file can't be read: No such file or directory"),
+        (["demo", "--data", "none.jsonl"], "none.jsonl: the file cannot be read: No such file or directory"),
         (["demo", "--data", "bad.jsonl"], "bad.jsonl line 2: expected a JSON object, got "),
-        (["demo", "--html", "none/page.html"], "html: 'none/page.html' can't be written: "),
-        (["demo", "--model", "llama"], "model is 'llama'; needed: a Claude model"),
+        (["demo", "--html", "none/page.html"], "html: 'none/page.html' cannot be written: "),
+        (["demo", "--model", "llama"], "model: 'llama' is not a Claude model with known prices"),
         (["explain", "bad.jsonl"], "bad.jsonl line 2: expected a JSON object, got "),
-        (["explain", "none.json"], "none.json: the file can't be read: No such file or directory"),
+        (["explain", "none.json"], "none.json: the file cannot be read: No such file or directory"),
         (["gateway", "--provider", "nobody"], "provider is 'nobody'; allowed: databricks, "),
-        (["gateway", "--host", "192.0.2.1"], "port 8000 of '192.0.2.1' can't be served: "),
+        (["gateway", "--host", "192.0.2.1"], "port 8000 of '192.0.2.1' cannot be served: "),
     ],
 )
-def test_bad_input_is_exit_2_and_one_sentence(
+def test_bad_input_exits_with_2_and_one_sentence(
     arguments: list[str],
     words: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is wrong is said on stderr, in one line without a traceback."""
+    """The error is one line on stderr without a traceback."""
     monkeypatch.chdir(tmp_path)
     bodies(tmp_path / "bad.jsonl", "one")
     with (tmp_path / "bad.jsonl").open("a") as file:
@@ -108,7 +110,7 @@ def test_bad_input_is_exit_2_and_one_sentence(
     assert error.count("\n") == 1
 
 
-def test_a_wrong_setting_is_bad_input(
+def test_wrong_setting_exits_with_2(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Settings of the environment are checked like arguments."""
@@ -120,42 +122,52 @@ def test_a_wrong_setting_is_bad_input(
 @pytest.mark.parametrize(
     "arguments", [["nothing"], ["demo", "--conversations", "0"], ["gateway", "--port", "x"]]
 )
-def test_wrong_usage_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Unknown commands and options out of range are bad input too."""
     assert called(*arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_the_client_is_an_extra(
+def test_demo_without_the_client_names_the_package(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the openai package the demo says how to get it."""
+    """The message names the openai package and the command that installs it from a clone."""
     monkeypatch.setitem(sys.modules, "openai", None)
     assert called("demo", "--html", str(tmp_path / "a.html")) == 2
-    assert "pip install 'cachemw[openai]'" in capsys.readouterr().err
+    assert (
+        "the package openai is missing. Run `pip install '.[openai]'` in a clone" in capsys.readouterr().err
+    )
 
 
-def test_explain_says_where_breakpoints_go(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Requests are taken in their order: the second reads what the first has written, unless it is late."""
+def expected_read(explained: str) -> int:
+    """Return the tokens that a plan expects to read: the first number after the time of a request."""
+    return int(re.findall(r"\d[\d,]*", explained.partition(" s. ")[2])[0].replace(",", ""))
+
+
+def test_explain_shows_breakpoints_in_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The second request reads the entry of the first, unless it arrives too late."""
     path = bodies(tmp_path / "log.jsonl", "one", "two", "three")
     assert called("explain", path) == 0
     first, second, third = capsys.readouterr().out.split("Request ")[1:]
-    assert first.startswith("1, after 0 s. Expected: 0 tokens read, ")
-    assert "messages.0.content (5m, " in first
-    assert second.startswith("2, after 30 s. Expected: ")
-    assert "Expected: 0 tokens read" not in second
-    assert third.startswith("3, after 60 s.")
+    assert first.startswith("1, after 0 s. ")
+    assert "messages.0.content" in first
+    assert second.startswith("2, after 30 s. ")
+    assert third.startswith("3, after 60 s. ")
+    assert [expected_read(each) > 0 for each in (first, second, third)] == [False, True, True]
     assert called("explain", path, "--gap", "400") == 0
-    assert capsys.readouterr().out.count(" 0 tokens read, ") >= 2
+    late = capsys.readouterr().out.split("Request ")[1:]
+    assert [expected_read(each) for each in late[:2]] == [0, 0]
 
 
-def test_explain_says_why_there_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A short prompt and an unknown model are named as what they are."""
+def test_explain_without_breakpoints_gives_the_reason(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A short prompt and an unknown model have their own reasons."""
     path = tmp_path / "short.json"
-    for model, words in ((MODEL, "shorter than what the model caches"), ("llama", "what this model is")):
+    for model, reason in ((MODEL, Reason.BELOW_MINIMUM), ("llama", Reason.MODEL_UNKNOWN)):
         path.write_bytes(orjson.dumps({"model": model, "messages": [{"role": "user", "content": "hi"}]}))
         assert called("explain", str(path)) == 0
-        assert words in capsys.readouterr().out
+        assert capsys.readouterr().out == f"Request 1, after 0 s. {Plan(skipped=reason).explain()}\n"
 
 
 def served(monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
@@ -170,7 +182,7 @@ def served(monkeypatch: pytest.MonkeyPatch, *options: str) -> Any:
 
 
 def asked(app: Any, headers: dict[str, str], **part: Any) -> Any:
-    """Ask an app twice for an answer on a long text part, and return the second one's usage."""
+    """Send one long text part to an app twice, and return the second usage."""
     messages: Any = [{"role": "user", "content": [{"type": "text", "text": LONG, **part}]}]
     with (
         simulated_gateway.running(app) as url,
@@ -182,8 +194,8 @@ def asked(app: Any, headers: dict[str, str], **part: Any) -> Any:
     return answer.usage
 
 
-def test_gateway_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The virtual clock, the exclusive count, the minimum and the switches reach the provider."""
+def test_gateway_options_reach_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The virtual clock, the exclusive count, the minimum and the switches have their effect."""
     mark = {"cache_control": {"type": "ephemeral", "ttl": "5m"}}
     at = {simulated_gateway.CLOCK_HEADER: "5"}
     usage = asked(served(monkeypatch, "--virtual-clock", "--exclusive", "--minimum", "10"), at, **mark)
@@ -196,19 +208,19 @@ def test_gateway_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
         asked(served(monkeypatch, "--no-supports-1h"), {}, **mark)
 
 
-def test_gateway_says_that_its_port_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
-    """A port in use is bad input, said before anything is served."""
+def test_gateway_with_a_taken_port_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """The error precedes any serving."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert called("gateway", "--port", str(taken.getsockname()[1])) == 2
-    assert "can't be served: Address already in use" in capsys.readouterr().err
+    assert "cannot be served: Address already in use" in capsys.readouterr().err
 
 
-def test_explain_by_another_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """`--config` reads a TOML file in the place of ./cachemw.toml; one that isn't there is said."""
+def test_explain_reads_another_configuration(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """`--config` replaces ./cachemw.toml; a missing file is an error."""
     config = tmp_path / "high.toml"
     config.write_text("min_tokens = 100000\n")
     rows = bodies(tmp_path / "rows.jsonl", "One?", "Two?")
     assert called("explain", rows, "--config", str(config)) == 0
-    assert "shorter than what the model caches" in capsys.readouterr().out
+    assert capsys.readouterr().out.count(Plan(skipped=Reason.BELOW_MINIMUM).explain()) == 2
     assert called("explain", rows, "--config", str(tmp_path / "absent.toml")) == 2
     assert "there is no file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Names from files, settings and servers on the way to a person: terminal output, errors, the page."""
+"""Names from files, settings and servers in terminal output, in errors and on the page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 
 import cachemw
 from cachemw.apps.cli import main
-from cachemw.apps.demo.outcome import Comparison, Outcome, Point
+from cachemw.apps.demo.outcome import Comparison, Point, PolicyOutcome
 from cachemw.apps.demo.page import page
-from cachemw.apps.proxy.server import Options
+from cachemw.apps.proxy.server import ProxyOptions
 from cachemw.core.billing.usage import Usage
 from cachemw.errors import ConfigError
 from tests import hostile
@@ -32,7 +32,7 @@ IN_FILES = {kind: name for kind, name in hostile.NAMES.items() if "\0" not in na
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder: no settings of this machine count."""
+    """Work in an empty folder without a settings file."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -58,7 +58,7 @@ def body(**changes: object) -> bytes:
 
 @pytest.mark.parametrize("name", IN_JSON.values(), ids=IN_JSON)
 def test_explain_hostile_request_prints_visible_lines(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names of models, tools, users and keys of a body add no line, no colour and no control character."""
+    """Names in a body add no line, no colour and no control character."""
     tool = {"type": "function", "function": {"name": name, "parameters": {name: name}}}
     messages = [{"role": "system", "content": name * 2_000}, {"role": "user", "content": name, "name": name}]
     whole = body(model=name, tools=[tool], messages=messages, **{f"{name}key": name})
@@ -110,10 +110,10 @@ def test_demo_of_hostile_names_prints_and_writes_them_visibly(
 
 
 def compared(name: str) -> Comparison:
-    """Return a comparison in which each text that comes from outside is this name."""
+    """Return a comparison in which every text from outside is this name."""
     usage = Usage(1, 2, 0, 3, 1, "")
     point = Point(0.0, name, usage, (Decimal(1), Decimal(2), Decimal(3)))
-    return Comparison([Outcome(each, [point]) for each in "abc"], name, [(name, name)])
+    return Comparison([PolicyOutcome(each, [point]) for each in "abc"], name, [(name, name)])
 
 
 class _Page(HTMLParser):
@@ -132,7 +132,7 @@ class _Page(HTMLParser):
 
 
 def parsed(name: str) -> _Page:
-    """Return the page in which each text from outside is this name."""
+    """Return the page in which every text from outside is this name."""
     made = _Page()
     made.feed(page(compared(name)))
     return made
@@ -160,19 +160,19 @@ def test_proxy_refused_upstream_shows_no_credential() -> None:
     """An address is shown without its user, password, query and fragment."""
     for address in ("https://me:hunter2@host", "https://host/?key=hunter2", "ftp://host#hunter2"):
         with pytest.raises(ConfigError) as refused:
-            Options(address)
+            ProxyOptions(address)
         assert "hunter2" not in str(refused.value)
         assert "host" in str(refused.value)
 
 
 def test_proxy_options_show_no_password() -> None:
-    """The options' repr leaves out settings, among which may be the store's password."""
-    assert "hunter2" not in repr(Options("https://host", fields={"store": "redis://:hunter2@host"}))
+    """The repr leaves out settings, which may hold the store's password."""
+    assert "hunter2" not in repr(ProxyOptions("https://host", fields={"store": "redis://:hunter2@host"}))
 
 
 @pytest.mark.parametrize("name", IN_JSON.values(), ids=IN_JSON)
 def test_doctor_hostile_namespace_forges_no_finding(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name from the settings is shown in the line of its setting, and begins none of its own."""
+    """A name from the settings stays in the line of its setting."""
     Path("cachemw.toml").write_text(f"namespace = {quoted(name)}\n", encoding="utf-8")
     lines = printed(capsys, "doctor")
     assert [line for line in lines if line.startswith("ok ")] == [lines[0]]

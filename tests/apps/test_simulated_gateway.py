@@ -1,8 +1,10 @@
-"""The simulated provider over HTTP, as clients of three kinds see it."""
+"""The simulated provider over HTTP, with three kinds of clients."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,7 +40,7 @@ def body(question: str = "Where is my order?", *, ttl: str | None = None, **rest
 
 
 def messages_body(**rest: Any) -> Body:
-    """Return the same on the Messages wire."""
+    """Return the same request for the Messages wire."""
     chat = body()
     return {
         "model": MODEL,
@@ -57,14 +59,14 @@ def post(app: Starlette, path: str, sent: Any, **headers: str) -> Any:
 
 
 def events(answer: Any) -> list[Any]:
-    """Return the data of a stream's server-sent events, the end mark left out."""
+    """Return the data of a stream's server-sent events, without the end mark."""
     lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: ")]
     return [json.loads(line) for line in lines if line != "[DONE]"]
 
 
 @pytest.mark.parametrize("path", CHAT_PATHS)
-def test_every_chat_path_answers_and_shares_entries(path: str) -> None:
-    """The first request writes, the second reads as much, in Databricks' flat usage."""
+def test_chat_paths_answer_and_share_entries(path: str) -> None:
+    """The first request writes, the second reads the same number of tokens, in Databricks' flat usage."""
     app = build()
     path = path.format(name=MODEL) if "{" in path else path
     first, second = (post(app, path, body()).json()["usage"] for _ in range(2))
@@ -76,8 +78,8 @@ def test_every_chat_path_answers_and_shares_entries(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", MESSAGES_PATHS)
-def test_every_messages_path_answers_in_anthropics_shape(path: str) -> None:
-    """Usage splits the creation by TTL, and leaves out of `input_tokens` what was read."""
+def test_messages_paths_answer_in_the_format_of_anthropic(path: str) -> None:
+    """Usage splits writes by TTL, and `input_tokens` leave out cache reads."""
     app = build()
     first, second = (post(app, path, messages_body()).json() for _ in range(2))
     assert first["content"][0]["type"] == "text"
@@ -89,7 +91,7 @@ def test_every_messages_path_answers_in_anthropics_shape(path: str) -> None:
     assert second["usage"]["input_tokens"] < 50 < written
 
 
-def test_a_models_name_in_the_path_serves_where_the_body_has_none() -> None:
+def test_model_name_in_the_path_replaces_one_in_the_body() -> None:
     """`/serving-endpoints/{name}/invocations` needs no model; both spellings are one model."""
     app = build()
     nameless = {key: value for key, value in body().items() if key != "model"}
@@ -98,8 +100,8 @@ def test_a_models_name_in_the_path_serves_where_the_body_has_none() -> None:
     assert again.json()["usage"]["cache_read_input_tokens"] > 0
 
 
-def test_organisations_and_models_do_not_share() -> None:
-    """Another token, or another model, reads nothing."""
+def test_organisations_and_models_share_no_entries() -> None:
+    """A request with another token or model reads nothing."""
     app = build()
     post(app, "/v1/chat/completions", body())
     for change, headers in (
@@ -110,14 +112,14 @@ def test_organisations_and_models_do_not_share() -> None:
         assert usage["cache_read_input_tokens"] == 0
 
 
-def test_exclusive_usage_leaves_read_and_written_out_of_the_prompt() -> None:
-    """The other reading of Databricks' `prompt_tokens`."""
+def test_exclusive_usage_leaves_cached_tokens_out_of_the_prompt() -> None:
+    """This is the other reading of Databricks' `prompt_tokens`."""
     usage = post(build(inclusive=False), "/v1/chat/completions", body()).json()["usage"]
     assert usage["prompt_tokens"] < 50 < usage["cache_creation_input_tokens"]
 
 
-def test_databricks_streams_usage_in_every_chunk() -> None:
-    """The prompt's tokens are the same in each, the answer's grow; the last event is the end mark."""
+def test_databricks_stream_has_usage_in_every_chunk() -> None:
+    """Prompt tokens are constant, completion tokens grow, and the last event is the end mark."""
     answer = post(build(), "/serving-endpoints/chat/completions", body(stream=True))
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.rstrip().endswith("data: [DONE]")
@@ -129,16 +131,16 @@ def test_databricks_streams_usage_in_every_chunk() -> None:
     assert events(answer)[-1]["choices"][0]["finish_reason"] == "stop"
 
 
-def test_openrouter_streams_usage_once_at_the_end() -> None:
-    """One chunk without choices carries it, as details of an inclusive prompt."""
+def test_openrouter_stream_has_usage_once_at_the_end() -> None:
+    """One chunk without choices has it, with details of an inclusive prompt."""
     app = build(Options(provider="openrouter"))
     chunks = events(post(app, "/v1/chat/completions", body(stream=True)))
     assert [chunk["usage"] is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
     assert chunks[-1]["usage"]["prompt_tokens_details"]["cache_write_tokens"] > 0
 
 
-def test_anthropic_streams_usage_first_and_cumulative_last() -> None:
-    """`message_start` has the prompt's usage, `message_delta` all of it again."""
+def test_anthropic_stream_has_usage_first_and_cumulative_last() -> None:
+    """`message_start` has the prompt's usage, `message_delta` the whole usage again."""
     answer = post(build(), "/v1/messages", messages_body(stream=True))
     found = events(answer)
     assert [event["type"] for event in found] == [
@@ -181,10 +183,10 @@ SHAPES: list[tuple[str, str, Body, Callable[[Any], str]]] = [
 @pytest.mark.parametrize(
     ("provider", "path", "sent", "message"), SHAPES, ids=["databricks", "anthropic", "openai"]
 )
-def test_refusals_have_the_shape_of_their_wire(
+def test_refusal_has_the_format_of_its_wire(
     provider: str, path: str, sent: Body, message: Callable[[Any], str]
 ) -> None:
-    """400, 401 and 404, each with its words, each counted, none billed."""
+    """400, 401 and 404 have their texts; each is counted and none is billed."""
     app = build(Options(provider=provider))
     many = {
         **sent,
@@ -213,14 +215,14 @@ def test_refusals_have_the_shape_of_their_wire(
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"[1]", b'{"messages": "\\ud800"}', b"\xff"])
-def test_a_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
-    """400, not a crash."""
+def test_body_that_is_no_json_object_is_refused(raw: bytes) -> None:
+    """The answer is a 400."""
     answer = post(build(), "/v1/chat/completions", raw)
     assert answer.status_code == 400
     assert "request body is not" in _databricks_error(answer.json())
 
 
-def test_an_api_key_header_serves_for_the_messages_wire() -> None:
+def test_api_key_header_authenticates_the_messages_wire() -> None:
     """Anthropic's own clients send `x-api-key`."""
     with TestClient(build()) as client:
         assert (
@@ -228,8 +230,8 @@ def test_an_api_key_header_serves_for_the_messages_wire() -> None:
         )
 
 
-def test_a_virtual_clock_is_read_from_the_header() -> None:
-    """An entry lives 300 seconds on the clock that the client sends."""
+def test_virtual_clock_is_read_from_the_header() -> None:
+    """An entry is cached for 300 seconds by the client's clock."""
     app = build(virtual_clock=True)
 
     def read(at: float) -> int:
@@ -242,7 +244,7 @@ def test_a_virtual_clock_is_read_from_the_header() -> None:
 
 
 @pytest.mark.parametrize("sent", [None, "", "noon", "nan", "inf"])
-def test_a_virtual_clock_without_a_time_is_refused(sent: str | None) -> None:
+def test_virtual_clock_without_a_time_is_refused(sent: str | None) -> None:
     """The 400 names the header."""
     headers = {} if sent is None else {CLOCK_HEADER: sent}
     answer = post(build(virtual_clock=True), "/v1/chat/completions", body(), **headers)
@@ -250,15 +252,15 @@ def test_a_virtual_clock_without_a_time_is_refused(sent: str | None) -> None:
     assert CLOCK_HEADER in answer.json()["message"]
 
 
-def test_a_time_is_refused_without_a_virtual_clock() -> None:
-    """A client can't move a gateway that keeps its own time."""
+def test_time_without_a_virtual_clock_is_refused() -> None:
+    """A client cannot set the time of a gateway with its own clock."""
     answer = post(build(), "/v1/chat/completions", body(), **{CLOCK_HEADER: "5"})
     assert answer.status_code == 400
     assert CLOCK_HEADER in answer.json()["message"]
 
 
-def test_the_clock_given_is_the_clock_used() -> None:
-    """An entry of a gateway with its own time dies by that time."""
+def test_given_clock_decides_the_expiry() -> None:
+    """Entries expire by the clock given to `build`."""
     now = [0.0]
     app = build(clock=lambda: now[0])
     for at, found in ((0.0, False), (299.0, True), (600.0, False)):
@@ -267,22 +269,22 @@ def test_the_clock_given_is_the_clock_used() -> None:
         assert (usage["cache_read_input_tokens"] > 0) is found
 
 
-def test_the_ledger_has_a_row_for_each_request_and_its_sums() -> None:
-    """Tokens by kind and TTL, the sums equal to the rows'."""
+def test_ledger_has_a_row_for_each_request_and_their_sums() -> None:
+    """Rows hold tokens by kind and TTL, and the totals are their sums."""
     app = build()
     post(app, "/v1/chat/completions", body(ttl="1h"))
     post(app, "/v1/chat/completions", body("And my refund?"))
     first, second = app.state.ledger.rows
-    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.write_1h, first.plain, 6)
-    assert second.read == first.write_1h > 0
+    assert first == BilledRequest(MODEL, "chat", 200, 0, 0, first.cache_write_1h, first.uncached, 6)
+    assert second.cache_read == first.cache_write_1h > 0
     totals = app.state.ledger.totals
     assert (totals["requests"], totals["refused"]) == (2, 0)
-    assert totals["plain"] == first.plain + second.plain
-    assert totals["write_1h"] == first.write_1h
+    assert totals["uncached"] == first.uncached + second.uncached
+    assert totals["cache_write_1h"] == first.cache_write_1h
 
 
-def test_models_are_listed_and_health_is_told() -> None:
-    """A client that looks for models finds the Claude ones under Databricks' names."""
+def test_models_and_health_are_served() -> None:
+    """The list has the Claude models under Databricks' names."""
     with TestClient(build()) as client:
         assert client.get("/healthz").text == "ok"
         for path in simulated_gateway.MODELS_PATHS:
@@ -292,7 +294,7 @@ def test_models_are_listed_and_health_is_told() -> None:
 @pytest.fixture
 def served() -> Iterator[tuple[Starlette, OpenAI]]:
     """Serve a gateway on a loopback port, with an OpenAI client for it."""
-    app = build(answer_after=0.2)
+    app = build()
     with (
         running(app) as url,
         OpenAI(base_url=f"{url}/serving-endpoints", api_key="team-a", max_retries=0) as client,
@@ -300,8 +302,8 @@ def served() -> Iterator[tuple[Starlette, OpenAI]]:
         yield app, client
 
 
-def test_a_real_client_reads_answers_streams_and_errors(served: tuple[Starlette, OpenAI]) -> None:
-    """Usage survives as extra fields, chunks parse, a 400 is a BadRequestError with its words."""
+def test_real_client_reads_answers_streams_and_errors(served: tuple[Starlette, OpenAI]) -> None:
+    """Usage has the extra fields, chunks parse, and a 400 is a BadRequestError with its text."""
     _, client = served
     whole = client.chat.completions.create(**body())
     assert whole.choices[0].message.content
@@ -319,9 +321,20 @@ def test_a_real_client_reads_answers_streams_and_errors(served: tuple[Starlette,
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_concurrent_cold_requests_all_write(served: tuple[Starlette, OpenAI], stream: bool) -> None:
-    """None reads before an answer has begun; the next one after that does."""
+def test_concurrent_cold_requests_all_write(
+    served: tuple[Starlette, OpenAI], stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Concurrent requests read nothing before an answer has begun; the next request reads."""
     app, client = served
+    begun, all_begun = [0], threading.Event()
+
+    async def until_all_have_begun(_seconds: float) -> None:
+        begun[0] += 1
+        if begun[0] == 5:
+            all_begun.set()
+        assert await asyncio.to_thread(all_begun.wait, 30)
+
+    monkeypatch.setattr(simulated_gateway, "sleep", until_all_have_begun)
 
     def ask(number: int) -> None:
         answer = client.chat.completions.create(**body(f"Question {number}"), stream=stream)
@@ -332,12 +345,12 @@ def test_concurrent_cold_requests_all_write(served: tuple[Starlette, OpenAI], st
         list(pool.map(ask, range(5)))
     ask(6)
     rows = list(app.state.ledger.rows)
-    assert [row.read > 0 for row in rows] == [False] * 5 + [True]
-    assert all(row.write_5m > 0 for row in rows[:5])
+    assert [row.cache_read > 0 for row in rows] == [False] * 5 + [True]
+    assert all(row.cache_write_5m > 0 for row in rows[:5])
 
 
 def test_running_frees_its_port() -> None:
-    """The server is gone when the block ends."""
+    """The server has stopped when the block ends."""
     with running(build()) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0)
         assert client.models.list().data

@@ -1,4 +1,4 @@
-"""Where the peers' markers land, and that a policy adds markers and nothing else."""
+"""The landing places of the peers' markers. A policy adds markers and no other change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from benchmarks import peers
 from benchmarks.peers import PACKAGES, Peer, PeerError, peer_policies, time_litellm_hook
 from benchmarks.peers.skeleton import Skeleton
-from cachemw.core.request.markers import canonical
-from cachemw.core.rules.providers import Model
+from cachemw.core.request.equality import canonical
+from cachemw.core.rules.types import Model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache
 
@@ -41,7 +41,7 @@ def text(words: str = "Some words.", **rest: Any) -> Body:
     return {"type": "text", "text": words, **rest}
 
 
-def said(role: str, content: Any = "Some words.") -> Body:
+def spoken(role: str, content: Any = "Some words.") -> Body:
     """Return a message."""
     return {"role": role, "content": content}
 
@@ -67,7 +67,7 @@ def chat(*messages: Body, tools: int = 0) -> Body:
 
 
 def places(node: Any, path: str = "") -> dict[str, str]:
-    """Return where in a body markers stand, and their TTLs, by looking everywhere."""
+    """Return the paths of all markers in a body, with their TTLs."""
     found: dict[str, str] = {}
     if isinstance(node, dict):
         if "cache_control" in node:
@@ -80,18 +80,22 @@ def places(node: Any, path: str = "") -> dict[str, str]:
     return found
 
 
-LOOP = chat(said("system"), said("user"), *turn("a"), *turn("b"), *turn("c"), *turn("d"), *turn("e"), tools=3)
+LOOP = chat(
+    spoken("system"), spoken("user"), *turn("a"), *turn("b"), *turn("c"), *turn("d"), *turn("e"), tools=3
+)
 WIDE = chat(
-    said("system"), said("user"), *turn("a"), *turn(*(f"b{n}" for n in range(24))), tools=1
+    spoken("system"), spoken("user"), *turn("a"), *turn(*(f"b{n}" for n in range(24))), tools=1
 )  # fmt: skip
-TWO_SYSTEM = chat(said("system", [text(), text()]), said("system"), said("user"))
-BLANK_TAIL = chat(said("user", [text(), text(" ")]))
-BLANK_RESULT = chat(said("user"), *turn("a", content=""))
-THINKING_TAIL = chat(said("user"), said("assistant", [text(), THOUGHT]))
-IMAGE_RESULT = chat(said("user"), *turn("a", content=[IMAGE, text()]))
-IMAGE_TAIL = chat(said("user", [text(), IMAGE]))
-LATE_SYSTEM = chat(said("system"), said("user"), said("assistant"), said("user"), said("system"))
-OWN = chat(said("system", [text(**MARKER)]), said("user", [text(**MARKER)]), said("assistant"), said("user"))
+TWO_SYSTEM = chat(spoken("system", [text(), text()]), spoken("system"), spoken("user"))
+BLANK_TAIL = chat(spoken("user", [text(), text(" ")]))
+BLANK_RESULT = chat(spoken("user"), *turn("a", content=""))
+THINKING_TAIL = chat(spoken("user"), spoken("assistant", [text(), THOUGHT]))
+IMAGE_RESULT = chat(spoken("user"), *turn("a", content=[IMAGE, text()]))
+IMAGE_TAIL = chat(spoken("user", [text(), IMAGE]))
+LATE_SYSTEM = chat(spoken("system"), spoken("user"), spoken("assistant"), spoken("user"), spoken("system"))
+OWN = chat(
+    spoken("system", [text(**MARKER)]), spoken("user", [text(**MARKER)]), spoken("assistant"), spoken("user")
+)
 
 T, S, C = "tools", "messages.0.content.0", "content.0"
 LANDINGS: dict[str, list[tuple[Body, list[str]]]] = {
@@ -171,16 +175,16 @@ LANDINGS: dict[str, list[tuple[Body, list[str]]]] = {
 
 
 @every_policy
-def test_landings(name: str) -> None:
-    """Each rule marks what its source says, here in requests that tell the rules apart."""
+def test_policy_marks_the_places_of_its_source(name: str) -> None:
+    """Each rule marks the places that its source names, in requests that differ between the rules."""
     policy = peer_policies()[name]
     for body, expected in LANDINGS[name]:
         assert sorted(places(policy(body))) == sorted(expected), body
 
 
 @every_policy
-def test_tail_is_accepted_and_short(name: str) -> None:
-    """The provider takes the tool loop as each peer marks it, and every marker is for five minutes."""
+def test_policy_on_a_tool_loop_is_accepted_with_five_minute_markers(name: str) -> None:
+    """The provider takes the tool loop as each peer marks it, and every marker has the TTL of five minutes."""
     marked = peer_policies()[name](LOOP)
     assert set(places(marked).values()) == {"5m"}
     ProviderCache(Model("claude-test", 0, None), Options()).begin(marked, 0, "chat")
@@ -197,14 +201,16 @@ def content(*parts: Body) -> st.SearchStrategy[Any]:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> Body:
-    """Draw a chat with images, thinking, blank texts, wide turns, results out of order and unasked ones."""
-    system = draw(st.lists(st.builds(said, st.sampled_from(["system", "developer"]), content()), max_size=2))
+    """Draw a chat with images, thinking, blank texts, wide turns, results out of order, and results without a call."""
+    system = draw(
+        st.lists(st.builds(spoken, st.sampled_from(["system", "developer"]), content()), max_size=2)
+    )
     messages: list[Body] = []
     for number in range(draw(st.integers(1, 4))):
-        messages.append(said("user", draw(content(IMAGE))))
+        messages.append(spoken("user", draw(content(IMAGE))))
         kind = draw(st.sampled_from(["reply", "calls", "unasked", "nothing"]))
         if kind == "reply":
-            messages.append(said("assistant", draw(content(THOUGHT))))
+            messages.append(spoken("assistant", draw(content(THOUGHT))))
         if kind == "unasked":
             messages.append({"role": "tool", "tool_call_id": "gone", "content": draw(content(IMAGE))})
         if kind == "calls":
@@ -216,8 +222,8 @@ def bodies(draw: st.DrawFn) -> Body:
     return chat(*system, *messages, tools=draw(st.integers(0, 3)))
 
 
-def judged(body: Body) -> str | None:
-    """Return what a strict provider says against a body, None where it takes it."""
+def refusal_of(body: Body) -> str | None:
+    """Return a strict provider's error for a body, or None if it accepts it."""
     try:
         ProviderCache(Model("claude-test", 0, None), Options()).begin(body, 0, "chat")
     except Refused as refused:
@@ -231,52 +237,52 @@ examples = settings(max_examples=40, deadline=None, suppress_health_check=list(H
 @every_policy
 @examples
 @given(body=bodies())
-def test_nothing_but_markers(name: str, body: Body) -> None:
-    """What a policy sends says what came; only markers on blank texts or thinking are refused for it."""
+def test_policy_on_any_body_adds_only_markers(name: str, body: Body) -> None:
+    """The outgoing body equals the incoming one; the provider refuses only markers on blank texts or thinking."""
     before = repr(body)
     marked = peer_policies()[name](body)
     assert canonical(marked) == canonical(body)
     assert repr(body) == before
-    against = judged(marked)
-    if judged(body) is None and against is not None:
-        assert "empty text blocks" in against or "thinking.cache_control" in against
+    refusal = refusal_of(marked)
+    if refusal_of(body) is None and refusal is not None:
+        assert "empty text blocks" in refusal or "thinking.cache_control" in refusal
 
 
 @needs_packages
 @pytest.mark.parametrize("name", PACKAGES)
 @examples
 @given(body=bodies())
-def test_stand_ins_change_no_decision(name: str, body: Body) -> None:
+def test_package_with_stand_ins_marks_the_same_blocks(name: str, body: Body) -> None:
     """A package that sees the texts themselves marks the same blocks as one that sees stand-ins."""
     peer = peer_policies()[name]
     assert isinstance(peer, Peer)
-    assert peer.ask({"body": body, "whole": True}) == peer.ask({"body": Skeleton(body).body})
+    assert peer.ask({"body": body, "with_texts": True}) == peer.ask({"body": Skeleton(body).body})
 
 
-def test_stand_ins_are_short() -> None:
+def test_skeleton_of_long_texts_is_short() -> None:
     """A skeleton doesn't grow with its texts, its tools' schemas or its calls' arguments."""
-    long = chat(said("user", "word " * 100_000), *turn("a", content="word " * 100_000), tools=3)
-    short = chat(said("user", "word"), *turn("a", content="word"), tools=3)
+    long = chat(spoken("user", "word " * 100_000), *turn("a", content="word " * 100_000), tools=3)
+    short = chat(spoken("user", "word"), *turn("a", content="word"), tools=3)
     assert Skeleton(long).body == Skeleton(short).body
 
 
 @needs_packages
-def test_one_shape_is_asked_once() -> None:
+def test_peer_with_two_bodies_of_one_shape_asks_once() -> None:
     """Bodies of one shape are one question; another shape is another."""
     peer = peer_policies()["strands"]
     assert isinstance(peer, Peer)
     before = peer._answers.cache_info()
     shape = turn(*"abcdefg")
-    one, other = (peer(chat(said("user", words), *shape)) for words in ("one", "another"))
+    one, other = (peer(chat(spoken("user", words), *shape)) for words in ("one", "another"))
     assert places(one) == places(other) == {"messages.8.content.0": "5m"}
-    peer(chat(said("user", " "), *shape))
+    peer(chat(spoken("user", " "), *shape))
     after = peer._answers.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (1, 2)
 
 
 @needs_packages
-def test_refusal_of_a_package_is_an_error() -> None:
-    """What goes wrong beside the package reaches the benchmark with the peer's name, and it goes on."""
+def test_peer_after_a_refusal_of_its_package_raises_and_goes_on() -> None:
+    """An error of the package reaches the benchmark with the peer's name, and the next question is answered."""
     peer = peer_policies()["litellm"]
     assert isinstance(peer, Peer)
     with pytest.raises(PeerError, match="litellm: KeyError: 'messages'"):
@@ -285,22 +291,24 @@ def test_refusal_of_a_package_is_an_error() -> None:
 
 
 @needs_packages
-def test_litellm_hook_is_timed_on_the_body_itself() -> None:
-    """The hook takes longer on a long body: it is not given the skeleton."""
-    short, long = (chat(*[said("user") for _ in range(count)]) for count in (1, 400))
+def test_litellm_hook_on_a_long_body_takes_longer() -> None:
+    """The hook is timed on the body itself, not on its skeleton."""
+    short, long = (chat(*[spoken("user") for _ in range(count)]) for count in (1, 400))
     assert len(time_litellm_hook(short, 5)) == 5
     assert min(time_litellm_hook(long, 5)) > 4 * min(time_litellm_hook(short, 5))
 
 
-def test_absent_environment_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Without the environment a package's policy says what to run; the ports need none."""
+def test_peer_without_its_environment_names_the_command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without the environment, the error of a package's policy names the command that builds it."""
     monkeypatch.setattr(peers, "PYTHON", tmp_path / "python")
     with pytest.raises(PeerError, match=r"strands: \.venv-peers is absent; run make bench-peers-setup"):
         Peer("strands")(LOOP)
 
 
-def test_ended_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that ends at once, as where a package is missing, is an error and no hang."""
+def test_peer_whose_process_ends_raises_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that ends at once, as with a missing package, is an error and no hang."""
     monkeypatch.setattr(peers, "PYTHON", Path(sys.executable))
     silent: Callable[..., Any] = subprocess.Popen
     monkeypatch.setattr(
@@ -312,7 +320,7 @@ def test_ended_process_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         Peer("strands")(LOOP)
 
 
-def test_odd_part_is_refused() -> None:
+def test_skeleton_of_an_unknown_part_raises() -> None:
     """A part that the drivers can't hand over is an error, not a silent change."""
     with pytest.raises(ValueError, match="'input_audio' is not driven; allowed: text, image_url, reasoning"):
-        Skeleton(chat(said("user", [{"type": "input_audio"}])))
+        Skeleton(chat(spoken("user", [{"type": "input_audio"}])))

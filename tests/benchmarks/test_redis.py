@@ -1,4 +1,4 @@
-"""The Redis benchmarks: the bodies they send, and what they find broken."""
+"""The Redis benchmarks: their bodies, and the breaches that they find."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from cachemw.core.planner.plan import Plan
 BUDGET = 0.02
 
 
-def test_the_reference_request_is_as_large_as_it_is_said() -> None:
+def test_reference_request_has_its_documented_size() -> None:
     """60 messages, 20 tools, 410 to 420 KB; each request of the conversation begins with the one before."""
     requests = reference(3)
     assert 410_000 < len(orjson.dumps(requests[-1])) < 420_000
@@ -32,8 +32,8 @@ def test_the_reference_request_is_as_large_as_it_is_said() -> None:
     assert requests[0]["messages"][1] != reference(4)[0]["messages"][1]
 
 
-def test_small_conversations_share_their_head_and_nothing_else() -> None:
-    """Those of one head have the same tools and system prompt."""
+def test_small_conversations_of_one_head_share_only_the_head() -> None:
+    """Conversations of one head have the same tools and system prompt, and no common message."""
     one, other = (list(small(name, "head", 3)) for name in ("one", "other"))
     assert one[0]["tools"] == other[2]["tools"] != next(small("one", "another", 1))["tools"]
     assert one[0]["messages"][0] == other[0]["messages"][0]
@@ -41,8 +41,8 @@ def test_small_conversations_share_their_head_and_nothing_else() -> None:
     assert one[2]["messages"][:3] == [*one[0]["messages"], one[1]["messages"][2]]
 
 
-def test_an_answer_bills_what_the_plan_expects() -> None:
-    """Its usage has the plan's read and written tokens."""
+def test_usage_of_an_answer_is_the_plans_estimate() -> None:
+    """The usage has the plan's cache read and cache write."""
     assert usage(Plan(cache_read=5, cache_write_5m=3, uncached=2)) == {
         "prompt_tokens": 10,
         "completion_tokens": 20,
@@ -51,8 +51,8 @@ def test_an_answer_bills_what_the_plan_expects() -> None:
     }
 
 
-def test_a_fleet_tells_of_every_request() -> None:
-    """Sync and async workers, one thing after another; with its own head each conversation begins anew."""
+def test_fleet_of_both_twins_reports_every_request() -> None:
+    """Sync and async workers send one kind of traffic after another, and report each request."""
     traffic = Traffic("memory://", "a fleet", ("sync", "async"), 10, streams=2, checked=True)
     with fleet(traffic, replace(traffic, hot=False, drained=True, gap=0.001)) as started:
         for _ in range(2):
@@ -66,7 +66,7 @@ def test_a_fleet_tells_of_every_request() -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_overhead_is_measured_with_as_many_keys(asynchronous: bool) -> None:
+def test_overhead_of_a_round_has_times_of_both_stores(asynchronous: bool) -> None:
     """Each round has its times over both stores; the bare call names the keys of the request."""
     with standalone() as server:
         found = overhead(server.url, 2, asynchronous=asynchronous)
@@ -75,13 +75,13 @@ def test_the_overhead_is_measured_with_as_many_keys(asynchronous: bool) -> None:
     assert [row[0].partition(",")[2] for row in found.rows()] == [" a turn more", " again"]
 
 
-def test_a_process_reads_what_another_wrote() -> None:
-    """Its next request, of the same conversation, is expected to read all that was written."""
+def test_process_after_another_ones_write_reads_its_entries() -> None:
+    """The second process plans to read all tokens that the first one wrote in the same conversation."""
     with standalone() as server:
         assert list(learned(server.url, 1)) == []
 
 
-def test_too_much_overhead_is_named() -> None:
+def test_overhead_above_its_limit_is_named() -> None:
     """One and a half bare calls more than memory are allowed."""
     held = Overhead("sync")
     for times in (held.grown, held.again):
@@ -109,26 +109,28 @@ ROW = Row(
         (replace(ROW, store="memory", trips=0.0), []),
     ],
 )
-def test_what_a_fleet_breaks_is_named(row: Row, broken: list[str]) -> None:
-    """More than a round trip, and a shared root that loads its slot by each request."""
+def test_fleet_over_a_limit_names_it(row: Row, broken: list[str]) -> None:
+    """A row names more than one round trip, and a shared root that loads its slot with each request."""
     lines = list(row.broken())
     assert len(lines) == len(broken)
-    assert all(what in line for what, line in zip(broken, lines, strict=True))
+    assert all(part in line for part, line in zip(broken, lines, strict=True))
     assert rows([row, replace(row, reads=())]).row_count == 2
 
 
 def run() -> Run:
-    """Return a run in which all was well."""
-    whole = STREAMS * EACH
-    told = [Told(samples=[Sample(float(n), 0.002, True, False, False) for n in range(whole)]) for _ in TWINS]
+    """Return a run in which no promise breaks."""
+    requests = STREAMS * EACH
+    told = [
+        Told(samples=[Sample(float(n), 0.002, True, False, False) for n in range(requests)]) for _ in TWINS
+    ]
     for one in told:
         one.counted = [(100.1, "error.store.TimeoutError"), (100.2, "store.away"), (103.5, "store.back")]
     seen = [(50.0, "sync"), (50.1, "async"), (104.0, "sync"), (104.5, "async")]
-    return Run("freeze", Moments(100.0, 103.0), told, Probe(seen), len(TWINS) * whole, opens=True)
+    return Run("freeze", Moments(100.0, 103.0), told, Probe(seen), len(TWINS) * requests, opens=True)
 
 
 def slow(found: Run, count: int) -> None:
-    """Let so many requests in the outage of each worker take long."""
+    """Slow down so many requests of each worker during the outage."""
     for one in found.told:
         one.samples[101 : 101 + count] = [s._replace(seconds=0.031) for s in one.samples[101 : 101 + count]]
 
@@ -147,29 +149,29 @@ def slow(found: Run, count: int) -> None:
         (lambda found: setattr(found, "reported", 7), ["7 calls in the report"]),
     ],
 )  # fmt: skip
-def test_what_an_outage_breaks_is_named(spoil: object, broken: list[str]) -> None:
-    """Lost, changed or slow requests, workers that do not stop asking, or do not learn again."""
+def test_outage_with_one_breach_names_it(spoil: object, broken: list[str]) -> None:
+    """A run names lost, changed and slow requests, and workers that do not stop asking or do not learn again."""
     found = run()
     assert callable(spoil)
     spoil(found)
     lines = list(found.broken(BUDGET))
     assert len(lines) == len(broken), lines
-    assert all(what in line for what, line in zip(broken, lines, strict=True))
+    assert all(part in line for part, line in zip(broken, lines, strict=True))
     assert table([found]).row_count == 1
 
 
 @pytest.mark.parametrize(
-    ("field", "what"), [("changed", "1 bodies"), ("passed", "1 requests went as they came")]
+    ("field", "line"), [("changed", "1 bodies"), ("passed", "1 requests went as they came")]
 )
-def test_a_request_that_is_touched_or_given_up_is_named(field: str, what: str) -> None:
-    """One is enough."""
+def test_outage_with_one_changed_or_unplanned_request_names_it(field: str, line: str) -> None:
+    """A single request breaks the promise."""
     found = run()
     found.told[0].samples[7] = found.told[0].samples[7]._replace(**{field: True})
-    assert [what in line for line in found.broken(BUDGET)] == [True]
+    assert [line in found_line for found_line in found.broken(BUDGET)] == [True]
 
 
-def test_an_unmarked_request_counts_while_the_store_is_away() -> None:
-    """Before it a first sight may stay plain."""
+def test_unmarked_request_during_the_outage_is_named() -> None:
+    """Before the outage a first arrival may stay unmarked."""
     found = run()
     samples = found.told[0].samples
     samples[7] = samples[7]._replace(marked=False)
@@ -178,7 +180,7 @@ def test_an_unmarked_request_counts_while_the_store_is_away() -> None:
     assert ["without a breakpoint" in line for line in found.broken(BUDGET)] == [True]
 
 
-def test_only_what_is_needed_is_made() -> None:
+def test_bodies_of_an_endless_stream_are_made_one_by_one() -> None:
     """A stream's requests come one by one, five of each conversation."""
     traffic = Traffic("memory://", "lazily", ("sync",), 10**9)
     lengths = [len(body["messages"]) for body in islice(traffic.bodies(0, 0), 6)]

@@ -1,4 +1,4 @@
-"""The verdicts of a soak run, on series that are made up."""
+"""The verdicts of a soak run on invented series."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def test_memory_too_noisy_to_decide_is_not_flat() -> None:
 
 
 def test_memory_shrinking_is_flat() -> None:
-    """Memory that is given back is no leak."""
+    """Memory that shrinks is no leak."""
     assert memory_flat("memory", series(30, lambda at: LEVEL - 10_000 * at, noise=MB), RATE).flat
 
 
-def test_slope_of_a_line_with_outliers_is_that_of_the_line() -> None:
+def test_slope_of_a_line_with_outliers_is_the_slope_of_the_line() -> None:
     """Theil-Sen does not follow single peaks, and its interval holds the slope."""
     line = [
         (x, y * 10 if number % 17 == 5 else y) for number, (x, y) in enumerate(series(30, lambda at: 5 + at))
@@ -81,7 +81,7 @@ def test_slope_of_too_few_samples_is_refused() -> None:
         slope([(float(number), 1.0) for number in range(7)])
 
 
-def test_descriptors_with_a_constant_more_are_flat_and_leaking_ones_are_not() -> None:
+def test_descriptors_with_a_constant_rise_are_flat_and_leaking_ones_are_not() -> None:
     """A few more connections and short bursts are no leak; one more every ten seconds is."""
     assert count_flat("files", series(30, lambda at: 100 + (at > 1200) * 10 + (at % 300 < 5) * 200)).flat
     assert not count_flat("files", series(30, lambda at: 100 + at // 10)).flat
@@ -93,7 +93,7 @@ def test_keys_at_their_bound_are_flat_and_growing_ones_are_not() -> None:
     assert not share_flat("keys", series(30, lambda at: 50_000 + 100 * at, noise=200)).flat
 
 
-def test_latency_half_as_much_again_is_flat_and_twice_as_much_is_not() -> None:
+def test_latency_up_by_half_is_flat_and_doubled_is_not() -> None:
     """The last third's p99 may be 1.5 times the first third's."""
     assert latency_flat("p99", series(30, lambda at: 0.1 if at < 900 else 0.14, every=60)).flat
     assert not latency_flat("p99", series(30, lambda at: 0.1 + at / 9000, every=60)).flat
@@ -102,11 +102,11 @@ def test_latency_half_as_much_again_is_flat_and_twice_as_much_is_not() -> None:
 def ended(number: int, seconds: float = 0.05, status: int = 200) -> Sample:
     """Return a request that ended; three a second."""
     began = 1e9 + number / 3
-    return Sample(number, "paid-a", "", began=began, ended=began + seconds, status=status, whole=True)
+    return Sample(number, "paid-a", "", began=began, ended=began + seconds, status=status, complete=True)
 
 
 def soak(samples: list[Sample] | None = None, **changed: object) -> Soak:
-    """Return a run of ten minutes with flat series and right answers, but for what is changed."""
+    """Return a run of ten minutes with flat series and right answers, but for the changed fields."""
     flat = series(10, lambda _: LEVEL)
     sampled = Sampled(flat, series(10, lambda _: 100.0), flat, flat)
     ended_well = [ended(number) for number in range(1_800)]
@@ -117,7 +117,7 @@ def soak(samples: list[Sample] | None = None, **changed: object) -> Soak:
 
 
 def test_soak_with_flat_series_and_right_answers_is_flat() -> None:
-    """All figures of such a run are flat, and minutes are whole."""
+    """All figures of such a run are flat, and it has ten full minutes."""
     run = soak()
     assert [one.figure for one in run.verdicts() if not one.flat] == []
     assert [len(times) for _, times in run.windows()] == [180] * 10
@@ -126,7 +126,7 @@ def test_soak_with_flat_series_and_right_answers_is_flat() -> None:
 @pytest.mark.parametrize(
     ("changed", "figure"),
     [
-        ({"endless": 1}, "keys without an end"),
+        ({"endless": 1}, "keys without a TTL"),
         ({"exit_code": None}, "end on SIGTERM"),
         ({"memory": series(10, lambda at: LEVEL + 1024 * RATE * at)}, "memory of the proxy"),
         ({"descriptors": series(10, lambda at: 100 + at)}, "files of the proxy"),

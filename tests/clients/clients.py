@@ -1,4 +1,4 @@
-"""Every client that is wrapped in these tests: how it is made, and where its requests go."""
+"""The clients that these tests wrap: the way to make each, and the path of its requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GATEWAY = "/ai-gateway/mlflow/v1/chat/completions"
 
 
 class Client(NamedTuple):
-    """A client: made by `make(is_async, url)`, known to users as `named`, its requests going to `path`."""
+    """A client: made by `make(is_async, url)`, known to users as `named`, with requests to `path`."""
 
     named: str
     make: Callable[[bool, str], Any]
@@ -63,4 +63,4 @@ CLIENTS: dict[str, Client] = {
     "sdk": Client("WorkspaceClient().serving_endpoints.get_open_ai_client()", _sdk, SERVING),
 }
 CHANGING = ("databricks", "gateway")
-"""Those that change the caller's tools by themselves, and whose own `with_options` fails."""
+"""Clients that change the caller's tools by themselves, and whose own `with_options` fails."""

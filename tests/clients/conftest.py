@@ -17,6 +17,6 @@ def _endpoint() -> Iterator[Endpoint]:
 
 @pytest.fixture
 def endpoint(_endpoint: Endpoint) -> Endpoint:
-    """Give the running endpoint with no arrivals and no answers set."""
+    """Return the running endpoint without arrivals and prepared answers."""
     _endpoint.reset()
     return _endpoint

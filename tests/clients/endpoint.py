@@ -1,6 +1,6 @@
-"""A chat endpoint on loopback: it answers as it is told and remembers what arrived.
+"""A chat endpoint on loopback. It gives the prepared answers and records the requests.
 
-It judges nothing and caches nothing; the simulated gateway does that.
+The endpoint does not validate or cache requests; the simulated gateway does.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Arrival:
 
 @dataclass
 class Endpoint:
-    """The running endpoint. `answers` are given out first in, first out; then the default answers."""
+    """The running endpoint. `answers` go out first in, first out; after them come default answers."""
 
     url: str
     arrived: list[Arrival] = field(default_factory=list)
@@ -66,21 +66,21 @@ class Endpoint:
 def completion(
     usage: dict[str, Any] | None = USAGE, text: str = TEXT, reason: str = "stop"
 ) -> dict[str, Any]:
-    """Return a whole completion."""
+    """Return a completion."""
     message = {"role": "assistant", "content": text}
     choices = [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}]
-    whole = {
+    answer = {
         "id": "c1",
         "object": "chat.completion",
         "created": 1,
         "model": "served-claude",
         "choices": choices,
     }
-    return whole if usage is None else {**whole, "usage": usage}
+    return answer if usage is None else {**answer, "usage": usage}
 
 
 def chunks(usage: dict[str, Any] | None = USAGE) -> list[dict[str, Any]]:
-    """Return the chunks of a stream; where there is usage it is in each one, growing to its last value."""
+    """Return the chunks of a stream. Usage, if given, is in each chunk and grows to its last value."""
     found = []
     words = TEXT.split(" ")
     for n, word in enumerate(words):
@@ -100,7 +100,7 @@ def event(data: Any) -> bytes:
 
 
 def plain(usage: dict[str, Any] | None = USAGE, *, zipped: bool = False, **completed: str) -> Answer:
-    """Answer with a whole completion."""
+    """Answer with a completion that is not streamed."""
 
     def answer(body: dict[str, Any]) -> Response:
         content = json.dumps(completion(usage, **completed)).encode()
@@ -130,13 +130,13 @@ def events(
         if done:
             yield event(b"[DONE]")
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def compressed() -> AsyncIterator[bytes]:
         yield gzip.compress(b"".join([part async for part in parts()]))
 
     def answer(body: dict[str, Any]) -> Response:
         if zipped:
             return StreamingResponse(
-                whole(), media_type="text/event-stream", headers={"content-encoding": "gzip"}
+                compressed(), media_type="text/event-stream", headers={"content-encoding": "gzip"}
             )
         return StreamingResponse(parts(), media_type="text/event-stream")
 
@@ -151,13 +151,13 @@ def error(status: int, message: str, headers: dict[str, str] | None = None) -> A
 
 @contextmanager
 def running() -> Iterator[Endpoint]:
-    """Run an endpoint on a free port in a thread of its own."""
+    """Run an endpoint on a free port in its own thread."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     endpoint = Endpoint(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        # No routes: asked as a proxy, the path is a whole URL.
+        # No routes: a request to a proxy has a URL as its path.
         answer = await endpoint.handle(Request(scope, receive))
         await answer(scope, receive, send)
 

@@ -1,6 +1,6 @@
-"""What the contract tests showed, as the page docs/compatibility.md and as a table for the terminal.
+"""Show the results of the contract tests: as docs/compatibility.md, and as a table for the terminal.
 
-Lives here: which rows and columns there are. Must not know: how tests are run.
+Contains: rows and columns. Must not depend on: the way tests are run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 STYLES = "tests.clients.test_styles"
+STYLE_TEST = "test_call_in_each_style_is_caught"
 _CAUGHT = re.compile(r"(\w+)-(.+)-(sync|async)")
 _HEAD = """# Compatibility
 
-Written by `make test-clients`, which runs the contract tests against the real packages, each set in an environment of
-its own at exactly these versions. "yes" is what a test of it showed; nothing here is taken from documents. "-": the
-package is not in that environment.
+`make test-clients` writes this page. It runs the contract tests against the real packages, each set in its own
+environment at exactly these versions. "yes": a test passed. "-": the package is not in that environment.
 
 | environment | packages |
 |---|---|
@@ -26,19 +26,19 @@ package is not in that environment.
 _STYLES = """
 ## Call styles of wrapped clients
 
-Caught means: one arrival; markers added and nothing else; the usage settled once; your objects as the SDK itself
-leaves them. The styles are {styles}.
+Caught means: one request arrived; only markers were added; the usage was settled once; the SDK left your objects as it
+does without cachemw. The styles are {styles}.
 
 | client | with | sync | async | not caught |
 |---|---|---|---|---|
 """
 _REST = """
-## What else holds
+## Further results
 """
 
 
 class Case(NamedTuple):
-    """One case of one test: its module, name and parameters; "yes", "NO" or "-" for one that was skipped, and why."""
+    """One case of a test: module, name, parameters, and the verdict "yes", "NO" or "-" (skipped) with its reason."""
 
     module: str
     test: str
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of one environment's tests."""
+    """The results of one environment's tests."""
 
     name: str
     versions: dict[str, str]
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One client in one environment: its versions, how many styles are caught by colour, and what is not."""
+    """One client in one environment: versions, numbers of caught styles, sync and async, and the missed styles."""
 
     client: str
     packages: str
@@ -66,18 +66,18 @@ class Row(NamedTuple):
 
 
 def styles(outcomes: Sequence[Outcome]) -> tuple[list[str], list[Row]]:
-    """Return the names of all call styles, and a row for each client that was there."""
+    """Return the names of all call styles, and a row for each client that was installed."""
     named = _named()
     rows, all_styles = [], dict[str, None]()
     for outcome in outcomes:
         found: dict[str, dict[str, dict[str, Case]]] = {}
         for case in outcome.cases:
             parts = _CAUGHT.fullmatch(case.parameters)
-            if case.module == STYLES and case.test == "test_caught" and parts:
+            if case.module == STYLES and case.test == STYLE_TEST and parts:
                 found.setdefault(parts[1], {}).setdefault(parts[3], {})[parts[2]] = case
                 all_styles[parts[2]] = None
-        for client, colours in found.items():
-            if all(case.verdict == "-" for cases in colours.values() for case in cases.values()):
+        for client, twins in found.items():
+            if all(case.verdict == "-" for cases in twins.values() for case in cases.values()):
                 continue
             packages = [
                 package for package in outcome.versions if package.startswith(("openai", "databricks-"))
@@ -86,13 +86,13 @@ def styles(outcomes: Sequence[Outcome]) -> tuple[list[str], list[Row]]:
                 packages = packages[:1]
             used = ", ".join(f"{package} {outcome.versions[package]}" for package in packages)
             rows.append(
-                Row(named[client], used, _share(colours["sync"]), _share(colours["async"]), _missing(colours))
+                Row(named[client], used, _share(twins["sync"]), _share(twins["async"]), _missing(twins))
             )
     return list(all_styles), rows
 
 
 def _named() -> dict[str, str]:
-    """Return what users call each client, without importing any."""
+    """Return each client's name for users, without importing the clients."""
     source = (ROOT / "tests" / "clients" / "clients.py").read_text(encoding="utf-8")
     return dict(re.findall(r'^    "(\w+)": Client\("([^"]+)"', source, re.MULTILINE))
 
@@ -103,43 +103,43 @@ def _share(cases: dict[str, Case]) -> str:
     return f"{sum(case.verdict == 'yes' for case in cases.values())} of {len(cases)}"
 
 
-def _missing(colours: dict[str, dict[str, Case]]) -> str:
-    """Say what is not caught and why, each reason once."""
+def _missing(twins: dict[str, dict[str, Case]]) -> str:
+    """Return the missed styles, grouped by reason."""
     reasons = dict[str, list[str]]()
-    for colour, cases in colours.items():
+    for twin, cases in twins.items():
         lacking = {
             style: case.why or "a failed test" for style, case in cases.items() if case.verdict != "yes"
         }
         for style, why in lacking.items():
-            what = colour if len(lacking) == len(cases) else style
-            if what not in reasons.setdefault(why, []):
-                reasons[why].append(what)
-    return "; ".join(f"{', '.join(what)}: {why}" for why, what in reasons.items())
+            name = twin if len(lacking) == len(cases) else style
+            if name not in reasons.setdefault(why, []):
+                reasons[why].append(name)
+    return "; ".join(f"{', '.join(missed)}: {why}" for why, missed in reasons.items())
 
 
-def others(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Yield each module of contract tests: what it is about, its environments, and a row for each test in it."""
+def contract_results(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yield each module of contract tests: its subject, its environments, and a row for each of its tests."""
     modules = dict.fromkeys(case.module for outcome in outcomes for case in outcome.cases)
     for module in sorted(modules):
         if not module.startswith("tests.clients."):
             continue
-        about, tests = _said(module)
+        subject, tests = _docstrings(module)
         ran = [
             outcome
             for outcome in outcomes
             if any(case.module == module and case.verdict != "-" for case in outcome.cases)
         ]
         rows = [
-            [said, *(_verdict(outcome.cases, module, test) for outcome in ran)]
-            for test, said in tests.items()
-            if (module, test) != (STYLES, "test_caught")
+            [docstring, *(_verdict(outcome.cases, module, test) for outcome in ran)]
+            for test, docstring in tests.items()
+            if (module, test) != (STYLES, STYLE_TEST)
         ]
         if ran and rows:
-            yield about, [outcome.name for outcome in ran], rows
+            yield subject, [outcome.name for outcome in ran], rows
 
 
-def _said(module: str) -> tuple[str, dict[str, str]]:
-    """Return the sentence that a module begins with, and that of each test in it."""
+def _docstrings(module: str) -> tuple[str, dict[str, str]]:
+    """Return the first sentence of a module, and that of each of its tests."""
     tree = ast.parse(ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
     tests = {
         node.name: " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
@@ -154,8 +154,8 @@ def _verdict(cases: list[Case], module: str, test: str) -> str:
     return next((verdict for verdict in ("NO", "yes") if verdict in verdicts), "-")
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
-    """Return the page."""
+def for_docs(outcomes: Sequence[Outcome]) -> str:
+    """Return the page of the docs."""
     lines = [_HEAD.rstrip("\n")]
     lines += [
         f"| {outcome.name} | {', '.join(map(' '.join, outcome.versions.items()))} |" for outcome in outcomes
@@ -164,10 +164,10 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines.append(_STYLES.format(styles=", ".join(f"`{name}`" for name in names)).rstrip("\n"))
     lines += [f"| `{row.client}` | {' | '.join(row[1:])} |" for row in rows]
     lines.append(_REST.rstrip("\n"))
-    for about, environments, tests in others(outcomes):
+    for subject, environments, tests in contract_results(outcomes):
         lines += [
             "",
-            f"### {about}",
+            f"### {subject}",
             "",
             f"| | {' | '.join(environments)} |",
             f"|{'---|' * (len(environments) + 1)}",
@@ -176,7 +176,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plain(outcomes: Sequence[Outcome]) -> str:
+def for_terminal(outcomes: Sequence[Outcome]) -> str:
     """Return the clients' table, and how many tests of each environment passed, for the terminal."""
     _, rows = styles(outcomes)
     cells = [["client", "with", "sync", "async", "not caught"], *map(list, rows)]

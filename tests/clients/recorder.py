@@ -1,4 +1,4 @@
-"""The real middleware, writing down what a client asks of it; and one conversation that is worth marking."""
+"""A middleware that records the calls of its methods, and one conversation that is worth marking."""
 
 from __future__ import annotations
 

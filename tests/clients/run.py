@@ -1,9 +1,9 @@
-"""Run the contract tests against the real packages, each set in an environment of its own, and write what holds.
+"""Run the contract tests against the real packages, each set in its own environment, and write the results.
 
     python -m tests.clients.run [ENVIRONMENT ...]
 
-Environments are built from their lock files beside this one, with hashes, and again when those change. Prints the
-table; where all were run and passed, docs/compatibility.md is written anew. Exit status 1 where a test fails.
+Environments are built from the lock files beside this one, with hashes, and built anew when these change. The command
+prints the table. It writes docs/compatibility.md if all environments ran and passed, and exits with 1 if a test fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from tests.clients.page import Case, Outcome, markdown, plain
+from tests.clients.page import Case, Outcome, for_docs, for_terminal
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "compatibility.md"
@@ -31,7 +31,7 @@ _CLIENTS = [
 
 
 class Environment(NamedTuple):
-    """One set of packages: its folder, the lock file it is made of, what is shown of it, and its tests."""
+    """One set of packages: its folder, its lock file, the packages to show, and its tests."""
 
     folder: str
     lock: str
@@ -68,7 +68,7 @@ ENVIRONMENTS = {
 
 
 def build(environment: Environment) -> Path:
-    """Make an environment what its lock file says, with cachemw as it is here, and return its interpreter."""
+    """Build an environment from its lock file, with this checkout of cachemw, and return its interpreter."""
     folder, lock = ROOT / environment.folder, ROOT / environment.lock
     python, ready = folder / "bin" / "python", folder / ".ready"
     if not ready.exists() or ready.stat().st_mtime < lock.stat().st_mtime:
@@ -93,10 +93,10 @@ def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
 
 
 def outcome(name: str, environment: Environment) -> tuple[bool, Outcome]:
-    """Run an environment's tests; return whether all passed, and what came of each."""
+    """Run an environment's tests; return True if all passed, and the result of each."""
     python = build(environment)
-    there = versions(python, environment.packages)
-    print(f"{name}: {', '.join(map(' '.join, there.items()))}", flush=True)
+    installed = versions(python, environment.packages)
+    print(f"{name}: {', '.join(map(' '.join, installed.items()))}", flush=True)
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [python, "-m", "pytest", "--quiet", *environment.tests, f"--junitxml={report}"]
@@ -104,31 +104,31 @@ def outcome(name: str, environment: Environment) -> tuple[bool, Outcome]:
         cases = (
             [_case(case) for case in ElementTree.parse(report).iter("testcase")] if report.exists() else []
         )
-    return passed, Outcome(name, there, cases)
+    return passed, Outcome(name, installed, cases)
 
 
 def _case(found: ElementTree.Element) -> Case:
     test, _, parameters = found.get("name", "").partition("[")
-    said = {child.tag: child.get("message", "") for child in found}
-    verdict = "NO" if said.keys() & {"failure", "error"} else "-" if "skipped" in said else "yes"
+    results = {child.tag: child.get("message", "") for child in found}
+    verdict = "NO" if results.keys() & {"failure", "error"} else "-" if "skipped" in results else "yes"
     return Case(
-        found.get("classname", ""), test, parameters.removesuffix("]"), verdict, said.get("skipped", "")
+        found.get("classname", ""), test, parameters.removesuffix("]"), verdict, results.get("skipped", "")
     )
 
 
 def main(names: list[str]) -> int:
-    """Run the environments that are named, or all; print what holds, and write it where all of it does."""
+    """Run the named environments, or all; print the results, and write them if all tests passed."""
     if unknown := set(names) - set(ENVIRONMENTS):
-        print(f"no such environment: {', '.join(sorted(unknown))}; there are {', '.join(ENVIRONMENTS)}")
+        print(f"no such environment: {', '.join(sorted(unknown))}; choose from {', '.join(ENVIRONMENTS)}")
         return 2
     good, outcomes = True, []
     for name in names or ENVIRONMENTS:
         passed, found = outcome(name, ENVIRONMENTS[name])
         good &= passed
         outcomes.append(found)
-    print(f"\n{plain(outcomes)}")
+    print(f"\n{for_terminal(outcomes)}")
     if good and not names:
-        PAGE.write_text(markdown(outcomes), encoding="utf-8")
+        PAGE.write_text(for_docs(outcomes), encoding="utf-8")
     return 0 if good else 1
 
 

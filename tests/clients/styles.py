@@ -1,6 +1,6 @@
 """The eight ways to call a chat completion with the `openai` SDK, sync and async, each read to its end.
 
-A style takes a client and the keywords of `create`, and returns the text that the caller got.
+A style takes a client and the keywords of `create`, and returns the caller's text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Style = Callable[[Any, dict[str, Any]], str]
 AsyncStyle = Callable[[Any, dict[str, Any]], Awaitable[str]]
 
 
-def _said(completion: Any) -> str:
+def _text(completion: Any) -> str:
     return str(completion.choices[0].message.content)
 
 
@@ -26,98 +26,98 @@ def _from_lines(lines: list[str]) -> str:
     return "".join(chunk["choices"][0]["delta"]["content"] for chunk in found)
 
 
-def _create(client: Any, asked: dict[str, Any]) -> str:
-    return _said(client.chat.completions.create(**asked))
+def _create(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(client.chat.completions.create(**arguments))
 
 
-def _streamed(client: Any, asked: dict[str, Any]) -> str:
-    return "".join(_piece(chunk) for chunk in client.chat.completions.create(**asked, stream=True))
+def _streamed(client: Any, arguments: dict[str, Any]) -> str:
+    return "".join(_piece(chunk) for chunk in client.chat.completions.create(**arguments, stream=True))
 
 
-def _raw(client: Any, asked: dict[str, Any]) -> str:
-    return _said(client.chat.completions.with_raw_response.create(**asked).parse())
+def _raw(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(client.chat.completions.with_raw_response.create(**arguments).parse())
 
 
-def _raw_streamed(client: Any, asked: dict[str, Any]) -> str:
+def _raw_streamed(client: Any, arguments: dict[str, Any]) -> str:
     return "".join(
-        map(_piece, client.chat.completions.with_raw_response.create(**asked, stream=True).parse())
+        map(_piece, client.chat.completions.with_raw_response.create(**arguments, stream=True).parse())
     )
 
 
-def _streaming_response(client: Any, asked: dict[str, Any]) -> str:
-    with client.chat.completions.with_streaming_response.create(**asked) as response:
-        return _said(response.parse())
+def _streaming_response(client: Any, arguments: dict[str, Any]) -> str:
+    with client.chat.completions.with_streaming_response.create(**arguments) as response:
+        return _text(response.parse())
 
 
-def _streaming_response_lines(client: Any, asked: dict[str, Any]) -> str:
-    with client.chat.completions.with_streaming_response.create(**asked, stream=True) as response:
+def _streaming_response_lines(client: Any, arguments: dict[str, Any]) -> str:
+    with client.chat.completions.with_streaming_response.create(**arguments, stream=True) as response:
         return _from_lines(list(response.iter_lines()))
 
 
-def _parse(client: Any, asked: dict[str, Any]) -> str:
-    return _said(client.chat.completions.parse(**asked))
+def _parse(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(client.chat.completions.parse(**arguments))
 
 
-def _stream_helper(client: Any, asked: dict[str, Any]) -> str:
-    with client.chat.completions.stream(**asked) as stream:
-        return _said(stream.get_final_completion())
+def _stream_helper(client: Any, arguments: dict[str, Any]) -> str:
+    with client.chat.completions.stream(**arguments) as stream:
+        return _text(stream.get_final_completion())
 
 
-def _post(client: Any, asked: dict[str, Any]) -> str:
+def _post(client: Any, arguments: dict[str, Any]) -> str:
     return str(
-        client.post("/chat/completions", body=asked, cast_to=object)["choices"][0]["message"]["content"]
+        client.post("/chat/completions", body=arguments, cast_to=object)["choices"][0]["message"]["content"]
     )
 
 
-def _with_options(client: Any, asked: dict[str, Any]) -> str:
-    return _said(client.with_options(timeout=5).chat.completions.create(**asked))
+def _with_options(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(client.with_options(timeout=60).chat.completions.create(**arguments))
 
 
-async def _acreate(client: Any, asked: dict[str, Any]) -> str:
-    return _said(await client.chat.completions.create(**asked))
+async def _acreate(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(await client.chat.completions.create(**arguments))
 
 
-async def _astreamed(client: Any, asked: dict[str, Any]) -> str:
+async def _astreamed(client: Any, arguments: dict[str, Any]) -> str:
     return "".join(
-        [_piece(chunk) async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        [_piece(chunk) async for chunk in await client.chat.completions.create(**arguments, stream=True)]
     )
 
 
-async def _araw(client: Any, asked: dict[str, Any]) -> str:
-    return _said((await client.chat.completions.with_raw_response.create(**asked)).parse())
+async def _araw(client: Any, arguments: dict[str, Any]) -> str:
+    return _text((await client.chat.completions.with_raw_response.create(**arguments)).parse())
 
 
-async def _araw_streamed(client: Any, asked: dict[str, Any]) -> str:
-    response = await client.chat.completions.with_raw_response.create(**asked, stream=True)
+async def _araw_streamed(client: Any, arguments: dict[str, Any]) -> str:
+    response = await client.chat.completions.with_raw_response.create(**arguments, stream=True)
     return "".join([_piece(chunk) async for chunk in response.parse()])
 
 
-async def _astreaming_response(client: Any, asked: dict[str, Any]) -> str:
-    async with client.chat.completions.with_streaming_response.create(**asked) as response:
-        return _said(await response.parse())
+async def _astreaming_response(client: Any, arguments: dict[str, Any]) -> str:
+    async with client.chat.completions.with_streaming_response.create(**arguments) as response:
+        return _text(await response.parse())
 
 
-async def _astreaming_response_lines(client: Any, asked: dict[str, Any]) -> str:
-    async with client.chat.completions.with_streaming_response.create(**asked, stream=True) as response:
+async def _astreaming_response_lines(client: Any, arguments: dict[str, Any]) -> str:
+    async with client.chat.completions.with_streaming_response.create(**arguments, stream=True) as response:
         return _from_lines([line async for line in response.iter_lines()])
 
 
-async def _aparse(client: Any, asked: dict[str, Any]) -> str:
-    return _said(await client.chat.completions.parse(**asked))
+async def _aparse(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(await client.chat.completions.parse(**arguments))
 
 
-async def _astream_helper(client: Any, asked: dict[str, Any]) -> str:
-    async with client.chat.completions.stream(**asked) as stream:
-        return _said(await stream.get_final_completion())
+async def _astream_helper(client: Any, arguments: dict[str, Any]) -> str:
+    async with client.chat.completions.stream(**arguments) as stream:
+        return _text(await stream.get_final_completion())
 
 
-async def _apost(client: Any, asked: dict[str, Any]) -> str:
-    answer = await client.post("/chat/completions", body=asked, cast_to=object)
+async def _apost(client: Any, arguments: dict[str, Any]) -> str:
+    answer = await client.post("/chat/completions", body=arguments, cast_to=object)
     return str(answer["choices"][0]["message"]["content"])
 
 
-async def _awith_options(client: Any, asked: dict[str, Any]) -> str:
-    return _said(await client.with_options(timeout=5).chat.completions.create(**asked))
+async def _awith_options(client: Any, arguments: dict[str, Any]) -> str:
+    return _text(await client.with_options(timeout=60).chat.completions.create(**arguments))
 
 
 STYLES: dict[str, tuple[Style, AsyncStyle]] = {

@@ -1,4 +1,4 @@
-"""The pages, and how one page's snippets are run."""
+"""The pages, and a runner for the snippets of one page."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ LANGUAGES = ("python", "bash", "text", "toml", "yaml")
 
 
 class Shell:
-    """Run bash snippets; what they leave running ends with `close`."""
+    """Run bash snippets. `close` ends the processes that they leave running."""
 
     def __init__(self) -> None:
         self._groups: list[int] = []
 
     def run(self, text: str) -> str:
-        """Return what a snippet prints, both streams together; it must succeed."""
+        """Return a snippet's output, both streams together. The snippet must succeed."""
         for name in ("curl", "make"):
             if re.search(rf"^{name} ", text, re.MULTILINE) and shutil.which(name) is None:
                 pytest.skip(f"there is no {name} on PATH")
@@ -44,21 +44,21 @@ class Shell:
                 start_new_session=True,
             )
             self._groups.append(process.pid)
-            status = process.wait(120)
+            status = process.wait(600)
             file.seek(0)
             printed = file.read()
         assert status == 0, f"exit code {status}:\n{text}\n{printed}"
         return printed
 
     def close(self) -> None:
-        """End what is still running."""
+        """End all processes that still run."""
         for group in self._groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGTERM)
 
 
 class Page:
-    """One page's snippets, run in their order; `replaced` are words of the page and what they stand for."""
+    """One page's snippets, run in their order; `replaced` maps words of the page to their replacements."""
 
     def __init__(self, path: Path, replaced: Mapping[str, str], shell: Shell) -> None:
         text = path.read_text(encoding="utf-8")
@@ -87,17 +87,17 @@ class Page:
         self._printed = self._shell.run(example.parsed)
 
     def text(self, example: Example) -> None:
-        """Hold a block of output against what was printed."""
-        said, printed = _lines(example.parsed), _lines(self._printed)
-        assert said in printed, f"line {example.line} says:\n{said}\nprinted was:\n{printed}"
+        """Compare a block of output with the printed text."""
+        documented, printed = _lines(example.parsed), _lines(self._printed)
+        assert documented in printed, f"line {example.line} has:\n{documented}\nprinted was:\n{printed}"
 
     def toml(self, example: Example) -> None:
-        """Leave the file where settings are looked for; all of it must be allowed."""
+        """Write the settings file; all of its keys must be allowed."""
         Path("cachemw.toml").write_text(example.parsed, encoding="utf-8")
         Settings()
 
     def yaml(self, example: Example) -> None:
-        """Leave the file where LiteLLM is told to look."""
+        """Write LiteLLM's configuration file."""
         Path("config.yaml").write_text(example.parsed, encoding="utf-8")
 
 

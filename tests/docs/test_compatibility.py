@@ -1,4 +1,4 @@
-"""The page that the contract tests write names the versions that are pinned now."""
+"""The page that the contract tests write names the pinned versions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tests.clients.run import ENVIRONMENTS, ROOT
 from tests.docs.test_pages import rows
 
 
-def test_the_page_is_of_these_versions() -> None:
-    """Each environment on the page has the versions of its lock file; else `make test-clients` writes it anew."""
+def test_page_of_compatibility_names_the_pinned_versions() -> None:
+    """Each environment on the page has the versions of its lock file; `make test-clients` updates it."""
     listed = {row[0]: row[1].split(", ") for row in rows("compatibility.md", "environment")}
     if missing := ENVIRONMENTS.keys() - listed.keys():
         pytest.fail(f"run `make test-clients`: {', '.join(missing)} was never run")

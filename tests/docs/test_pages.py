@@ -1,4 +1,4 @@
-"""What pages name exists, and what exists is on its page: links, commands, options, settings, reasons, counters."""
+"""Pages and code name the same things: links, commands, options, settings, reasons, counters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from cachemw.apps.cli import app
 from cachemw.core.billing import usage
 from cachemw.core.billing.diagnose import MissReason
 from cachemw.core.planner.plan import Reason
-from cachemw.core.rules.providers import PROVIDERS, Kind
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.types import Kind
 from tests.docs.pages import PAGES, ROOT
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -51,7 +52,7 @@ def rows(page: str, title: str) -> list[list[str]]:
 
 
 def names(page: str, title: str) -> list[str]:
-    """Return what the first cells of a table name as code."""
+    """Return the spans of code in the first cells of a table."""
     return [name for row in rows(page, title) for name in re.findall(r"`([^`]+)`", row[0])]
 
 
@@ -62,7 +63,7 @@ def slugs(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_links_resolve(path: Path) -> None:
+def test_links_of_a_page_resolve(path: Path) -> None:
     """Each relative link leads to a file of the project and a heading in it."""
     for link in LINK.findall(path.read_text(encoding="utf-8")):
         if "://" in link:
@@ -74,7 +75,7 @@ def test_links_resolve(path: Path) -> None:
         assert not anchor or anchor in slugs(target), link
 
 
-def test_every_page_is_linked() -> None:
+def test_index_links_every_page() -> None:
     """The index leads to each page."""
     linked = {Path(link).name for link in LINK.findall(text("index.md"))}
     assert {path.name for path in PAGES[1:]} - linked == {"index.md"}
@@ -88,8 +89,8 @@ def test_the_readme_says_one_figure() -> None:
     assert [figure for figure in said if f"{figure}%" not in page] == []
 
 
-def test_make_targets_exist() -> None:
-    """Each `make X` of a page is a target, and each target that says what it does is on a page."""
+def test_make_targets_of_the_pages_exist() -> None:
+    """Each `make X` of a page is a target of the Makefile."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
     named = {
@@ -109,11 +110,11 @@ def commands() -> dict[str, Any]:
 
 
 def options(command: Any) -> set[str]:
-    """Return what a command's options are called, their opposites included."""
+    """Return the names of a command's options and of their opposites."""
     return {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
 
 
-def test_commands_and_their_options_exist() -> None:
+def test_commands_and_options_of_the_pages_exist() -> None:
     """Each `cachemw X --y` of a page can be called."""
     found = commands()
     named = set()
@@ -128,7 +129,7 @@ def test_commands_and_their_options_exist() -> None:
     assert named == set(found)
 
 
-def test_every_option_of_the_gateway_is_described() -> None:
+def test_page_of_the_gateway_describes_every_option() -> None:
     """The page has each option with its default."""
     listed = {row[0].strip("`"): row[1].strip("`") for row in rows("simulated-gateway.md", "option")}
     meant = {}
@@ -138,14 +139,14 @@ def test_every_option_of_the_gateway_is_described() -> None:
     assert listed == meant
 
 
-def test_every_option_of_the_proxy_is_described() -> None:
-    """The page has each option, and nothing else."""
+def test_page_of_the_proxy_describes_every_option() -> None:
+    """The page has exactly the options of the command."""
     listed = [name for row in rows("proxy.md", "option") for name in re.findall(r"--[a-z-]+", row[0])]
     assert sorted(listed) == sorted(options(commands()["proxy"]) - {"--help"})
 
 
-def test_every_setting_is_described() -> None:
-    """The page has each setting with its default, and nothing else."""
+def test_page_of_settings_describes_every_setting() -> None:
+    """The page has exactly the settings of the code, with their defaults."""
     listed = {
         row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in rows("settings.md", "setting")
     }
@@ -156,8 +157,8 @@ def test_every_setting_is_described() -> None:
     assert listed == defaults
 
 
-def test_every_reason_is_described() -> None:
-    """Each reason of a breakpoint, of none, and of a miss has its row; what to do has one too."""
+def test_pages_describe_every_reason() -> None:
+    """Each reason for a breakpoint, for a skipped request and for a miss has its row, with advice."""
     listed = re.findall(
         r"^\| `([a-z_]+)` \|", text("how-it-decides.md").partition("## Reasons")[2], re.MULTILINE
     )
@@ -167,16 +168,16 @@ def test_every_reason_is_described() -> None:
     assert names("reports.md", "reason") == [reason.value for reason in MissReason]
 
 
-def test_every_usage_rule_is_described() -> None:
-    """The page names each rule that usage is read by."""
+def test_page_of_reports_describes_every_usage_rule() -> None:
+    """The page names each rule for reading usage."""
     _, table, _ = re.split(
         "^=.*=$", (inspect.getdoc(usage) or "").replace("=\n\n", "=\n"), flags=re.MULTILINE
     )
     assert names("reports.md", "rule") == [line.split()[0] for line in table.splitlines() if line]
 
 
-def test_every_counter_is_described() -> None:
-    """The page names each counter in the code, by its first part where the rest varies."""
+def test_page_of_counters_describes_every_counter() -> None:
+    """The page names each counter in the code, by its first part if the rest varies."""
     listed = {name.partition("<")[0].rstrip(".") for name in names("counters.md", "counter")}
     counted = {
         found.rstrip(".")
@@ -187,14 +188,14 @@ def test_every_counter_is_described() -> None:
     assert {name for name in counted if name not in listed and name.partition(".")[0] not in listed} == set()
     bodies = {
         found
-        for path in (ROOT / "cachemw" / "core").glob("*.py")
+        for path in (ROOT / "cachemw" / "core").rglob("*.py")
         for found in re.findall(r'BodyError\("(\w+)"\)', path.read_text(encoding="utf-8"))
     }
     assert {word for word in bodies if f"`{word}`" not in text("counters.md")} == set()
 
 
-def test_kinds_are_those_of_the_providers() -> None:
-    """The table of kinds says what each provider's row says."""
+def test_table_of_kinds_matches_the_providers() -> None:
+    """The table of kinds has the values of each provider's row."""
     providers = ["databricks", "anthropic", "openrouter", "litellm"]
     listed = {row[0].strip("`"): row[1:] for row in rows("how-it-decides.md", "kind")}
     meant = {
@@ -205,8 +206,8 @@ def test_kinds_are_those_of_the_providers() -> None:
     assert listed == meant
 
 
-def test_every_layer_is_described() -> None:
-    """The table of layers has those that import-linter holds, in their order."""
+def test_table_of_layers_matches_import_linter() -> None:
+    """The table has the layers of import-linter's contract, in their order."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contract = next(c for c in project["tool"]["importlinter"]["contracts"] if c["type"] == "layers")
     layers = [

@@ -1,9 +1,10 @@
-"""The page of providers and models says what the rows say."""
+"""The page of providers and models has the facts of the rows."""
 
 from __future__ import annotations
 
-from cachemw.core.rules.models import MODELS, Model, Prices
-from cachemw.core.rules.providers import PROVIDERS, Provider
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.types import Model, Prices, Provider
 from tests.docs.test_pages import names, rows, text
 
 PAGE = "providers.md"
@@ -42,26 +43,26 @@ def money(prices: Prices | None) -> str:
 
 
 def source(prices: Prices | None) -> str:
-    """Return where a price is from, and when."""
+    """Return the source and date of a price."""
     return "" if prices is None else f"{prices.source}, {prices.date}"
 
 
-def test_each_provider_has_its_line() -> None:
-    """Hosts, what is added, TTLs and the cap of each row."""
+def test_page_has_a_line_for_each_provider() -> None:
+    """A line has the hosts, the added fields, the TTLs and the cap of its row."""
     assert [list(map(str.strip, row)) for row in rows(PAGE, "provider")] == [
         line(row) for row in PROVIDERS.values()
     ]
 
 
-def test_each_model_has_its_line() -> None:
-    """Minimum, prices and their source of each row but the one for unknown Claudes."""
+def test_page_has_a_line_for_each_model() -> None:
+    """A line has the minimum, the prices and their source. The row for unknown Claude models has no line."""
     meant = [cells(row) for row in MODELS.values() if row.name != "claude"]
     assert [[cell.strip() for cell in row] for row in rows(PAGE, "model")] == meant, "\n".join(
         f"| {' | '.join(row)} |" for row in meant
     )
 
 
-def test_minimums_of_unknown_models() -> None:
-    """What the page says of models without a row."""
+def test_page_names_the_minimum_of_unknown_models() -> None:
+    """The page names the minimum of models without a row."""
     assert f"{MODELS['claude'].minimum:,} tokens" in text(PAGE)
     assert len(names(PAGE, "model")) == len(MODELS) - 1

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import cachemw
-from cachemw.core.rules.providers import MODELS
+from cachemw.core.rules.models import MODELS
 from cachemw.errors import StoreError
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import databricks_usage

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cachemw.core.planner.plan import Reason
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.errors import StoreError
 from tests.bodies import PARAGRAPH
 from tests.engine.coalescing_workers import (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import cachemw
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.engine import aio, sync
 from cachemw.errors import StoreError
 from tests.engine.calls import (

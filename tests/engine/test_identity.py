@@ -13,8 +13,8 @@ import pytest
 from xxhash import xxh3_128_digest
 
 import cachemw
-from cachemw.core.request import message_blocks
-from cachemw.core.request.markers import canonical
+from cachemw.core.request import canonical_json, message_blocks
+from cachemw.core.request.equality import canonical
 from tests.bodies import PARAGRAPH
 
 MODEL = "claude-sonnet-4-6"
@@ -45,9 +45,15 @@ def colliding(data: bytes, seed: int = 0) -> bytes:
     return xxh3_128_digest(b"", seed)
 
 
+def collide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all values collide in the memo, and all blocks in their digests."""
+    monkeypatch.setattr(canonical_json, "xxh3_128_digest", colliding)
+    monkeypatch.setattr(message_blocks, "_digest", colliding)
+
+
 def test_memo_in_which_all_messages_collide_changes_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within a namespace a wrong memo entry costs the markers of the request, and no byte else."""
-    monkeypatch.setattr(message_blocks, "xxh3_128_digest", colliding)
+    collide(monkeypatch)
     mw = cachemw.Middleware(provider="databricks", min_tokens=0)
     sent(mw, MANY_PARTS, "one")
     for _ in range(3):
@@ -61,7 +67,7 @@ def test_memo_in_which_all_messages_collide_stays_within_its_namespace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Even if every hash collides, the messages of one tenant are not read as another's."""
-    monkeypatch.setattr(message_blocks, "xxh3_128_digest", colliding)
+    collide(monkeypatch)
     alone, shared = (cachemw.Middleware(provider="databricks", min_tokens=0) for _ in range(2))
     sent(shared, MANY_PARTS, "evil")
     for _ in range(3):
@@ -72,7 +78,7 @@ def test_memo_in_which_all_messages_collide_stays_within_its_namespace(
 
 def test_digest_collisions_of_blocks_change_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """If all blocks have one digest, plans are wrong and bodies are right."""
-    monkeypatch.setattr(message_blocks, "xxh3_128_digest", colliding)
+    collide(monkeypatch)
     mw = cachemw.Middleware(provider="databricks", min_tokens=0)
     for message in (MANY_PARTS, VICTIM, MANY_PARTS, VICTIM):
         assert canonical(sent(mw, message, "one").body) == canonical(request(message))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.providers import Kind, Rules
+from cachemw.core.rules.types import Kind, Rules
 from cachemw.engine import learned_facts as module
 from cachemw.engine.learned_facts import LearnedFacts, NamespaceFacts
 from cachemw.settings import Settings

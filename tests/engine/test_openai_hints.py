@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 import cachemw
 from cachemw.core.opt_ins.openai_hints import KEY, canonical
 from cachemw.core.planner.plan import Reason
+from cachemw.core.rules.model_names import find_model
 from cachemw.core.rules.models import MODELS
-from cachemw.core.rules.providers import PROVIDERS, find_model, resolve
+from cachemw.core.rules.providers import PROVIDERS
+from cachemw.core.rules.resolve import resolve
 from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.simulation.openai_cache import OpenAICache
 from cachemw.simulation.options import Options, Refused

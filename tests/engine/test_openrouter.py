@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import cachemw
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.core.rules.models import MODELS
 from cachemw.simulation.conversation_families import support
 from cachemw.simulation.options import Options

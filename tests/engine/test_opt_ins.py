@@ -17,7 +17,8 @@ import cachemw
 from cachemw.core.opt_ins.sort_tools import unordered
 from cachemw.core.opt_ins.split_text import joined
 from cachemw.core.planner.plan import Reason
-from cachemw.core.rules.providers import MODELS, find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.models import MODELS
 from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket

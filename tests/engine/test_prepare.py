@@ -13,7 +13,7 @@ import pytest
 
 import cachemw
 from cachemw.core.planner.plan import Reason
-from cachemw.core.rules.providers import MODELS
+from cachemw.core.rules.models import MODELS
 from cachemw.engine import base, shared
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.usage_forms import databricks_usage

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cachemw
-from cachemw.core.request.markers import canonical
-from cachemw.core.rules.providers import find_model
+from cachemw.core.request.equality import canonical
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage

@@ -7,7 +7,7 @@ import re
 from itertools import count
 from typing import Any
 
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 from cachemw.engine import learned_facts
 from cachemw.engine.call import Call
 from cachemw.engine.flow import CallFlow

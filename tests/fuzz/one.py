@@ -1,6 +1,6 @@
 """Fuzz one target with atheris: `python -m tests.fuzz.one TARGET [libFuzzer's options and folders]`.
 
-An input fails that breaks a rule of its target, or takes more processor time than its size explains.
+An input fails if it breaks a rule of its target, or takes more processor time than its size explains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import atheris
 with atheris.instrument_imports(include=["cachemw"]):
     from tests.fuzz.targets import TARGETS
 
-# Seconds, instrumented, for any input and for each of its bytes: a hundred times the need of the slowest target.
+# Seconds of instrumented code for any input and for each of its bytes: a hundred times the need of the slowest target.
 _BASE, _PER_BYTE = 1.0, 1e-3
 
 

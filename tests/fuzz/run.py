@@ -1,7 +1,7 @@
 """Run the fuzz targets for some time each, and print one line for each: `python -m tests.fuzz.run SECONDS [TARGET]`.
 
-New inputs are kept in `.fuzz/` for the next run; one that fails goes to `tests/fuzz/found/<target>/`, which
-`test_corpus` replays. Exits with 1 where one failed, with 2 where a target could not run.
+New inputs stay in `.fuzz/` for the next run. A failing input goes to `tests/fuzz/found/<target>/`, which `test_corpus`
+replays. The exit code is 1 if an input failed, and 2 if a target could not run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LINE = "{:10} {:>10} {:>12} {:>9} {:>9}"
 
 
 def fuzz(name: str, seconds: int) -> tuple[str, int]:
-    """Run one target; return its line of the table and how many inputs failed."""
+    """Run one target; return its line of the table and the number of failed inputs."""
     kept, found = KEPT / name, HERE / "found" / name
     for folder in (kept, found):
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def _last(pattern: str, output: str) -> str:
 
 
 def main() -> None:
-    """Run all targets, or the one that is named."""
+    """Run all targets, or the named one."""
     seconds, names = int(sys.argv[1]), sys.argv[2:] or list(TARGETS)
     if unknown := set(names) - set(TARGETS):
         sys.exit(f"There is no target {unknown.pop()!r}; there are: {', '.join(TARGETS)}.")

@@ -50,7 +50,7 @@ class Source:
 
     @property
     def ended(self) -> bool:
-        """Say whether every byte was read."""
+        """Return True if every byte was read."""
         return self._at >= len(self._data)
 
     def byte(self) -> int:
@@ -59,7 +59,7 @@ class Source:
         return 0 if self._at > len(self._data) else self._data[self._at - 1]
 
     def take(self, count: int) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return `count` bytes, or fewer at the end."""
         self._at += count
         return self._data[self._at - count : self._at]
 
@@ -68,11 +68,11 @@ class Source:
         return self.take(len(self._data))
 
     def pick(self, options: Sequence[_Option]) -> _Option:
-        """Return one of some options."""
+        """Return one of the options."""
         return options[self.byte() % len(options)]
 
     def rarely(self) -> bool:
-        """Say yes for one byte of sixteen."""
+        """Return True for one byte of sixteen."""
         return self.byte() % 16 == 15
 
     def text(self) -> str:
@@ -88,7 +88,7 @@ class Source:
         return NUMBERS[kind % len(NUMBERS)] if kind < 128 else kind - 128
 
     def value(self, depth: int = 6) -> Any:
-        """Return any value: mostly JSON, sometimes an object that only the caller of an SDK can give."""
+        """Return any value: mostly JSON, sometimes an object that only the caller of an SDK can pass."""
         kind = self.byte() % 16
         if depth == 0 or kind < 4:
             return self.pick((None, True, False, {}, [], "", 0))

@@ -1,7 +1,7 @@
 """The parsers of untrusted input, each with the rules that hold for any bytes.
 
-Contains: `TARGETS`, by name a function of bytes that raises where a rule is broken. `tests.fuzz.run` gives it
-bytes that a fuzzer makes, `test_corpus` those that are kept. Must not depend on: any fuzzer, any clock.
+Contains: `TARGETS`, by name a function of bytes that raises if a rule is broken. `tests.fuzz.run` calls it with
+bytes of a fuzzer, `test_corpus` with the kept inputs. Must not depend on: any fuzzer, any clock.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import orjson
 from cachemw.core.billing.usage import merge_chunk, read_usage
 from cachemw.core.opt_ins.sort_tools import sort_tools, unordered
 from cachemw.core.opt_ins.split_text import Splitter, joined
-from cachemw.core.request.equality import same_structure
+from cachemw.core.request.equality import canonical, same_structure
 from cachemw.core.request.image_headers import pixels, read_pixels
-from cachemw.core.request.markers import canonical, insert
+from cachemw.core.request.markers import insert
 from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
 from cachemw.core.request.tokens import image_size
 from cachemw.core.reuse.cohort_sharing import CohortExchange
 from cachemw.core.reuse.cohorts import CohortTable
-from cachemw.core.reuse.forecast import ReuseModel
-from cachemw.core.rules import providers, refusals
-from cachemw.core.rules.models import find_model, model_key
-from cachemw.core.rules.providers import Kind
+from cachemw.core.reuse.forecast import ArrivedRequest, ReuseModel
+from cachemw.core.rules import refusals
+from cachemw.core.rules.model_names import find_model, model_key
+from cachemw.core.rules.resolve import resolve
+from cachemw.core.rules.types import Kind
 from cachemw.engine.learned_facts import LearnedFacts
 from cachemw.errors import BodyError, StoreError
 from cachemw.integrations.http.chat_routes import find_route, provider_at
@@ -61,7 +62,7 @@ _WIRES: tuple[WireFormat, ...] = ("chat", "messages")
 
 
 def request(data: bytes) -> None:
-    """A body is refused with a `BodyError`, or marked so that only markers differ."""
+    """A body raises a `BodyError`, or is marked so that only markers differ."""
     source = Source(data)
     body, wire, model = source.body(), source.pick(_WIRES), source.pick(_MODELS)
     before = _flat(body)
@@ -84,7 +85,7 @@ def request(data: bytes) -> None:
 
 
 def _same(one: Any, other: Any) -> None:
-    """Compare by the text of the values: NaN, which a caller may send beside the prompt, equals nothing."""
+    """Compare the texts of the values, since NaN beside the prompt does not equal itself."""
     assert _flat(one) == _flat(other), "the bodies differ"
 
 
@@ -105,9 +106,9 @@ def _flat(value: Any) -> list[str]:
 
 
 def _read(parsed: ParsedRequest) -> list[Any]:
-    """Return all that a parser reads of a body, without the markers."""
+    """Return the parsed values of a body, without the markers."""
     blocks = [(block.role, block.kind, block.digest, block.size) for block in parsed.blocks]
-    items = [max(item, 0) for item in parsed.items]  # -1 is a text that is the whole field
+    items = [max(item, 0) for item in parsed.items]  # -1 is a text that fills the field
     return [
         blocks,
         items,
@@ -120,7 +121,7 @@ def _read(parsed: ParsedRequest) -> list[Any]:
 
 
 def usage(data: bytes) -> None:
-    """Any answer gives counts that are no less than zero, or none."""
+    """Any answer gives counts of zero or more, or no usage."""
     source = Source(data)
     answers, seen = [], None
     while not source.ended and len(answers) < 8:
@@ -147,7 +148,7 @@ def usage(data: bytes) -> None:
 
 
 def stream(data: bytes) -> None:
-    """Usage is the same however an answer is cut, and the same that a plain reading of the format finds."""
+    """Usage is the same for each way to cut an answer, and equals that of a line-by-line reader."""
     source = Source(data)
     sizes = [1 + source.byte() % 64 for _ in range(1 + source.byte() % 4)]
     answer = source.rest()
@@ -162,10 +163,10 @@ def stream(data: bytes) -> None:
     cut.finish()
     assert (whole.answer, whole.done) == (cut.answer, cut.done), "a cut changes what is read"
     if not whole.too_large:
-        assert (whole.answer, whole.done) == _plainly(answer), "another reading of the format differs"
+        assert (whole.answer, whole.done) == _line_by_line(answer), "another reading of the format differs"
 
 
-def _plainly(answer: bytes) -> tuple[Any, bool]:
+def _line_by_line(answer: bytes) -> tuple[Any, bool]:
     """Read an answer line by line, as the format's specification has it."""
     answer = answer.lstrip()
     if answer.startswith(b"{"):
@@ -203,14 +204,13 @@ _PACK: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.compress,
     "br": lambda text: brotli.compress(text, quality=1),
     "gzip, br": lambda text: brotli.compress(gzip.compress(text, mtime=0), quality=1),
-    "zstd": lambda text: (
-        b"\x28\xb5\x2f\xfd\x20\x04\x21\x00\x00test" + text
-    ),  # a frame, and the bytes after it
+    # a frame, and the bytes after it
+    "zstd": lambda text: b"\x28\xb5\x2f\xfd\x20\x04\x21\x00\x00test" + text,
 }
 
 
 def decoding(data: bytes) -> None:
-    """A packed text comes out as it was; any bytes come out the same however they are cut, within the budget."""
+    """A compressed text decodes to itself; any bytes decode equally for each way to cut them, within the budget."""
     source = Source(data)
     encoding, size = source.pick(tuple(_PACK)), 1 + source.byte()
     packed = source.rest()
@@ -223,7 +223,7 @@ def decoding(data: bytes) -> None:
 
 
 def _decoded(encoding: str, packed: bytes, size: int) -> bytes | None:
-    """Return the decoded bytes, None where a library or the budget ends it."""
+    """Return the decoded bytes, or None if a library or the budget ends the decoding."""
     decoder, out = Decoder(encoding), b""
     for start in range(0, len(packed), size):
         chunk, before = packed[start : start + size], len(out)
@@ -233,7 +233,7 @@ def _decoded(encoding: str, packed: bytes, size: int) -> bytes | None:
                 assert not encoding or len(out) - before <= CHUNK + RATIO * len(chunk), "over the budget"
         except (BudgetError, EOFError, zlib.error, brotli.error):
             return None
-        except Exception as error:  # Zstandard's has another class in each library
+        except Exception as error:  # the class of Zstandard's error depends on the library
             if (encoding, type(error).__name__) == ("zstd", "ZstdError"):
                 return None
             raise
@@ -241,7 +241,7 @@ def _decoded(encoding: str, packed: bytes, size: int) -> bytes | None:
 
 
 def image(data: bytes) -> None:
-    """Any bytes are an image of some positive size, or of none."""
+    """Any bytes are an image of positive size, or no image."""
     found = read_pixels(data)
     assert found is None or (min(found) > 0 and max(found) < 1 << 32)
     text = base64.b64encode(data).decode()
@@ -251,7 +251,7 @@ def image(data: bytes) -> None:
 
 
 def replies(data: bytes) -> None:
-    """Replies of a store are records, sums or a `StoreError`, and sums are taken over within bounds."""
+    """Replies of a store are records, sums or a `StoreError`, and merged sums stay within bounds."""
     source = Source(data)
     answers = [_reply(source) for _ in range(1 + source.byte() % 3)]
     found: list[Any] = []
@@ -300,7 +300,7 @@ def _field(source: Source) -> Any:
 
 
 def _use(found: list[Any]) -> None:
-    """Go on with records as a worker does whose store is away."""
+    """Use records like a worker whose store is unavailable."""
     held, keys = RecordLru(16), [bytes([index]) * 16 for index in range(len(found))]
     if keys:
         held.heard("a", keys, found, NOW)
@@ -310,8 +310,9 @@ def _use(found: list[Any]) -> None:
         watched = [*range(len(_PARSED.blocks))]
         given = [*found, *[None] * len(watched)][: len(watched)]
         reuse = ReuseModel(hours=hours)
-        depths = reuse.forecast(_PARSED, _DIGESTS, watched, given, NOW)
-        reuse.observe(_PARSED, _DIGESTS, watched, given, NOW)
+        request = ArrivedRequest(_PARSED, _DIGESTS, watched, given, NOW)
+        depths = reuse.forecast(request)
+        reuse.observe(request)
         for depth in depths:
             assert 0.0 <= depth.p_reuse_5m <= 1.0, depth
             assert 0.0 <= depth.p_reuse_1h <= 1.0, depth
@@ -331,7 +332,7 @@ def _absorb(table: dict[str, int]) -> None:
 
 
 def tools(data: bytes) -> None:
-    """Sorted tools are the same tools, and sorting them again changes nothing."""
+    """Sorted tools are the same tools, and sorting them again makes no change."""
     body = Source(data).body()
     if not isinstance(body, dict):
         return
@@ -344,7 +345,7 @@ def tools(data: bytes) -> None:
 
 
 def split(data: bytes) -> None:
-    """Texts in parts are the same texts when they are joined, body after body."""
+    """Split texts join to the original texts, body after body."""
     source, splitter = Source(data), Splitter(300.0)
     wire, now = source.pick(_WIRES), NOW
     for _ in range(1 + source.byte() % 4):
@@ -389,7 +390,7 @@ def http(data: bytes) -> None:
     )
     find_model(text)
     model_key(text)
-    providers.resolve("databricks", text)
+    resolve("databricks", text)
     assert refusals.refused_kinds(text, set(Kind)) <= set(Kind)
     refusals.about_markers(text)
     refusals.refuses_hour(text)

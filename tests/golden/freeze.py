@@ -32,7 +32,7 @@ from benchmarks.policies import CachemwPolicy
 from benchmarks.workloads import WORKLOADS, recorded
 from cachemw.apps.demo.run import demo
 from cachemw.apps.doctor.examine import effective, examine, verdict
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.replay import Body, Sent, replay
 

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 import cachemw
 from cachemw import AsyncMiddleware, CacheMiddleware, ConfigError
 from cachemw.apps import simulated_gateway
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.apps.proxy.proxied import until
 from tests.clients.endpoint import USAGE, chunks, completion, event
 from tests.clients.recorder import AsyncRecorder, conversation, marks

@@ -11,7 +11,7 @@ import pytest
 
 import cachemw
 from cachemw import ConfigError, HttpHooks
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.integrations.http.exchange import HttpExchange
 from tests.clients.endpoint import chunks, completion, event
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.integrations.litellm_request import labels, namespace, read, rewritten
 from tests.clients.recorder import marks
 

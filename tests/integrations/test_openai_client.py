@@ -16,7 +16,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.engine import AsyncMiddleware, Middleware
 from cachemw.errors import ConfigError
 from cachemw.integrations import openai_exchange

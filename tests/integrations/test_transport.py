@@ -19,7 +19,7 @@ import cachemw
 from benchmarks.ports import free_port
 from cachemw import AsyncCacheTransport, CacheTransport, ConfigError, Settings
 from cachemw.apps import simulated_gateway
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.integrations.http import libraries
 from tests.clients.endpoint import Endpoint, completion
 from tests.clients.recorder import AsyncRecorder, Recorder, conversation, marks

@@ -1,4 +1,4 @@
-"""What hooks are told, and what they can't do."""
+"""The events that hooks receive, and the limits of labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ USAGE = {
 }
 
 
-def test_counters() -> None:
+def test_counters_are_exact_among_threads() -> None:
     """Counts are by name, sorted, and exact among threads."""
     counters = Counters()
 
@@ -47,8 +47,8 @@ def test_counters() -> None:
     assert counters.all()["a"] == 1
 
 
-def test_hooks_are_told() -> None:
-    """A call is told when it is prepared and settled, by its id, labels, plan and receipt."""
+def test_hook_receives_prepared_and_settled_calls() -> None:
+    """A hook receives a call when it is prepared and settled, with its id, labels, plan and receipt."""
     events: list[Event] = []
     with closing(cachemw.Middleware(provider="databricks", hooks=[events.append])) as mw:
         call = mw.prepare(BODY, labels={"app": "support"})
@@ -62,8 +62,8 @@ def test_hooks_are_told() -> None:
     assert "secret" not in repr(events)
 
 
-def test_every_hook_is_told_though_one_raises() -> None:
-    """A hook's failure is counted by class, and is nobody else's."""
+def test_hook_that_raises_does_not_stop_the_others() -> None:
+    """A hook's failure is counted by class, and the other hooks still receive the event."""
     told: list[Event] = []
 
     def bad(event: Event) -> None:
@@ -76,8 +76,8 @@ def test_every_hook_is_told_though_one_raises() -> None:
     assert told
 
 
-def test_a_hooks_interrupt_passes() -> None:
-    """What is no `Exception` is never held up, and leaves no call behind."""
+def test_interrupt_in_a_hook_passes() -> None:
+    """An exception that is no `Exception` is never held up, and leaves no call behind."""
 
     def stop(event: Event) -> None:
         raise KeyboardInterrupt
@@ -88,8 +88,8 @@ def test_a_hooks_interrupt_passes() -> None:
         assert mw.report("process").totals.unsettled == 0
 
 
-def test_events_are_facts() -> None:
-    """Nobody can change what happened."""
+def test_events_are_frozen() -> None:
+    """No hook can change an event."""
     event = Prepared("id", {}, Plan(skipped=Reason.NO_SLOT))
     with pytest.raises(AttributeError):
         event.call = "other"  # type: ignore[misc]
@@ -105,7 +105,7 @@ def labelled(mw: cachemw.Middleware, **labels: Any) -> dict[str, str]:
     return dict(call.labels)
 
 
-def test_labels_of_a_block() -> None:
+def test_labels_hold_inside_their_block() -> None:
     """Calls inside are labelled; an inner block adds or sets anew, and leaving it restores."""
     with closing(cachemw.Middleware()) as mw:
         assert labelled(mw) == {}
@@ -121,8 +121,8 @@ def test_labels_of_a_block() -> None:
         assert labelled(mw) == {}
 
 
-def test_labels_must_be_strings() -> None:
-    """A label that is no string is told where it is set."""
+def test_label_that_is_no_string_is_refused() -> None:
+    """A label that is no string is refused at once."""
     with pytest.raises(ConfigError, match=r"labels: app is 5; a string is needed"), cachemw.labels(app=5):  # type: ignore[arg-type]
         raise AssertionError
 
@@ -142,8 +142,8 @@ def test_labels_must_be_strings() -> None:
         ({"app": "other"}, {"app": "other"}, 0),
     ],
 )
-def test_labels_over_their_limits(labels: Any, kept: dict[str, str], cut: int) -> None:
-    """What is too long, too many or no string is cut to "other", and counted; the call goes on."""
+def test_labels_over_their_limits_are_cut_and_counted(labels: Any, kept: dict[str, str], cut: int) -> None:
+    """A label that is too long, too many, or no string becomes "other" and is counted."""
     with closing(cachemw.Middleware(provider="databricks", max_labels=2, max_label_length=8)) as mw:
         call = mw.prepare(BODY, labels=labels)
         assert call.labels == kept
@@ -151,7 +151,7 @@ def test_labels_over_their_limits(labels: Any, kept: dict[str, str], cut: int) -
         assert call.body is not BODY or call.plan.skipped
 
 
-def test_many_values_of_one_label() -> None:
+def test_known_label_values_stay_after_the_limit() -> None:
     """Values that were known before the limit stay known; new ones are "other"."""
     with closing(cachemw.Middleware(max_labels=2)) as mw:
         found = [labelled(mw, labels={"app": value})["app"] for value in ("a", "b", "c", "a", "d", "b")]
@@ -161,7 +161,7 @@ def test_many_values_of_one_label() -> None:
         assert labelled(mw, labels={"app": "a"}) == {"other": "other"}
 
 
-def test_a_report_by_label() -> None:
+def test_report_has_a_row_for_each_label_set() -> None:
     """Rows are by label set; money is exact."""
     with closing(cachemw.Middleware(provider="databricks")) as mw:
         for app in ("a", "b", "b"):
@@ -211,7 +211,7 @@ def test_labels_of_requests_at_the_same_time_keep_to_the_limit() -> None:
         assert mw.report().totals.calls == 20
 
 
-def test_labels_of_a_namespace_are_kept_however_many_another_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_of_a_small_namespace_survive_a_flood_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace within its fair share loses no label to one that uses up the shared tables."""
     monkeypatch.setattr(labelling, "_NAMES", 40)
     monkeypatch.setattr(labelling, "_ALL_SETS", 60)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cachemw.reporting.ledger import HOUR, KEEP_HOURS, Report, Row, amounts, report, table, tables
 
 
-def test_tables_by_the_hour() -> None:
-    """An hour is a table; the last seven days are read, and the hour that a fast clock is in."""
+def test_ledger_has_a_table_for_each_hour() -> None:
+    """An hour is a table; the last seven days are read, and the next hour for fast clocks."""
     assert table(0.0) == table(3599.9) == "ledger:0"
     assert table(3600.0) == "ledger:1"
     now = 1_000 * HOUR + 1
@@ -24,8 +24,8 @@ def test_tables_by_the_hour() -> None:
     assert table(now - KEEP_HOURS * HOUR) not in found
 
 
-def test_amounts_and_rows() -> None:
-    """What a call adds comes back as the row of its labels and model, money exact."""
+def test_amounts_of_a_call_come_back_as_its_row() -> None:
+    """The amounts of a call come back as the row of its labels and model, with exact money."""
     sums = {
         "calls": 1,
         "settled": 1,
@@ -53,7 +53,7 @@ def test_amounts_and_rows() -> None:
     assert row.hit_rate == pytest.approx(2 / 3)
 
 
-def test_rows_and_totals() -> None:
+def test_report_has_rows_in_a_steady_order_and_totals() -> None:
     """Each label set on each model is a row, in a steady order; the totals have neither."""
     found: dict[str, int] = {}
     for labels, model, calls in (
@@ -95,14 +95,14 @@ def test_rows_and_totals() -> None:
     assert totals.saved == totals.saved_by_client == Decimal(15)
 
 
-def test_nothing() -> None:
+def test_report_of_an_empty_table_is_empty() -> None:
     """An empty table is an empty report."""
     assert report({}) == Report()
     assert (Report().rows, Report().totals.hit_rate, Report().totals.saved) == ((), 0.0, Decimal(0))
 
 
-def test_names_of_another_version() -> None:
-    """A sum that this version doesn't know is left out, and makes no row."""
+def test_report_leaves_out_sums_of_another_version() -> None:
+    """An unknown sum is left out, and makes no row."""
     added = amounts({}, "m", {"calls": 1})
     assert report({**added, 'later ["m",[]]': 5, 'novel ["n",[]]': 5, "": 3}) == report(added)
 
@@ -125,15 +125,15 @@ def test_names_of_another_version() -> None:
 )
 def test_report_leaves_out_a_row_that_another_program_wrote(key: str) -> None:
     """One malformed name in the table hides neither the rows nor the totals of the others."""
-    added = amounts({"app": "x"}, "m", {"calls": 1, "read": 5})
-    assert report({**added, f"calls {key}": 7, f"read {key}": 9}) == report(added)
+    added = amounts({"app": "x"}, "m", {"calls": 1, "cache_read": 5})
+    assert report({**added, f"calls {key}": 7, f"cache_read {key}": 9}) == report(added)
 
 
 @given(st.lists(st.tuples(
     st.dictionaries(st.sampled_from(["app", 'a " b', "ü\ud800"]), st.text(max_size=4), max_size=2), st.sampled_from(["m", "n x", ""]),
-    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
+    st.fixed_dictionaries({}, optional={"calls": st.integers(-5, 10**12), "cache_read": st.integers(0, 10**12), "paid": st.decimals(-9, 9, places=12)}),
 )))  # fmt: skip
-def test_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Decimal]]]) -> None:
+def test_ledger_sums_commute(calls: list[tuple[dict[str, str], str, dict[str, int | Decimal]]]) -> None:
     """Any order of the same calls makes one report, whose totals are the sums of its rows."""
     made = []
     for order in (calls, calls[::-1]):

@@ -1,11 +1,11 @@
-"""Prompts of numbered blocks: what a case is about stands in the case, the rest here."""
+"""Prompts of numbered blocks: each test states its markers, this module the rest."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.options import Options
 from cachemw.simulation.provider import Position, ProviderCache, Request, Ticket
 
@@ -16,7 +16,7 @@ TAIL = 7
 def prompt(
     length: int, markers: Mapping[int, Ttl], *, tokens: int = 100, kinds: Sequence[str] = (), seed: str = ""
 ) -> Request:
-    """Return blocks 1 to `length` of `tokens` each; equal numbers (and seeds) are equal prefixes."""
+    """Return blocks 1 to `length` of `tokens` each; equal numbers and seeds make equal prefixes."""
     positions = [
         Position(
             ("messages", number, "content", 0),
@@ -33,7 +33,7 @@ def prompt(
 
 
 def cache(**options: object) -> ProviderCache:
-    """Return a fresh provider without a minimum, unless one is given."""
+    """Return a fresh provider; its minimum is 0 by default."""
     return ProviderCache(MODEL, Options(**{"minimum": 0, **options}))  # type: ignore[arg-type]
 
 

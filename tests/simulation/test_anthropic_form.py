@@ -1,62 +1,28 @@
-"""What a body becomes, what of it is content, and what else decides an entry."""
+"""A body in the form that Claude gets: the place of each part, its content, and the parameters of entries."""
 
 from __future__ import annotations
 
-import base64
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from cachemw.core.rules.providers import Model
-from cachemw.simulation.anthropic_form import Wire
-from cachemw.simulation.options import Options
-from cachemw.simulation.provider import Position, ProviderCache
-
-KEPT = Model("claude-kept", 1024, None, mid_system=True)
-STRIPPED = Model("claude-stripped", 1024, None, thinking="stripped")
-EPHEMERAL = {"type": "ephemeral"}
-
-Body = dict[str, Any]
-
-
-def read(body: Mapping[str, Any], wire: Wire = "chat", model: Model = KEPT, **options: Any) -> list[Position]:
-    """Return a body's positions."""
-    return list(ProviderCache(model, Options(**options)).positions(body, wire))
-
-
-def user(*content: Any, **rest: Any) -> Body:
-    """Return a user message of one string or of parts."""
-    only = len(content) == 1 and isinstance(content[0], str)
-    return {"role": "user", "content": content[0] if only else list(content), **rest}
-
-
-def text(words: str, **rest: Any) -> Body:
-    """Return a text part."""
-    return {"type": "text", "text": words, **rest}
-
-
-def call(number: int, arguments: str = "{}", **rest: Any) -> Body:
-    """Return a tool call."""
-    return {
-        "id": f"c{number}",
-        "type": "function",
-        "function": {"name": "look", "arguments": arguments},
-        **rest,
-    }
-
-
-def tool(name: str, **schema: Any) -> Body:
-    """Return a tool definition."""
-    parameters = {"type": "object", "properties": schema}
-    return {"type": "function", "function": {"name": name, "description": "Looks.", "parameters": parameters}}
-
-
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-IMAGE: Body = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}}
-THOUGHT: Body = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm.", "signature": "s"}]}
-HIDDEN: Body = {"type": "reasoning", "summary": [{"type": "summary_encrypted_text", "data": "x"}]}
+from cachemw.core.rules.types import Model
+from tests.simulation.chat_bodies import (
+    EPHEMERAL,
+    HIDDEN,
+    IMAGE,
+    KEPT,
+    STRIPPED,
+    THOUGHT,
+    Body,
+    call,
+    read,
+    text,
+    tool,
+    user,
+)
 
 AGENT: Body = {
     "model": "databricks-claude-sonnet-4-5",
@@ -79,8 +45,8 @@ AGENT: Body = {
 }
 
 
-def test_every_shape_of_the_databricks_document_has_its_place() -> None:
-    """Section, role and type of each position of a request with everything in it, and where it stands."""
+def test_positions_of_a_databricks_request_have_section_role_and_type() -> None:
+    """Every part of a request with all documented shapes has its place, role and type."""
     found = [(p.place, p.role, p.type) for p in read(AGENT)]
     assert found == [
         (("tools", 0), "tools", "custom"),
@@ -103,15 +69,15 @@ def test_every_shape_of_the_databricks_document_has_its_place() -> None:
     ]
 
 
-def test_prefixes_add_up() -> None:
-    """Each position has tokens, and its prefix is the sum so far."""
+def test_prefix_of_a_position_is_the_sum_so_far() -> None:
+    """Each position has tokens, and its prefix is the sum up to its end."""
     found = read(AGENT)
     assert all(p.tokens > 0 for p in found)
     assert [p.prefix for p in found] == [sum(q.tokens for q in found[: n + 1]) for n in range(len(found))]
 
 
 def reversed_keys(value: Any) -> Any:
-    """Return a value with the keys of all its objects reversed, but for tool schemas."""
+    """Return a value with the keys of all its objects reversed, except in tool schemas."""
     if isinstance(value, list):
         return [reversed_keys(item) for item in value]
     if not isinstance(value, dict):
@@ -194,7 +160,7 @@ SAME: dict[str, tuple[Body, Body]] = {
 
 
 @pytest.mark.parametrize("case", SAME, ids=str)
-def test_equal_content_is_an_equal_prefix(case: str) -> None:
+def test_positions_of_equal_content_are_equal(case: str) -> None:
     """Digests and tokens agree at every position."""
     one, other = SAME[case]
     first, second = (
@@ -233,15 +199,15 @@ DIFFERENT: dict[str, Callable[[Body], None]] = {
 
 
 @pytest.mark.parametrize("case", DIFFERENT, ids=str)
-def test_changed_content_is_another_prefix(case: str) -> None:
-    """The whole prompt's digest differs, and the body that was read is not changed by reading."""
+def test_prefix_of_changed_content_differs(case: str) -> None:
+    """The digest of the whole prompt differs, and reading does not change the body."""
     before = copy.deepcopy(AGENT)
     assert read(_swap(AGENT, DIFFERENT[case]))[-1].digest != read(AGENT)[-1].digest
     assert before == AGENT
 
 
-def test_roles_tell_equal_texts_apart() -> None:
-    """The same words of the user and of the assistant are two prefixes."""
+def test_prefix_of_another_role_differs() -> None:
+    """Equal words of user and assistant are two prefixes."""
     said = {"messages": [user("a"), user("b")]}
     answered = {"messages": [user("a"), {"role": "assistant", "content": "b"}]}
     assert read(said)[-1].digest != read(answered)[-1].digest
@@ -267,10 +233,10 @@ LOST: list[tuple[str, Body, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "change", "options", "lost"), LOST, ids=[case[0] for case in LOST])
-def test_parameters_lose_their_section_and_those_after_it(
+def test_changed_parameter_changes_its_section_and_later_ones(
     name: str, change: Body, options: dict[str, Any], lost: str
 ) -> None:
-    """The invalidation table: which sections' prefixes another parameter changes."""
+    """The invalidation table: a parameter changes the prefixes of these sections."""
     base: Body = {**AGENT, "messages": [*AGENT["messages"][:2], user("hi")]}
     plain = {key: value for key, value in options.items() if key != "model"}
     one, other = read(base, **plain), read({**base, **change}, **options)
@@ -280,8 +246,8 @@ def test_parameters_lose_their_section_and_those_after_it(
         assert (before.digest != after.digest) == (order.index(section) >= order.index(lost)), (name, section)
 
 
-def test_old_thinking_is_not_in_the_prompt_of_a_model_that_strips() -> None:
-    """Thinking before the last turn of the user is gone there; turns of tool results keep it."""
+def test_old_thinking_of_a_stripping_model_is_not_in_the_prompt() -> None:
+    """Thinking before the user's last turn is removed; turns of tool results keep it."""
     kinds = [p.type for p in read(AGENT, model=STRIPPED)]
     assert "thinking" not in kinds
     assert "redacted_thinking" not in kinds
@@ -290,8 +256,8 @@ def test_old_thinking_is_not_in_the_prompt_of_a_model_that_strips() -> None:
     assert (kept.count("thinking"), kept.count("redacted_thinking")) == (1, 1)
 
 
-def test_the_messages_wire_strips_alike() -> None:
-    """A user message of tool results only is no new turn, one with a text is."""
+def test_old_thinking_on_the_messages_wire_is_not_in_the_prompt() -> None:
+    """A user message of tool results only is no new turn; a message with a text is one."""
     thought = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
     use = {"type": "tool_use", "id": "a", "name": "look", "input": {"at": "x"}}
     result = {"type": "tool_result", "tool_use_id": "a", "content": "lamp"}
@@ -315,8 +281,10 @@ def test_the_messages_wire_strips_alike() -> None:
         (STRIPPED, "keep", ["system", "user", "system", "user"]),
     ],
 )
-def test_a_late_system_message_is_kept_or_hoisted(model: Model, mid_system: str, expected: list[str]) -> None:
-    """By the model's row, or by the reading that was chosen."""
+def test_late_system_message_follows_the_row_or_the_option(
+    model: Model, mid_system: str, expected: list[str]
+) -> None:
+    """The model's row or the option decides between keeping and hoisting."""
     body = {
         "messages": [
             {"role": "system", "content": "a"},
@@ -328,7 +296,7 @@ def test_a_late_system_message_is_kept_or_hoisted(model: Model, mid_system: str,
     assert [p.role for p in read(body, model=model, mid_system=mid_system)] == expected
 
 
-def test_the_key_order_of_a_calls_input_is_content_on_the_messages_wire() -> None:
+def test_key_order_of_a_call_input_on_the_messages_wire_is_content() -> None:
     """Two orders of the same input are two prefixes."""
     bodies = [
         {
@@ -343,63 +311,3 @@ def test_the_key_order_of_a_calls_input_is_content_on_the_messages_wire() -> Non
     ]
     one, other = (read(body, "messages")[-1].digest for body in bodies)
     assert one != other
-
-
-@pytest.mark.parametrize(
-    ("size", "tokens"),
-    [((300, 250), 100), ((4000, 3000), 1600), (None, 1600)],
-    ids=["small", "large", "unreadable"],
-)
-def test_images_count_by_their_pixels(size: tuple[int, int] | None, tokens: int) -> None:
-    """Width times height over 750, up to 1,600; as much where the size can't be read."""
-    data = (
-        b"nothing"
-        if size is None
-        else (
-            b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-            + size[0].to_bytes(4, "big")
-            + size[1].to_bytes(4, "big")
-            + bytes(9)
-        )
-    )
-    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    model = Model("claude-image", 0, None, tokenizer="old")
-    (position,) = read({"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model)
-    assert 0.9 * (tokens + 4) - 1 <= position.tokens <= 1.2 * (tokens + 4) + 1
-
-
-@pytest.mark.parametrize(
-    ("body", "kind"),
-    [
-        ({"messages": [user({"type": "file", "file": {"file_id": "f"}})]}, "document"),
-        ({"messages": [user({"type": "input_audio", "input_audio": {"data": "x"}})]}, "input_audio"),
-        ({"messages": [user({"type": "image_url", "image_url": f"data:image/png;base64,{PNG}"})]}, "image"),
-        (
-            {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "custom": {"input": "x"}}]}]},
-            "tool_use",
-        ),
-        ({"messages": [user("a")], "tools": [{"type": "web_search", "max_uses": 2}]}, "web_search"),
-        ({"messages": [user("a")], "tools": [{**tool("look"), "defer_loading": True}]}, "custom"),
-        ({"messages": [{"role": "tool", "tool_call_id": "c", "content": None}]}, "tool_result"),
-        (
-            {"messages": [{"role": "assistant", "content": [{"type": "reasoning", "summary": []}]}]},
-            "thinking",
-        ),
-    ],
-)
-def test_odd_shapes_are_blocks_too(body: Body, kind: str) -> None:
-    """What the document doesn't show is read as what it is nearest to, and counted."""
-    first = read(body)[0]
-    assert first.type == kind
-    assert first.tokens > 0
-
-
-def test_a_cut_image_header_counts_as_the_largest_image() -> None:
-    """Bytes that start like a PNG and end at once, or that are no base64, don't fail the count."""
-    model = Model("claude-image", 0, None, tokenizer="old")
-    for data in ("iVBORw0KGgo=", "iVBOR", "é"):
-        url = f"data:image/png;base64,{data}"
-        (position,) = read(
-            {"messages": [user({"type": "image_url", "image_url": {"url": url}})]}, model=model
-        )
-        assert position.tokens > 1400

@@ -1,4 +1,4 @@
-"""Generated traffic: the same by seed, of the size that is cached, with what it says is shared."""
+"""Generated traffic: equal by seed, long enough to be cached, with the stated shared parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 import orjson
 import pytest
 
-from cachemw.core.rules.models import find_model
+from cachemw.core.rules.model_names import find_model
 from cachemw.simulation.conversation_families import FAMILIES, MODEL, mixed
 from cachemw.simulation.provider import ProviderCache
 from cachemw.simulation.traffic import NOW, Conversation, schedule
@@ -17,7 +17,7 @@ STREAMS = {name: stream for name, (stream, _) in FAMILIES.items()}
 
 
 def provider() -> ProviderCache:
-    """Return a fresh provider of the model that the traffic is for."""
+    """Return a fresh provider of the traffic's model."""
     model = find_model(MODEL)
     assert model is not None
     return ProviderCache(model)
@@ -29,7 +29,7 @@ def first(name: str, number: int, seed: int = 1) -> list[Conversation]:
 
 
 def shared(name: str) -> str:
-    """Return what the first two conversations of a family begin with, as text without the time."""
+    """Return the shared start of the first two conversations of a family, as text without the time."""
     one, other = (conversation.requests[0] for conversation in first(name, 2))
     assert one.get("tools") == other.get("tools")
     system = one["messages"][0]["content"]
@@ -37,21 +37,21 @@ def shared(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_same_seed_says_the_same(name: str) -> None:
-    """A family is equal by seed and differs by another."""
+def test_family_with_the_same_seed_is_equal(name: str) -> None:
+    """A family is equal for one seed and differs for another."""
     assert first(name, 3) == first(name, 3)
     assert first(name, 3) != first(name, 3, seed=2)
 
 
-def test_more_conversations_begin_with_the_fewer() -> None:
-    """Asking for more changes neither the conversations nor the times of those before."""
+def test_longer_stream_begins_with_the_shorter_one() -> None:
+    """Further conversations change neither the conversations nor the times before them."""
     assert mixed(7, 40)[:15] == mixed(7, 15)
     few = {(a.at, orjson.dumps(a.body)) for a in schedule(mixed(7, 15), 7)}
     assert few <= {(a.at, orjson.dumps(a.body)) for a in schedule(mixed(7, 40), 7)}
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_the_provider_takes_them_and_they_pass_the_minimum(name: str) -> None:
+def test_generated_requests_are_accepted_and_pass_the_minimum(name: str) -> None:
     """No request is refused, and each is long enough to be cached."""
     cache = provider()
     for conversation in first(name, 12):
@@ -60,12 +60,12 @@ def test_the_provider_takes_them_and_they_pass_the_minimum(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "size"), [("support", 5_500), ("classifier", 8_000), ("documents", 50)])
-def test_a_family_shares_its_system_prompt(name: str, size: int) -> None:
-    """Conversations share system prompt and tools, word for word."""
+def test_conversations_of_a_family_share_the_system_prompt(name: str, size: int) -> None:
+    """Conversations share system prompt and tools word for word."""
     assert len(shared(name)) > size
 
 
-def test_a_support_conversation_grows_and_calls_tools() -> None:
+def test_support_conversation_grows_and_calls_tools() -> None:
     """Each request begins with the one before; there are definitions, calls and results."""
     conversations = first("support", 10)
     for conversation in conversations:
@@ -77,8 +77,8 @@ def test_a_support_conversation_grows_and_calls_tools() -> None:
     assert any(len(message.get("tool_calls") or ()) > 1 for messages in last for message in messages)
 
 
-def test_questions_share_the_document_block() -> None:
-    """A reader's questions come alone, after the same document; some documents are asked about once."""
+def test_questions_of_a_reader_share_the_document_block() -> None:
+    """Questions come alone after the same document; some documents get one question only."""
     readers = first("documents", 20)
     for reader in readers:
         documents = {body["messages"][1]["content"][0]["text"] for body in reader.requests}
@@ -88,8 +88,8 @@ def test_questions_share_the_document_block() -> None:
     assert {len(reader.requests) for reader in readers} > {1, 2}
 
 
-def test_a_dated_prompt_tells_the_minute_it_is_sent_in() -> None:
-    """The time stands first or midway, and is that of the arrival."""
+def test_dated_prompt_holds_the_minute_of_arrival() -> None:
+    """The time stands at the start or midway, and equals the arrival."""
     arrivals = schedule(first("dated", 6), seed=1)
     places = set()
     for arrival in arrivals:
@@ -101,8 +101,8 @@ def test_a_dated_prompt_tells_the_minute_it_is_sent_in() -> None:
     assert places == {"first", "midway"}
 
 
-def test_arrivals_are_in_order_and_interleave() -> None:
-    """Requests come sorted by time, within a conversation in their order, people slower than tools."""
+def test_arrivals_are_sorted_and_interleave() -> None:
+    """Requests are sorted by time and keep the order of their conversation; people are slower than tools."""
     conversations = first("support", 20)
     arrivals = schedule(conversations, seed=3)
     assert [a.at for a in arrivals] == sorted(a.at for a in arrivals)
@@ -119,8 +119,8 @@ def test_arrivals_are_in_order_and_interleave() -> None:
     assert sorted(gaps[True])[len(gaps[True]) // 2] < 10 < 20 < sorted(gaps[False])[len(gaps[False]) // 2]
 
 
-def test_some_people_come_back_after_five_minutes() -> None:
-    """The gaps of people have a tail past the shorter TTL."""
+def test_gaps_of_people_have_a_tail_past_five_minutes() -> None:
+    """Some gaps are longer than the shorter TTL."""
     talk = Conversation("talk", tuple({"model": MODEL, "messages": [{"role": "user"}]} for _ in range(2_000)))
     times = [arrival.at for arrival in schedule([talk], seed=1)]
     late = sum(after - before > 300 for before, after in pairwise(times)) / len(times)

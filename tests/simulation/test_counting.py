@@ -1,4 +1,4 @@
-"""The provider's own token counts stay near what real tokenizers give."""
+"""The provider's own token counts are close to those of real tokenizers."""
 
 from __future__ import annotations
 
@@ -31,26 +31,28 @@ DATA = json.dumps(
     ],
     ids=["prose", "code", "json", "digits"],
 )
-def test_texts_have_the_density_of_their_kind(text: str, characters_per_token: tuple[float, float]) -> None:
+def test_text_tokens_match_the_density_of_their_kind(
+    text: str, characters_per_token: tuple[float, float]
+) -> None:
     """Characters per token of the older tokenizer, by kind of text."""
     low, high = characters_per_token
     assert low <= len(text) / text_tokens(text) <= high
 
 
-def test_counts_add_up_over_a_cut() -> None:
-    """Cutting a text in two loses and gains nothing."""
+def test_text_tokens_of_two_halves_add_up() -> None:
+    """Cutting a text in two changes no count."""
     assert text_tokens(PROSE + CODE) == pytest.approx(text_tokens(PROSE) + text_tokens(CODE))
 
 
-def test_a_tool_result_counts_what_is_in_it() -> None:
-    """Its parts, and nothing for what is no part."""
+def test_tool_result_counts_its_parts() -> None:
+    """Parts count; other values in the list do not."""
     part = {"type": "text", "text": PROSE}
     result = {"type": "tool_result", "tool_use_id": "a", "content": [part, part, "odd"]}
     assert block_tokens(result) == pytest.approx(4 + 2 * (4 + text_tokens(PROSE)))
 
 
-def test_newer_models_make_more_tokens() -> None:
-    """By about 1.3, under the same bias."""
+def test_newer_models_count_more_tokens() -> None:
+    """The factor is about 1.3 with the same bias."""
     assert rate("m", "new", 0) == pytest.approx(1.3 * rate("m", "old", 0))
     assert rate("m", "old", 0) != rate("m", "old", 1)
     assert rate("m", "old", 0) != rate("n", "old", 0)

@@ -1,4 +1,4 @@
-"""The 400s of the provider, to the word."""
+"""The 400s of the provider, word for word."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.anthropic_form import Wire
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
@@ -175,8 +175,8 @@ REFUSED: list[tuple[str, Body, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("message", "body", "options"), REFUSED)
-def test_refusals_in_the_providers_words(message: str, body: Body, options: dict[str, Any]) -> None:
-    """Each condition, its exact text, status 400."""
+def test_refusal_has_the_text_of_the_provider(message: str, body: Body, options: dict[str, Any]) -> None:
+    """Each condition has its exact text and status 400."""
     with pytest.raises(Refused) as refused:
         begin(body, **options)
     assert (refused.value.status, refused.value.message) == (400, message)
@@ -229,15 +229,17 @@ ACCEPTED: list[tuple[str, Body, dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("name", "body", "options", "marked"), ACCEPTED, ids=[case[0] for case in ACCEPTED])
-def test_what_is_marked_is_written(name: str, body: Body, options: dict[str, Any], marked: list[str]) -> None:
-    """The types of the blocks that carry a marker; every marker past the hit writes an entry."""
+def test_marked_blocks_write_entries(
+    name: str, body: Body, options: dict[str, Any], marked: list[str]
+) -> None:
+    """Each type of block takes a marker, and every marker after the hit writes an entry."""
     ticket = begin(body, minimum=0, **options)
     assert [p.type for p in ticket.request.positions if p.marker] == marked
     assert len(ticket.writes) == len(marked)
 
 
-def test_automatic_caching_marks_the_last_block_that_may_be() -> None:
-    """A top-level marker walks back over thinking and blanks, and is nothing where the last has its own."""
+def test_automatic_marker_takes_the_last_eligible_block() -> None:
+    """A top-level marker skips thinking and blank texts, and adds nothing if the last block has its own."""
     thought = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
     messages = [user(text("a"), text("b")), assistant(text(" "), thought)]
     ticket = begin({"messages": messages, **M}, "messages", provider="anthropic")
@@ -253,14 +255,14 @@ def test_automatic_caching_marks_the_last_block_that_may_be() -> None:
         ({"messages": [user(*[text("a", **M)] * 4, text("b"))], **M}, "A maximum of 4 blocks"),
     ],
 )
-def test_automatic_caching_conflicts(body: Body, message: str) -> None:
-    """Another TTL on the last block, or no slot left, is a 400."""
+def test_conflicting_automatic_marker_is_refused(body: Body, message: str) -> None:
+    """Another TTL on the last block, or no free slot, is a 400."""
     with pytest.raises(Refused, match=message):
         begin(body, "messages", provider="anthropic")
 
 
-def test_a_late_system_message_on_the_messages_wire() -> None:
-    """It is refused where the model doesn't know it, kept where it does, hoisted where that is chosen."""
+def test_late_system_message_on_the_messages_wire_follows_model_and_option() -> None:
+    """Refused by unaware models, kept by others, hoisted by option."""
     body = {"system": "a", "messages": [user("b"), {"role": "system", "content": "c"}]}
     with pytest.raises(Refused, match="role 'system' is not supported on this model"):
         begin(body, "messages")
@@ -270,7 +272,7 @@ def test_a_late_system_message_on_the_messages_wire() -> None:
     assert [p.role for p in hoisted] == ["system", "system", "user"]
 
 
-def test_the_messages_wire_knows_its_roles() -> None:
+def test_unknown_role_on_the_messages_wire_is_refused() -> None:
     """A role of the other wire is a 400, and so is a message without blocks."""
     with pytest.raises(Refused, match=r"messages.0.role: Input should be 'user' or 'assistant'"):
         begin({"messages": [{"role": "tool", "content": "a"}]}, "messages")

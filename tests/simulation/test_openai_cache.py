@@ -36,8 +36,8 @@ def send(cache: OpenAICache, request: dict[str, Any], at: float = 0.0) -> Ticket
     return ticket
 
 
-def test_older_models_read_by_themselves() -> None:
-    """What is common with an earlier prompt is read in steps of 128 tokens, and nothing is billed as written."""
+def test_older_models_read_a_shared_prefix_without_breakpoints() -> None:
+    """The prefix shared with an earlier prompt is read in steps of 128 tokens, and writes are free."""
     cache = OpenAICache(MODELS[OLD])
     first = send(cache, body(said("system", LONG), said("user", "One?")))
     second = send(cache, body(said("system", LONG), said("user", "Two?")))
@@ -49,8 +49,8 @@ def test_older_models_read_by_themselves() -> None:
     assert send(cache, body(said("system", "Short."), said("user", "One?"))).cache_read == 0
 
 
-def test_newer_models_read_what_ends_at_a_breakpoint() -> None:
-    """Without breakpoints a head that all share is never found; with them it is, and turns go on by themselves."""
+def test_newer_models_read_up_to_a_breakpoint() -> None:
+    """A shared head is found with breakpoints only; growing conversations need none."""
     for marked in (False, True):
         cache = OpenAICache(MODELS[NEW])
         head = said("system", LONG, marked)
@@ -63,8 +63,8 @@ def test_newer_models_read_what_ends_at_a_breakpoint() -> None:
         assert on.cache_read + on.cache_write_5m + on.uncached == on.request.total
 
 
-def test_half_an_hour() -> None:
-    """An entry lives for half an hour after each use, from the start of the request."""
+def test_entry_expires_after_half_an_hour() -> None:
+    """Each use extends an entry by half an hour from the start of the request."""
     cache = OpenAICache(MODELS[NEW])
     request = body(said("system", LONG), said("user", "One?"))
     send(cache, request)
@@ -73,8 +73,8 @@ def test_half_an_hour() -> None:
     assert not send(cache, request, 5398).cache_read
 
 
-def test_not_before_the_answer_has_begun() -> None:
-    """What is just being written can't be read."""
+def test_entry_is_unreadable_before_its_answer_has_begun() -> None:
+    """A prefix that another request is writing cannot be read."""
     cache = OpenAICache(MODELS[NEW])
     request = body(said("system", LONG), said("user", "One?"))
     ticket = cache.begin(request, 0)
@@ -83,8 +83,8 @@ def test_not_before_the_answer_has_begun() -> None:
     assert cache.begin(request, 3).cache_read
 
 
-def test_machines() -> None:
-    """A key is part of where a request goes; of one key, fifteen a minute go to one machine."""
+def test_requests_above_fifteen_a_minute_go_to_another_machine() -> None:
+    """A key selects the machine; one machine takes fifteen requests a minute of one key."""
     cache = OpenAICache(MODELS[OLD])
     request = body(said("system", LONG), said("user", "One?"))
     assert [bool(send(cache, request, at).cache_read) for at in range(16)] == [False, *[True] * 14, False]
@@ -94,7 +94,7 @@ def test_machines() -> None:
 
 
 def test_only_the_last_breakpoints_are_written() -> None:
-    """Of five of a client's the last three are, and the end."""
+    """Of a client's five breakpoints the last three are written, and the end."""
     cache = OpenAICache(MODELS[NEW])
     parts = [said("user", f"{n}. {LONG}", marked=True) for n in range(5)]
     send(cache, body(*parts, said("user", "One?")))
@@ -114,8 +114,8 @@ def test_only_the_last_breakpoints_are_written() -> None:
         },
     ],
 )
-def test_refused(message: dict[str, Any]) -> None:
-    """A breakpoint in what an assistant said is refused, and so is one of another mode."""
+def test_misplaced_breakpoint_is_refused(message: dict[str, Any]) -> None:
+    """A breakpoint in an assistant message is refused, and so is one of another mode."""
     with pytest.raises(Refused, match=r"messages\[1\]\.content\[0\]\.prompt_cache_breakpoint"):
         OpenAICache(MODELS[NEW]).begin(body(said("user", "One?"), message), 0)
     with pytest.raises(Refused):
@@ -124,8 +124,8 @@ def test_refused(message: dict[str, Any]) -> None:
         OpenAICache(MODELS[NEW]).begin(body(said("user", "One?")), 0, "messages")
 
 
-def test_by_the_gateway() -> None:
-    """The gateway bills OpenAI's models so, in OpenAI's words."""
+def test_gateway_bills_openai_models_at_breakpoints() -> None:
+    """The gateway bills OpenAI's models with OpenAI's usage object."""
     client = TestClient(build(Options(provider="openai")), headers={"authorization": "Bearer t"})
     for model, key in ((OLD, "cached_tokens"), (NEW, "cache_write_tokens")):
         request = body(said("system", LONG), said("user", "One?"), model=model)

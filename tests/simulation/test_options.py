@@ -1,4 +1,4 @@
-"""Readings that don't exist are said so at construction."""
+"""Options of the provider are checked at construction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cachemw.simulation.options import Options
         ({"minimum": -5}, "minimum is -5; allowed: 0 or more"),
     ],
 )
-def test_a_bad_reading_is_a_config_error(given: dict[str, Any], message: str) -> None:
-    """It names the setting, the value and what is allowed."""
+def test_invalid_option_is_a_config_error(given: dict[str, Any], message: str) -> None:
+    """The error names the option, the value and the allowed values."""
     with pytest.raises(ConfigError) as error:
         Options(**given)
     assert str(error.value) == message

@@ -1,4 +1,4 @@
-"""The clairvoyant bound, against every way to mark tiny streams."""
+"""The clairvoyant bound, compared with every way to mark tiny streams."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 from cachemw.simulation.options import Options
 from cachemw.simulation.oracle import PIECE, Grain, bound, cheapest, least, pieces, sorted_tools
 from cachemw.simulation.provider import ProviderCache, Request, Ticket
@@ -24,7 +24,7 @@ Timed = tuple[float, float, Request]  # sent, answer begins, prompt
 
 
 def marked(request: Request, markers: Mapping[int, Ttl]) -> Request:
-    """Return a prompt with these markers, by the positions' index."""
+    """Return a prompt with these markers, by the index of their position."""
     return Request(
         [position._replace(marker=markers.get(index)) for index, position in enumerate(request.positions)],
         request.total,
@@ -32,7 +32,7 @@ def marked(request: Request, markers: Mapping[int, Ttl]) -> Request:
 
 
 def ways(request: Request, ttls: Sequence[Ttl]) -> Iterator[dict[int, Ttl]]:
-    """Yield all ways to mark a prompt: 1h before 5m, as many as there are positions."""
+    """Yield all ways to mark a prompt, 1h before 5m, with any number of markers."""
     places = range(len(request.positions))
     for count in range(len(places) + 1):
         for chosen in combinations(places, count):
@@ -43,7 +43,7 @@ def ways(request: Request, ttls: Sequence[Ttl]) -> Iterator[dict[int, Ttl]]:
 def paid(
     provider: ProviderCache, stream: Sequence[Timed], marks: Sequence[Mapping[int, Ttl]]
 ) -> float | None:
-    """Return what a stream costs marked like this; None where it stretches a living 5m prefix to 1h."""
+    """Return the cost of a stream with these markers; None if it stretches a cached 5m prefix to 1h."""
     open_: list[tuple[float, Ticket]] = []
     cost = 0.0
     for (at, begins, request), markers in zip(stream, marks, strict=True):
@@ -61,7 +61,7 @@ def paid(
 
 
 def optimum(stream: Sequence[Timed], ttls: Sequence[Ttl], minimum: int = 0) -> float:
-    """Return the cheapest of all ways to mark a stream, each by the simulated provider itself."""
+    """Return the least cost over all ways to mark a stream, computed by the simulated provider."""
     best = float("inf")
     for marks in product(*(list(ways(request, ttls)) for _, _, request in stream)):
         cost = paid(cache(minimum=minimum, lookback=99, max_markers=99), stream, marks)
@@ -71,7 +71,7 @@ def optimum(stream: Sequence[Timed], ttls: Sequence[Ttl], minimum: int = 0) -> f
 
 
 def lower(stream: Sequence[Timed], *, hour: bool, minimum: int = 0) -> float:
-    """Return the bound of such a stream."""
+    """Return the bound of a stream."""
     paths = [
         (at, begins, [(position.digest, float(position.tokens)) for position in request.positions])
         for at, begins, request in stream
@@ -111,14 +111,14 @@ EXACT = {
 
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("ttls", [("5m",), ("5m", "1h")], ids=["5m", "1h"])
-def test_equals_the_best_of_all_ways_on_simple_streams(name: str, ttls: Sequence[Ttl]) -> None:
-    """On these the bound is reached."""
+def test_bound_of_simple_streams_equals_the_optimum(name: str, ttls: Sequence[Ttl]) -> None:
+    """On these streams the best of all ways reaches the bound."""
     stream = EXACT[name]
     assert lower(stream, hour="1h" in ttls) == pytest.approx(optimum(stream, ttls))
 
 
-def test_what_lies_under_the_minimum_goes_with_the_first_prefix_that_reaches_it() -> None:
-    """Two prefixes that part before the minimum share nothing; one that doesn't reach it is plain."""
+def test_tokens_under_the_minimum_count_for_the_first_longer_prefix() -> None:
+    """Prefixes that part before the minimum share no token; a prefix that stays below it is uncached."""
     apart = requests((0, 1, "ab"), (10, 1, "ac"), (20, 1, "a"))
     assert lower(apart, hour=False, minimum=200) == pytest.approx(optimum(apart, ("5m",), 200))
     assert lower(apart, hour=False, minimum=200) == sum(request.total for _, _, request in apart)
@@ -129,7 +129,7 @@ def test_what_lies_under_the_minimum_goes_with_the_first_prefix_that_reaches_it(
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[Timed]:
-    """Draw up to four requests of up to three blocks, minutes or seconds apart, some under way at once."""
+    """Draw up to four requests of up to three blocks, minutes or seconds apart, some of them concurrent."""
     at, sent = 0.0, []
     for _ in range(draw(st.integers(1, 4))):
         at += draw(st.sampled_from((0.0, 5.0, 50.0, 290.0, 310.0, 1000.0, 3700.0)))
@@ -140,15 +140,15 @@ def streams(draw: st.DrawFn) -> list[Timed]:
 
 @settings(max_examples=40, deadline=None)
 @given(streams(), st.sampled_from((0, 250)))
-def test_nothing_is_cheaper_with_five_minutes(stream: list[Timed], minimum: int) -> None:
-    """No way to mark a stream costs less than the bound."""
+def test_bound_with_five_minutes_is_never_beaten(stream: list[Timed], minimum: int) -> None:
+    """Every way to mark a stream costs at least the bound."""
     assert lower(stream, hour=False, minimum=minimum) <= optimum(stream, ("5m",), minimum) + 1e-6
 
 
 @settings(max_examples=12, deadline=None)
 @given(streams().filter(lambda stream: len(stream) < 4))
-def test_nothing_is_cheaper_with_an_hour(stream: list[Timed]) -> None:
-    """Nor where 1h is allowed, short of stretching a living 5m prefix; and 1h never costs more."""
+def test_bound_with_an_hour_is_never_beaten(stream: list[Timed]) -> None:
+    """The bound holds with 1h too, except for stretching a cached 5m prefix; and 1h never raises it."""
     assert lower(stream, hour=True) <= optimum(stream, ("5m", "1h")) + 1e-6
     assert lower(stream, hour=True) <= lower(stream, hour=False) + 1e-6
 
@@ -157,7 +157,7 @@ TIMES = (
     ([0], False, 1.0),
     ([0, 60], False, 1.35),
     ([0, 299, 598], False, 1.45),
-    ([0, 300], False, 2.0),  # an entry dies at the end of its TTL
+    ([0, 300], False, 2.0),  # an entry expires at the end of its TTL
     ([0, 300, 600], True, 2.2),
     ([0, 400], True, 2.0),
     ([0, 10, 400], True, 2.2),
@@ -166,13 +166,13 @@ TIMES = (
 
 
 @pytest.mark.parametrize(("times", "hour", "cost"), TIMES)
-def test_cost_of_one_token(times: list[float], hour: bool, cost: float) -> None:
-    """A token that returns at these times is written, read or left plain, whichever is cheapest."""
+def test_cheapest_token_is_written_read_or_uncached(times: list[float], hour: bool, cost: float) -> None:
+    """A token at these times takes the cheapest of write, read and uncached."""
     assert cheapest([(at, at + 1) for at in times], WEIGHTS, hour=hour) == pytest.approx(cost)
 
 
-def test_a_write_can_be_read_once_its_answer_has_begun() -> None:
-    """Of three at once one writes, and the other two are plain: the fourth reads."""
+def test_cheapest_write_is_readable_once_its_answer_has_begun() -> None:
+    """Of three concurrent requests one writes and two are uncached; the fourth reads."""
     assert cheapest([(0, 5), (1, 5), (2, 5), (10, 11)], WEIGHTS, hour=False) == pytest.approx(1.25 + 2 + 0.1)
 
 
@@ -180,14 +180,14 @@ CHEAP = replace(MODEL, name="cheap")
 
 
 def body(*texts: str, tools: Sequence[str] = ()) -> dict[str, Any]:
-    """Return a chat body of text messages of the user, and tools by name."""
+    """Return a chat body of user messages with these texts, and tools with these names."""
     defined = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in tools]
     messages = [{"role": "user", "content": text} for text in texts]
     return {"model": "cheap", "messages": messages, **({"tools": defined} if tools else {})}
 
 
 def whole(*bodies: Mapping[str, Any], grain: Grain = "block", sort: bool = False) -> float:
-    """Return the bound of bodies a minute apart, as a share of what no caching costs."""
+    """Return the bound of bodies a minute apart, relative to the cost without caching."""
     provider = ProviderCache(CHEAP, Options(minimum=0))
     sent = [Sent(60.0 * index, body, 1.0) for index, body in enumerate(bodies)]
     plain = sum(provider.convert(body).total for body in bodies)
@@ -197,8 +197,8 @@ def whole(*bodies: Mapping[str, Any], grain: Grain = "block", sort: bool = False
 LONG = "\n".join(f"Line {number} of a document that is read again and again." for number in range(200))
 
 
-def test_pieces_share_the_head_of_a_text() -> None:
-    """Two texts with one head share nothing as blocks, and most of it as pieces."""
+def test_pieces_share_the_head_of_two_texts() -> None:
+    """Two texts with the same head share no block, but most of their pieces."""
     one, two = body(LONG + "\nWhich line is first?"), body(LONG + "\nWhich line is last?")
     assert whole(one, two) == pytest.approx(1.0)
     assert 0.67 < whole(one, two, grain="piece") < 0.72
@@ -206,8 +206,8 @@ def test_pieces_share_the_head_of_a_text() -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=200), st.integers(1, 80))
-def test_pieces_are_the_text(text: str, times: int) -> None:
-    """Pieces join to the text, end with a line, and those of a longer text begin alike."""
+def test_pieces_join_to_the_text(text: str, times: int) -> None:
+    """Pieces join to the text and end with a line; a longer text begins with the same pieces."""
     text = "\n".join([text] * times)
     cut = pieces(text)
     assert "".join(cut) == text
@@ -215,8 +215,8 @@ def test_pieces_are_the_text(text: str, times: int) -> None:
     assert pieces(text + "\nmore")[: len(cut) - 1] == cut[:-1]
 
 
-def test_sorted_tools_are_shared() -> None:
-    """Tools in another order share nothing unless they are sorted; the body itself is not touched."""
+def test_sorted_tools_share_a_prefix() -> None:
+    """Tools in another order share a prefix only if they are sorted; the body stays unchanged."""
     names = [f"tool_{number}" for number in range(30)]
     one, two = body("Hello", tools=names), body("Hello", tools=names[::-1])
     assert whole(one, two) == pytest.approx(1.0)
@@ -225,8 +225,8 @@ def test_sorted_tools_are_shared() -> None:
     assert two["tools"][0]["function"]["name"] == "tool_29"
 
 
-def test_no_policy_beats_it_on_a_longer_stream() -> None:
-    """Drawn markers on drawn traffic never cost less, whatever they are."""
+def test_bound_of_a_longer_stream_is_never_beaten() -> None:
+    """Random markers on random traffic never cost less."""
     rng = random.Random(7)
     at, stream, marks = 0.0, [], []
     for _ in range(200):

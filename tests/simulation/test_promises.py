@@ -1,4 +1,4 @@
-"""What holds for every request: tokens add up, an entry is read to its end, markers are no content."""
+"""Rules that hold for every request: tokens add up, entries are read to their end, markers are no content."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import Position, ProviderCache, Request
 from cachemw.simulation.usage_forms import anthropic_usage, databricks_usage, openrouter_usage
@@ -80,7 +80,7 @@ def unmarked(value: Any) -> Any:
 @settings(deadline=None)
 @given(STEPS)
 def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> None:
-    """Read, written and plain add up to the prompt in any history, and no usage has a negative number."""
+    """Cached, written and uncached tokens add up to the prompt; no usage has a negative number."""
     provider = ProviderCache(MODEL)
     now = 0.0
     for body, gap, answered in steps:
@@ -92,9 +92,9 @@ def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> Non
         parts = (ticket.cache_read, ticket.cache_write_5m, ticket.cache_write_1h, ticket.uncached)
         assert min(parts) >= 0
         assert sum(parts) == ticket.request.total
-        told = databricks_usage(ticket, 5, inclusive=False)
-        assert told["total_tokens"] == sum(
-            told[key] for key in told if key.startswith(("prompt", "completion", "cache"))
+        usage = databricks_usage(ticket, 5, inclusive=False)
+        assert usage["total_tokens"] == sum(
+            usage[key] for key in usage if key.startswith(("prompt", "completion", "cache"))
         )
         assert sum(
             value for key, value in anthropic_usage(ticket, 5).items() if key.endswith("input_tokens")
@@ -109,8 +109,8 @@ def test_every_token_is_billed_once(steps: list[tuple[Any, float, bool]]) -> Non
 
 @settings(deadline=None)
 @given(BODIES, st.floats(0, 299.9))
-def test_an_identical_request_reads_up_to_the_last_marker(body: Any, later: float) -> None:
-    """Whatever the body, what was written is read again, and nothing is written twice."""
+def test_identical_request_reads_up_to_the_last_marker(body: Any, later: float) -> None:
+    """Any body that was written is read again, and no token is written twice."""
     provider = ProviderCache(MODEL)
     try:
         first = provider.begin(body, 0)
@@ -127,7 +127,7 @@ def test_an_identical_request_reads_up_to_the_last_marker(body: Any, later: floa
 @settings(deadline=None)
 @given(BODIES)
 def test_markers_are_no_content(body: Any) -> None:
-    """Digests and tokens are the same with and without them."""
+    """Digests and tokens are the same with and without markers."""
     provider = ProviderCache(MODEL, Options(max_markers=99))
 
     def bare(position: Position) -> Position:
@@ -146,10 +146,10 @@ def test_markers_are_no_content(body: Any) -> None:
     st.sets(st.integers(0, 59), max_size=4),
     st.sets(st.integers(0, 59), max_size=4),
 )
-def test_a_hit_is_the_longest_written_prefix_in_reach(
+def test_hit_is_the_longest_written_prefix_in_reach(
     tokens: list[int], written: set[int], marked: set[int]
 ) -> None:
-    """The read equals a direct search: some entry within 20 positions of some marker, the longest one."""
+    """The read equals a direct search for the longest entry within 20 positions of a marker."""
 
     def request(markers: set[int]) -> Request:
         positions = [

@@ -1,22 +1,22 @@
-"""What a request reads, writes and leaves behind: the provider's worked examples, and the edges."""
+"""Cache reads, cache writes and entries of requests: the provider's worked examples, and the edge cases."""
 
 from __future__ import annotations
 
 import pytest
 
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
 from tests.simulation.prompts import MODEL, TAIL, cache, prompt, send
 
 
 def tokens(ticket: Ticket) -> tuple[int, int, int, int]:
-    """Return read, write_5m, write_1h, plain."""
+    """Return cache_read, cache_write_5m, cache_write_1h, uncached."""
     return ticket.cache_read, ticket.cache_write_5m, ticket.cache_write_1h, ticket.uncached
 
 
-def test_the_documents_own_example_of_the_lookback() -> None:
-    """Entries at 10 and 15; a marker at 35 misses the one at 15 by one, a second marker there finds it."""
+def test_lookback_matches_the_example_of_the_document() -> None:
+    """A marker at 35 misses the entry at 15 by one position; a second marker finds it."""
     provider = cache()
     assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, 1000, 0, TAIL)
     assert tokens(send(provider, prompt(15, {15: "5m"}), 1)) == (1000, 500, 0, TAIL)
@@ -28,10 +28,10 @@ def test_the_documents_own_example_of_the_lookback() -> None:
     ("options", "distance", "found"),
     [({}, 0, True), ({}, 19, True), ({}, 20, False), ({"lookback": 1}, 0, True), ({"lookback": 1}, 1, False)],
 )
-def test_a_marker_examines_twenty_positions_itself_included(
+def test_marker_examines_twenty_positions_including_its_own(
     options: dict[str, object], distance: int, found: bool
 ) -> None:
-    """An entry 19 blocks back is found, one 20 back is not."""
+    """An entry 19 blocks back is found, one 20 blocks back is not."""
     provider = cache(**options)
     send(provider, prompt(10, {10: "5m"}), 0)
     ticket = provider.begin(prompt(10 + distance, {10 + distance: "5m"}), 1)
@@ -39,15 +39,15 @@ def test_a_marker_examines_twenty_positions_itself_included(
     assert ticket.hit == (9 if found else -1)
 
 
-def test_the_longest_hit_is_read() -> None:
-    """With entries at 5 and 10 alive, 10 is read although a marker stands on both."""
+def test_longest_cached_prefix_is_read() -> None:
+    """With entries at 5 and 10 and a marker on both, 10 is read."""
     provider = cache()
     send(provider, prompt(10, {5: "5m", 10: "5m"}), 0)
     assert tokens(provider.begin(prompt(12, {5: "5m", 12: "5m"}), 1)) == (1000, 200, 0, TAIL)
 
 
-def test_nothing_is_written_where_no_marker_stood() -> None:
-    """A shorter prompt over the same blocks reads nothing but at a former marker."""
+def test_shorter_prompt_reads_at_former_markers_only() -> None:
+    """A prefix without a marker was not written, so a shorter prompt cannot read it."""
     provider = cache()
     send(provider, prompt(10, {10: "5m"}), 0)
     assert provider.begin(prompt(9, {9: "5m"}), 1).cache_read == 0
@@ -69,10 +69,10 @@ def test_nothing_is_written_where_no_marker_stood() -> None:
         ("1h", 0.0, 3000.0, 6600.0, False),
     ],
 )
-def test_a_ttl_runs_from_the_start_of_the_request_that_wrote_or_read(
+def test_ttl_runs_from_the_start_of_the_writer_or_reader(
     ttl: Ttl, begins: float, refreshed: float | None, at: float, found: bool
 ) -> None:
-    """A slow answer gives no more life, a read does, from the reader's start on."""
+    """A slow answer does not extend an entry; a read does, from the reader's start."""
     provider = cache()
     send(provider, prompt(10, {10: ttl}), 0, begins)
     if refreshed is not None:
@@ -81,8 +81,8 @@ def test_a_ttl_runs_from_the_start_of_the_request_that_wrote_or_read(
     assert provider.begin(prompt(10, {10: ttl}), at).cache_read == (1000 if found else 0)
 
 
-def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
-    """The head lives on by its own marker only, however often the tail behind it is read."""
+def test_only_entries_under_a_marker_are_refreshed() -> None:
+    """The head is refreshed by its own marker only, however often the tail is read."""
     cases: list[tuple[dict[int, Ttl], bool]] = [({5: "5m", 10: "5m"}, True), ({10: "5m"}, False)]
     for marked, alive in cases:
         provider = cache()
@@ -103,18 +103,18 @@ def test_every_entry_under_a_marker_is_refreshed_and_no_other() -> None:
         ({10: "1h"}, 15, {}, (0, 0, 0, 1500 + TAIL)),
     ],
 )
-def test_mixed_ttls_are_billed_by_the_highest_1h_marker_past_the_hit(
+def test_mixed_ttls_are_billed_up_to_the_last_1h_marker(
     warm: dict[int, Ttl], length: int, markers: dict[int, Ttl], expected: tuple[int, int, int, int]
 ) -> None:
-    """Read up to the hit, 1h up to the last 1h marker after it, 5m up to the last marker, plain after."""
+    """Cache read up to the hit, 1h up to the last 1h marker, 5m up to the last marker, then uncached."""
     provider = cache()
     if warm:
         send(provider, prompt(10, warm), 0)
     assert tokens(provider.begin(prompt(length, markers), 1)) == expected
 
 
-def test_a_1h_marker_on_a_living_5m_prefix_buys_no_life() -> None:
-    """At or before the hit a marker writes and bills nothing, and the entry keeps its TTL."""
+def test_1h_marker_on_a_cached_5m_prefix_keeps_its_ttl() -> None:
+    """A marker at or before the hit writes and bills nothing."""
     provider = cache()
     send(provider, prompt(10, {10: "5m"}), 0)
     assert tokens(send(provider, prompt(10, {10: "1h"}), 100)) == (1000, 0, 0, TAIL)
@@ -126,10 +126,10 @@ def test_a_1h_marker_on_a_living_5m_prefix_buys_no_life() -> None:
     [("5m", "1h", 300), ("1h", "5m", 300), ("1h", "1h", 3600), ("5m", "5m", 300)],
 )
 @pytest.mark.parametrize("late", [False, True])
-def test_a_lapsed_head_comes_back_free_with_the_shorter_ttl(
+def test_expired_head_is_restored_with_the_shorter_ttl(
     source: Ttl, marker: Ttl, life: int, late: bool
 ) -> None:
-    """The head lives as long as its marker says, but no longer than what was read."""
+    """The head gets the TTL of its marker, but at most that of the entry that was read."""
     provider = cache()
     again = {"5m": 200.0, "1h": 3000.0}[source]
     send(provider, prompt(10, {5: source, 10: source}), 0)
@@ -140,8 +140,8 @@ def test_a_lapsed_head_comes_back_free_with_the_shorter_ttl(
     assert provider.begin(prompt(5, {5: "5m"}), now + life - 0.001 + late).cache_read == (0 if late else 500)
 
 
-def test_an_entry_is_readable_once_its_writers_answer_has_begun() -> None:
-    """Requests before that write the same prefix again; the first after it reads."""
+def test_entry_is_readable_once_its_answer_has_begun() -> None:
+    """Requests before that write the same prefix again; the first one after it reads."""
     provider = cache()
     request = prompt(10, {10: "5m"})
     cold = [provider.begin(request, at) for at in (0.0, 0.0, 0.5)]
@@ -151,15 +151,15 @@ def test_an_entry_is_readable_once_its_writers_answer_has_begun() -> None:
     assert provider.begin(request, 2.0).cache_read == 1000
 
 
-def test_a_request_that_was_never_answered_leaves_nothing() -> None:
+def test_unanswered_request_writes_no_entry() -> None:
     """Only `answer_began` writes."""
     provider = cache()
     provider.begin(prompt(10, {10: "5m"}), 0)
     assert provider.begin(prompt(10, {10: "5m"}), 100).cache_read == 0
 
 
-def test_two_writers_leave_the_longer_life() -> None:
-    """Whoever paid for an hour gets it, whichever answer begins first."""
+def test_two_writers_keep_the_longer_ttl() -> None:
+    """A 1h write keeps its TTL, whichever answer begins first."""
     for order in ((0, 1), (1, 0)):
         provider = cache()
         tickets = [provider.begin(prompt(10, {10: ttl}), 0) for ttl in ("5m", "1h")]
@@ -169,8 +169,8 @@ def test_two_writers_leave_the_longer_life() -> None:
         assert provider.begin(prompt(10, {10: "5m"}), 3599).cache_read == 1000
 
 
-def test_a_lapsed_entry_is_replaced_and_not_merged() -> None:
-    """A new 5m write over a dead 1h entry lives five minutes."""
+def test_expired_entry_is_replaced() -> None:
+    """A new 5m write over an expired 1h entry has a TTL of five minutes."""
     provider = cache()
     send(provider, prompt(10, {10: "1h"}), 0)
     send(provider, prompt(10, {10: "5m"}), 4000)
@@ -179,22 +179,22 @@ def test_a_lapsed_entry_is_replaced_and_not_merged() -> None:
 
 
 @pytest.mark.parametrize(("minimum", "written"), [(1000, 1000), (1001, 0), (None, 0)])
-def test_a_prefix_under_the_minimum_is_silently_not_stored(minimum: int | None, written: int) -> None:
-    """1,000 tokens pass a minimum of 1,000, not one of 1,001, and not the model's own 1,024."""
+def test_prefix_under_the_minimum_is_not_stored(minimum: int | None, written: int) -> None:
+    """1,000 tokens pass a minimum of 1,000, but not 1,001, and not the model's own 1,024."""
     provider = cache(minimum=minimum)
     assert tokens(send(provider, prompt(10, {10: "5m"}), 0)) == (0, written, 0, 1000 - written + TAIL)
     assert provider.begin(prompt(10, {10: "5m"}), 1).cache_read == written
 
 
-def test_the_minimum_counts_the_whole_prefix() -> None:
-    """A marker on a head under the minimum does nothing, one further on writes head and all."""
+def test_minimum_counts_the_whole_prefix() -> None:
+    """A marker on a head below the minimum has no effect; a later one writes head and all."""
     provider = cache(minimum=1024)
     assert tokens(send(provider, prompt(11, {5: "1h", 11: "5m"}), 0)) == (0, 1100, 0, TAIL)
     assert provider.begin(prompt(5, {5: "5m"}), 1).cache_read == 0
 
 
 @pytest.mark.parametrize(("collapse", "read"), [(False, 0), (True, 100)])
-def test_a_wide_fan_out_is_bridged_only_where_runs_collapse(collapse: bool, read: int) -> None:
+def test_wide_fan_out_is_bridged_if_runs_collapse(collapse: bool, read: int) -> None:
     """24 calls and their 24 results are 48 positions, or two."""
     provider = cache(run_collapse=collapse)
     kinds = ["text", *["tool_use"] * 24, *["tool_result"] * 24]
@@ -203,7 +203,7 @@ def test_a_wide_fan_out_is_bridged_only_where_runs_collapse(collapse: bool, read
 
 
 def test_too_many_markers_and_a_late_1h_are_refused() -> None:
-    """The texts of these two 400s, for a hand-built prompt."""
+    """The texts of these two 400s, for a prompt of numbered blocks."""
     provider = cache()
     with pytest.raises(Refused) as many:
         provider.begin(prompt(5, dict.fromkeys(range(1, 6), "5m")), 0)
@@ -215,16 +215,16 @@ def test_too_many_markers_and_a_late_1h_are_refused() -> None:
         provider.begin(prompt(5, {1: "5m", 2: "1h"}), 0)
 
 
-def test_a_model_without_breakpoints_ignores_markers() -> None:
-    """Markers on a model that Databricks serves without prompt caching bill nothing and are no 400."""
+def test_model_without_breakpoints_ignores_markers() -> None:
+    """Databricks serves some models without prompt caching: their markers bill nothing and are no 400."""
     provider = ProviderCache(Model("gpt-test", 0, None, caching="automatic"), Options(minimum=0))
     part = {"type": "text", "text": "hello", "cache_control": {"type": "odd"}}
     ticket = provider.begin({"messages": [{"role": "user", "content": [part]}]}, 0)
     assert tokens(ticket) == (0, 0, 0, ticket.request.total)
 
 
-def test_the_dead_are_swept_and_the_living_stay() -> None:
-    """Thousands of dead entries are dropped; a living one is still read."""
+def test_expired_entries_are_dropped_and_cached_ones_stay() -> None:
+    """Thousands of expired entries are dropped; a cached one is still read."""
     provider = cache()
     send(provider, prompt(1, {1: "1h"}, seed="kept"), 0)
     for number in range(9000):
@@ -233,8 +233,8 @@ def test_the_dead_are_swept_and_the_living_stay() -> None:
     assert provider.begin(prompt(1, {1: "1h"}, seed="kept"), 3000).cache_read == 100
 
 
-def test_each_provider_counts_with_a_bias_of_its_own() -> None:
-    """Token counts differ by seed, within 0.9 to 1.2 of the plain count."""
+def test_token_bias_differs_by_seed() -> None:
+    """Token counts differ by seed, within 0.9 to 1.2 of the unbiased count."""
     body = {"messages": [{"role": "user", "content": "Some words to count. " * 500}]}
     totals = {ProviderCache(MODEL, Options(bias_seed=seed)).convert(body).total for seed in range(20)}
     assert len(totals) > 15

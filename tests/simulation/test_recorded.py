@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not RECORDING.exists(), reason="the recorded usa
 
 
 def test_recorded_reads_are_predicted() -> None:
-    """At least 14 of 15 reads to the token, the rest unknown, every zero foreseen, nothing wrong."""
+    """At least 14 of 15 reads are exact and the rest unknown; every zero is predicted; none is wrong."""
     counts = predict(load(RECORDING))
     assert counts["wrong"] == 0
     assert counts["exact"] >= 14
@@ -23,7 +23,7 @@ def test_recorded_reads_are_predicted() -> None:
 
 
 @pytest.mark.parametrize("options", [Options(lookback=1), Options(minimum=0), Options(minimum=30_000)])
-def test_other_rules_are_found_wrong(options: Options) -> None:
-    """The check bites: without a lookback, or with another minimum, the same rows are not predicted."""
+def test_recorded_reads_contradict_other_rules(options: Options) -> None:
+    """Without a lookback, or with another minimum, the rules do not predict the same rows."""
     counts = predict(load(RECORDING), options)
     assert counts["wrong"] > 0 or counts["exact"] < 14

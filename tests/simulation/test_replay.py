@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cachemw.core.rules.models import Model
-from cachemw.core.rules.providers import find_model
+from cachemw.core.rules.model_names import find_model
+from cachemw.core.rules.types import Model
 from cachemw.simulation.equality import same_request
 from cachemw.simulation.options import Options, Refused
 from cachemw.simulation.provider import ProviderCache, Ticket
@@ -21,7 +21,7 @@ TEXT = "The same words for everyone. " * 40
 
 
 def body(*texts: str, marked: bool = False) -> dict[str, Any]:
-    """Return a user message of text parts, the first marked or not."""
+    """Return a user message of text parts; the first may be marked."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": text} for text in texts]
     if marked:
         parts[0]["cache_control"] = MARK
@@ -29,12 +29,12 @@ def body(*texts: str, marked: bool = False) -> dict[str, Any]:
 
 
 def fresh(model: Model = MODEL) -> ProviderCache:
-    """Return a provider that caches anything."""
+    """Return a provider without a minimum."""
     return ProviderCache(model, Options(minimum=0))
 
 
 class Noting:
-    """Mark the first part of every request, and note in which order things are heard of."""
+    """Mark the first part of every request, and record the order of events."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[str, float, int]] = []
@@ -51,8 +51,8 @@ class Noting:
         return marked, answered
 
 
-def test_events_come_by_time() -> None:
-    """An answer is heard of when it begins; requests sent before that read nothing of it."""
+def test_events_arrive_in_order_of_time() -> None:
+    """A policy learns of an answer when it begins; requests sent before read nothing of it."""
     stream = [Sent(at, body(TEXT, str(at)), latency) for at, latency in ((0, 10), (5, 2), (7, 1), (20, 1))]
     policy = Noting()
     outcome = replay(stream, policy, fresh())
@@ -65,8 +65,8 @@ def test_events_come_by_time() -> None:
     assert outcome.requests == 4
 
 
-def test_sums_and_cost_by_the_models_prices() -> None:
-    """Cost is tokens of each kind by the model's own prices over that of a plain one."""
+def test_cost_follows_the_prices_of_the_model() -> None:
+    """Cost is tokens of each kind by the model's prices, relative to an uncached token."""
     model = find_model("claude-opus-5-5")
     assert model is not None
     assert Weights.of(model) == (0.05, 1.25, 2.0)
@@ -80,7 +80,7 @@ def test_sums_and_cost_by_the_models_prices() -> None:
     )
 
 
-def test_no_caching_costs_what_the_tokens_are() -> None:
+def test_no_caching_costs_one_for_each_token() -> None:
     """The baseline reads and writes nothing."""
     stream = [Sent(at, body(TEXT, "a"), 1.0) for at in (0.0, 60.0)]
     outcome = replay(stream, no_caching, fresh())
@@ -88,8 +88,8 @@ def test_no_caching_costs_what_the_tokens_are() -> None:
     assert outcome.cost == outcome.uncached == outcome.total
 
 
-def test_a_refused_request_is_counted_and_sent_without_markers() -> None:
-    """Five markers are too many: the request is billed as it came."""
+def test_refused_request_is_counted_and_sent_without_markers() -> None:
+    """Five markers are too many: the original request is billed."""
 
     def too_many(request: Sent) -> tuple[Body, None]:
         parts = [{"type": "text", "text": "x", "cache_control": MARK} for _ in range(5)]
@@ -101,14 +101,14 @@ def test_a_refused_request_is_counted_and_sent_without_markers() -> None:
     assert outcome.cost == replay(stream, no_caching, fresh()).cost
 
 
-def test_a_stream_that_is_refused_by_itself_is_an_error() -> None:
-    """What no policy can send says nothing about policies."""
+def test_stream_refused_without_markers_is_an_error() -> None:
+    """A stream that no policy can send compares no policies."""
     with pytest.raises(Refused):
         replay([Sent(0.0, {"model": "claude-test", "messages": [{"role": "?"}]}, 1.0)], no_caching, fresh())
 
 
-def test_changed_requests_are_counted() -> None:
-    """A policy that changes a word is caught."""
+def test_changed_request_is_counted() -> None:
+    """A policy that changes a word is detected."""
 
     def shouting(request: Sent) -> tuple[Body, None]:
         changed = copy.deepcopy(dict(request.body))
@@ -127,7 +127,7 @@ def tools(*names: str, **schema: Any) -> dict[str, Any]:
 
 
 def said(*parts: Any, **more: Any) -> dict[str, Any]:
-    """Return a body of one message with this content: a string, or parts."""
+    """Return a body of one message with this content, a string or parts."""
     content = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)
     return {"messages": [{"role": "user", "content": content, **more}]}
 
@@ -169,9 +169,9 @@ SAME: tuple[tuple[Mapping[str, Any], Mapping[str, Any], dict[str, bool], bool], 
 
 
 @pytest.mark.parametrize(("came", "left", "allowed", "equal"), SAME)
-def test_only_markers_may_differ(
+def test_same_request_allows_markers_and_opt_ins_only(
     came: Mapping[str, Any], left: Mapping[str, Any], allowed: dict[str, bool], equal: bool
 ) -> None:
-    """A body is the same but for markers, and what the opt-ins allow."""
+    """Two bodies are equal except for markers and the changes of the opt-ins."""
     assert same_request(came, left, **allowed) is equal
     assert same_request(left, came, **allowed) is equal

@@ -10,15 +10,15 @@ from tests.simulation.prompts import TAIL, cache, prompt, send
 
 
 def _ticket() -> Ticket:
-    """Return a request of 1,500 tokens: 1,000 read, 200 written for an hour, 200 for five minutes."""
+    """Return a request of 1,500 tokens: 1,000 cache read, 200 written for 1h, 200 for 5m."""
     provider = cache()
     send(provider, prompt(10, {10: "5m"}), 0)
     return provider.begin(prompt(15, {12: "1h", 14: "5m"}), 1)
 
 
 @pytest.mark.parametrize(("inclusive", "prompt_tokens"), [(True, 1500 + TAIL), (False, 100 + TAIL)])
-def test_databricks(inclusive: bool, prompt_tokens: int) -> None:
-    """Flat read and creation, `prompt_tokens` with or without them, the total always with them."""
+def test_databricks_usage_has_flat_counters(inclusive: bool, prompt_tokens: int) -> None:
+    """`prompt_tokens` include cached tokens by option; `total_tokens` always do."""
     assert databricks_usage(_ticket(), 9, inclusive) == {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 9,
@@ -28,8 +28,8 @@ def test_databricks(inclusive: bool, prompt_tokens: int) -> None:
     }
 
 
-def test_anthropic() -> None:
-    """`input_tokens` is what was neither read nor written; the creation is split by TTL."""
+def test_anthropic_usage_splits_writes_by_ttl() -> None:
+    """`input_tokens` are the uncached tokens; the creation is split by TTL."""
     assert anthropic_usage(_ticket(), 9) == {
         "input_tokens": 100 + TAIL,
         "cache_creation_input_tokens": 400,
@@ -40,8 +40,8 @@ def test_anthropic() -> None:
     }
 
 
-def test_openrouter() -> None:
-    """`prompt_tokens` holds everything; read and written are details."""
+def test_openrouter_usage_has_details() -> None:
+    """`prompt_tokens` count everything; details hold cached tokens and cache writes."""
     assert openrouter_usage(_ticket(), 9) == {
         "prompt_tokens": 1500 + TAIL,
         "completion_tokens": 9,

@@ -16,7 +16,7 @@ import cachemw
 from benchmarks.fleet import usage
 from benchmarks.redis_servers import Server, standalone, until
 from benchmarks.workloads.conversations import small
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.events import Counted, Event
 from cachemw.simulation.traffic import Body
 

@@ -1,7 +1,7 @@
 """LangChain: `AnthropicPromptCachingMiddleware` around `ChatAnthropic`, up to the payload that it would send.
 
-The payload has Anthropic's shape: its markers are what is wanted. A body's own markers go along on parts.
-A system message after the first other one goes as a user message: an agent has one system prompt.
+The payload has Anthropic's shape, so its markers can be read off it. A body's own markers stay on its parts. A
+system message after the first message of another role becomes a user message: an agent has one system prompt.
 """
 
 from __future__ import annotations

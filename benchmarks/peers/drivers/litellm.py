@@ -1,6 +1,6 @@
 """LiteLLM: the injection hook with the points that its documentation and its own default give.
 
-The default switches itself off for Databricks, so the points are configured, as a user would. The body
+The default switches itself off for Databricks, so the driver configures the points, as a user would. The body
 on the wire is LiteLLM's Databricks transform of it, which drops empty texts and markers on tools.
 """
 
@@ -10,7 +10,7 @@ import os
 import time
 from typing import Any
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else importing it asks the network
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network
 
 from litellm.integrations.anthropic_cache_control_hook import AnthropicCacheControlHook
 from litellm.llms.databricks.chat.transformation import DatabricksConfig

@@ -40,7 +40,7 @@ _SETTINGS = OpenRouterModelSettings(
 
 
 class _Caught(Exception):  # noqa: N818 - it carries the request, and nothing went wrong
-    """The request, in place of an answer: the SDK would spend ten times as long on writing it out."""
+    """The request, raised in place of an answer: the SDK would spend ten times as long on serializing it."""
 
 
 async def _catch(**request: Any) -> NoReturn:

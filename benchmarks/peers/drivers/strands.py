@@ -1,8 +1,8 @@
 """Strands: `AnthropicModel` with `CacheConfig(strategy="auto", tools_ttl=True)`, its own request builder.
 
-The request has Anthropic's shape: its markers are what is wanted. A body's own markers are left out, as
-this setting strips them. Results of one turn make one user message, as its agent loop does; a system
-message after the first other one goes as a user message.
+The request has Anthropic's shape, so its markers can be read off it. A body's own markers are left out, as this
+setting strips them. Results of one turn make one user message, as its agent loop does; a system
+message after the first message of another role becomes a user message.
 """
 
 from __future__ import annotations

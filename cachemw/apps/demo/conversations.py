@@ -1,12 +1,12 @@
-"""Recorded conversations and request bodies from files, one a line of JSON.
+"""Read recorded conversations and request bodies from files with one JSON object a line.
 
-Lives here: the two formats and what is said about a line that is neither. Must not know: what is done
-with the requests, their times. What is said names keys and kinds of values, never what they hold.
+Contains: the two formats and the errors about a line that has neither. Must not depend on: the use of the
+requests, their times. Errors name keys and kinds of values; they never quote a value.
 
-A conversation: `{"id", "family", "tools", "messages"}`; what comes before each of its assistant messages
-is one request, and that message the recorded answer (empty: none was recorded). A request body:
-`{"model", "messages", ...}` as it is sent to chat completions. A file holds one or the other, plain or
-as `.gz`.
+A conversation is `{"id", "family", "tools", "messages"}`. The messages before each of its assistant messages
+are one request, and that message is the recorded answer (empty if none was recorded). A request body is
+`{"model", "messages", ...}` as sent to chat completions. All lines of a file have the same format; a file may
+be compressed (`.gz`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BODY = "a request body (model, messages)"
 
 
 def read(path: Path, model: str | None = None, default: str = "") -> list[Conversation]:
-    """Return the conversations of a file; a request body is one of its own, of the family "requests".
+    """Return the conversations of a file; each request body becomes one of the family "requests".
 
-    `model` is what all requests are sent to, in place of the bodies' own; `default` is for
-    conversations, which name none. Raises `ConfigError` naming the line, and what was expected there.
+    `model` replaces the model of every request. `default` is the model of conversations, which name none.
+    Raises `ConfigError` with the line and the expected format.
     """
     found: list[Conversation] = []
     kinds: set[str] = set()
@@ -51,7 +51,7 @@ def read(path: Path, model: str | None = None, default: str = "") -> list[Conver
 
 
 def bodies(path: Path) -> list[Body]:
-    """Return the request bodies of a file, one a line or a single one over many lines.
+    """Return the request bodies of a file: one on each line, or a single one over many lines.
 
     Raises `ConfigError`.
     """
@@ -73,12 +73,12 @@ def _load(path: Path) -> bytes:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
     except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or "it is no gzip file, or a damaged one"
-        raise ConfigError(f"{path}: the file can't be read: {reason}") from None
+        reason = getattr(error, "strerror", None) or "it is no gzip file, or it is damaged"
+        raise ConfigError(f"{path}: the file cannot be read: {reason}") from None
 
 
 def _lines(path: Path, raw: bytes) -> Iterator[tuple[str, Any]]:
-    """Yield where each line stands and what it holds; blank lines are passed over."""
+    """Yield the name and the value of each line; blank lines are skipped."""
     for number, line in enumerate(raw.split(b"\n"), 1):
         if line.strip():
             where = f"{path.name} line {number}"

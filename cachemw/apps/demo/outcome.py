@@ -1,7 +1,7 @@
-"""What each policy came to: one point a request, and sums.
+"""The results of each policy: one point for each request, and sums.
 
-Lives here: values that the table and the page are made of, and how an amount is written. Must not know:
-how they were measured. Money is USD for input tokens.
+Contains: the values of table and page, and the format of amounts. Must not depend on: how they were
+measured. Money is USD for input tokens.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from functools import cached_property
 
 from cachemw.core.billing.cost import price, prices_for
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import Model
+from cachemw.core.rules.types import Model
 
-KINDS = ("read", "written", "plain")
+KINDS = ("cached", "cache writes", "uncached")
+"""Kinds of input tokens by their names in table and page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One answered request: when, of which family, its tokens, and what each kind of them cost."""
+    """One answered request: its time, its family, its tokens, and the cost of each kind of tokens."""
 
     at: float
     family: str
@@ -29,10 +30,10 @@ class Point:
 
 
 def point(at: float, family: str, usage: Usage, model: Model) -> Point:
-    """Return the point of a usage on a model that has prices."""
+    """Return the point of a request with this usage on a model that has prices."""
     prices = prices_for(model, usage.total)
     assert prices is not None
-    read, written, plain = (
+    cached, cache_writes, uncached = (
         price(part, prices).paid
         for part in (
             Usage(usage.cache_read, 0, 0, 0, 0, ""),
@@ -40,12 +41,12 @@ def point(at: float, family: str, usage: Usage, model: Model) -> Point:
             Usage(0, 0, 0, usage.uncached, 0, ""),
         )
     )
-    return Point(at, family, usage, (read, written, plain))
+    return Point(at, family, usage, (cached, cache_writes, uncached))
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """All points of one policy, by time, and how many requests the provider refused."""
+class PolicyOutcome:
+    """All points of one policy in order of time, and the number of requests that the provider refused."""
 
     policy: str
     points: Sequence[Point]
@@ -53,46 +54,46 @@ class Outcome:
 
     @cached_property
     def tokens(self) -> tuple[int, int, int]:
-        """Return tokens read, written and plain."""
-        read = sum(point.usage.cache_read for point in self.points)
-        written = sum(point.usage.cache_write for point in self.points)
-        return read, written, sum(point.usage.uncached for point in self.points)
+        """Return the input tokens by kind, in the order of `KINDS`."""
+        usages = [point.usage for point in self.points]
+        cached, writes = (
+            sum(usage.cache_read for usage in usages),
+            sum(usage.cache_write for usage in usages),
+        )
+        return cached, writes, sum(usage.uncached for usage in usages)
 
     @cached_property
     def costs(self) -> tuple[Decimal, Decimal, Decimal]:
-        """Return what tokens read, written and plain cost."""
-        read, written, plain = (sum((p.costs[kind] for p in self.points), Decimal(0)) for kind in range(3))
-        return read, written, plain
+        """Return the cost by kind, in the order of `KINDS`."""
+        cached, writes, uncached = (
+            sum((point.costs[kind] for point in self.points), Decimal(0)) for kind in range(3)
+        )
+        return cached, writes, uncached
 
     @cached_property
     def cost(self) -> Decimal:
-        """Return what all input tokens cost."""
+        """Return the cost of all input tokens."""
         return sum(self.costs, Decimal(0))
 
-    @property
-    def hit_rate(self) -> float:
-        """Return the share of input tokens that were read."""
-        return self.tokens[0] / total if (total := sum(self.tokens)) else 0.0
-
-    def of_family(self, family: str) -> Outcome:
-        """Return the outcome of one family's requests; refusals are not told apart."""
-        return Outcome(self.policy, [point for point in self.points if point.family == family])
+    def of_family(self, family: str) -> PolicyOutcome:
+        """Return the outcome of one family's requests, without refused ones."""
+        return PolicyOutcome(self.policy, [point for point in self.points if point.family == family])
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Outcomes of the same requests at the same times; the first is what the others are held against.
+    """Outcomes of the same requests at the same times; the first is the baseline of the savings.
 
-    `source` says where the requests come from, `facts` how the figures came about: what, and in words.
+    `source` names the origin of the requests. `facts` says how the figures were made: subject and words.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[PolicyOutcome]
     source: str
     facts: Sequence[tuple[str, str]]
 
     @property
     def families(self) -> list[str]:
-        """Return the families by what they cost in the first outcome, most first."""
+        """Return the families by their cost in the first outcome, highest first."""
         first = self.outcomes[0]
         names = dict.fromkeys(point.family for point in first.points)
         return sorted(names, key=lambda name: first.of_family(name).cost, reverse=True)
@@ -101,17 +102,30 @@ class Comparison:
         """Return the comparison of one family's requests."""
         return Comparison([outcome.of_family(name) for outcome in self.outcomes], name, ())
 
-    def against_first(self, outcome: Outcome) -> float | None:
-        """Return the change of cost against the first outcome, such as -0.7; None where that is free."""
-        first = self.outcomes[0].cost
-        return float(outcome.cost / first) - 1 if first else None
+    def saved(self, outcome: PolicyOutcome, baseline: PolicyOutcome | None = None) -> float | None:
+        """Return the saved share of the baseline's cost, such as 0.7; None for the baseline itself.
+
+        The default baseline is the first outcome. The share is negative if the outcome costs more, and
+        None if the baseline costs nothing.
+        """
+        base = baseline or self.outcomes[0]
+        return 1 - float(outcome.cost / base.cost) if base.cost and outcome is not base else None
+
+    @property
+    def refusals(self) -> str:
+        """Return a sentence with the refused requests of each policy, or nothing if there are none."""
+        if not any(outcome.refused for outcome in self.outcomes):
+            return ""
+        counts = ", ".join(f"{outcome.policy} {outcome.refused}" for outcome in self.outcomes)
+        return f"Requests that the provider refused: {counts}."
 
 
 def usd(amount: Decimal) -> str:
-    """Return an amount as it is shown everywhere."""
+    """Return an amount in the format of table and page."""
     return f"${amount:,.4f}"
 
 
-def percent(change: float | None) -> str:
-    """Return a change as it is shown everywhere, such as "-71.3%"; nothing where there is none."""
-    return "" if change is None else f"{change:+.1%}".replace("+0.0%", "0.0%").replace("-0.0%", "0.0%")
+def percent(share: float | None) -> str:
+    """Return a share in the format of table and page, such as "71.3%"; nothing for None."""
+    shown = "" if share is None else f"{share:.1%}"
+    return "0.0%" if shown == "-0.0%" else shown

@@ -1,7 +1,7 @@
-"""The page of a comparison: self-contained HTML with charts as SVG, no scripts.
+"""The page of a comparison: self-contained HTML with charts as SVG and without scripts.
 
-Lives here: scales, ticks and positions of the charts. Must not know: how the figures were measured. The
-words and the looks are in `page.html`, whose engine escapes whatever it is given.
+Contains: scales, ticks and positions of the charts. Must not depend on: how the figures were measured. The
+words and the style are in `page.html`, whose engine escapes every value.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from itertools import accumulate
 
 import jinja2
 
-from cachemw.apps.demo.outcome import KINDS, Comparison, Outcome, percent, usd
+from cachemw.apps.demo.outcome import KINDS, Comparison, PolicyOutcome, percent, usd
 from cachemw.printable import printable
 
-_BARS = (100, 620)  # where bars begin, and where the longest ends; labels come before and after
+_BARS = (100, 600)  # x of the start of all bars, and of the end of the longest; labels stand on both sides
 _PLOT = (48, 16, 690, 256)  # left, top, right and bottom of the line chart's area
 _MOST_POINTS = 240
 _MOST_FAMILIES = 12
@@ -24,7 +24,7 @@ _MOST_FAMILIES = 12
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One policy's bar: segments (kind, x, width, amount), where it ends, its label."""
+    """One policy's bar: its segments (kind, x, width, amount), its end and its label."""
 
     policy: str
     segments: Sequence[tuple[str, float, float, str]]
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One policy's line: an SVG path, and its end with a label, moved apart from the others."""
+    """One policy's line: an SVG path, its end, and a label at a distance from the other labels."""
 
     policy: str
     path: str
@@ -58,7 +58,7 @@ def page(comparison: Comparison) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cachemw.apps.demo", "."),
         autoescape=True,
-        finalize=_shown,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -76,34 +76,33 @@ def page(comparison: Comparison) -> str:
     )
 
 
-def _shown(value: object) -> object:
-    """Return a value of the page; text from outside is made printable, HTML that a macro made stays."""
+def _printable(value: object) -> object:
+    """Return a value of the page: text in printable form, HTML of a macro unchanged."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def bars(comparison: Comparison) -> list[Bar]:
-    """Return a bar for each policy; the dearest takes the whole width."""
+    """Return a bar for each policy; the most expensive one has the full width."""
     most = max(outcome.cost for outcome in comparison.outcomes)
     left, right = _BARS
     scale = (right - left) / float(most) if most else 0.0
     return [_bar(comparison, outcome, scale) for outcome in comparison.outcomes]
 
 
-def _bar(comparison: Comparison, outcome: Outcome, scale: float) -> Bar:
+def _bar(comparison: Comparison, outcome: PolicyOutcome, scale: float) -> Bar:
     segments, x = [], float(_BARS[0])
     for kind, cost in zip(KINDS, outcome.costs, strict=True):
         width = float(cost) * scale
         if width > 0:
             segments.append((kind, round(x, 1), round(width, 1), usd(cost)))
         x += width
-    change = comparison.against_first(outcome)
-    first = outcome is comparison.outcomes[0]
-    label = usd(outcome.cost) if first else f"{usd(outcome.cost)} ({percent(change)})"
+    saved = percent(comparison.saved(outcome))
+    label = f"{usd(outcome.cost)} ({saved} saved)" if saved else usd(outcome.cost)
     return Bar(outcome.policy, segments, round(x, 1), label)
 
 
 def lines(comparison: Comparison) -> Lines:
-    """Return the cost of each policy added up over the virtual time."""
+    """Return the accumulated cost of each policy over the virtual time."""
     left, top, right, bottom = _PLOT
     points = [point for outcome in comparison.outcomes for point in outcome.points]
     start = min((point.at for point in points), default=0.0)
@@ -128,7 +127,7 @@ def lines(comparison: Comparison) -> Lines:
 
 
 def ticks(most: float, about: int = 5) -> list[float]:
-    """Return round numbers from 0 to `most`, about as many as asked for."""
+    """Return about `about` round numbers from 0 to `most`."""
     if most <= 0:
         return [0.0]
     rough = most / about
@@ -138,13 +137,13 @@ def ticks(most: float, about: int = 5) -> list[float]:
 
 
 def _thinned(places: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Return at most so many places, the last among them."""
+    """Return at most `_MOST_POINTS` places, including the last."""
     step = math.ceil(len(places) / _MOST_POINTS) or 1
     return [*places[: len(places) - 1 : step], *places[-1:]]
 
 
-def _labelled(drawn: Sequence[tuple[Outcome, Sequence[tuple[float, float]]]]) -> list[Line]:
-    """Return the lines; labels that would touch move down, in the order of their ends."""
+def _labelled(drawn: Sequence[tuple[PolicyOutcome, Sequence[tuple[float, float]]]]) -> list[Line]:
+    """Return the lines; labels that would overlap move down, in the order of their ends."""
     made, free = {}, -math.inf
     for outcome, places in sorted(drawn, key=lambda item: item[1][-1][1]):
         x, y = places[-1]

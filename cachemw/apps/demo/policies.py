@@ -1,7 +1,7 @@
-"""Ways to place breakpoints that are compared: none, by position as others do it, and cachemw.
+"""The three compared ways to place breakpoints: none, by position, and cachemw.
 
-Lives here: what each makes of a request before it is given to the client. Must not know: how a request
-is sent or billed.
+Contains: the change that each policy makes to a request before the client gets it. Must not depend on: how
+a request is sent or billed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cachemw.core.request import markers
-from cachemw.core.request.message_blocks import Json, Path
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.message_blocks import Path
 
 _SYSTEM = ("system", "developer")
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A way to place breakpoints; `mode` is the middleware's, which only counts usage when it is off."""
+    """A way to place breakpoints; `mode` is the middleware's. In mode "off" it only counts usage."""
 
     name: str
     mode: Literal["optimize", "off"]
@@ -28,8 +29,8 @@ class Policy:
 def positional(body: Json) -> Json:
     """Return the body with breakpoints at the end of the system section and of the last message.
 
-    This is the default of several gateways and frameworks. It stands down where the client has set
-    markers, and leaves out what a provider refuses: blank texts, and blocks that take none.
+    This is the default of several gateways and frameworks. It adds nothing if the client has set markers,
+    and skips blocks that a provider refuses to mark, such as blank texts.
     """
     if markers.strip(body) != body:
         return body
@@ -44,7 +45,7 @@ def _ends(messages: Sequence[Mapping[str, Any]]) -> Iterator[Path]:
 
 
 def _last_markable(content: Any) -> Path | None:
-    """Return the path inside a content to what carries its marker; () is a string as a whole."""
+    """Return the path from a content to its last block that takes a marker; () stands for a string."""
     if isinstance(content, str):
         return () if content.strip() else None
     parts = content or ()
@@ -58,12 +59,12 @@ def _markable(part: Mapping[str, Any]) -> bool:
     return part.get("type") == "text" and isinstance(text, str) and bool(text.strip())
 
 
-def _as_it_is(body: Json) -> Json:
+def _unchanged(body: Json) -> Json:
     return body
 
 
 POLICIES = (
     Policy("no caching", "off", markers.strip),
     Policy("positional", "off", positional),
-    Policy("cachemw", "optimize", _as_it_is),
+    Policy("cachemw", "optimize", _unchanged),
 )

@@ -1,7 +1,7 @@
-"""Answers of the proxy's own: errors in the shape of the provider's, as ASGI messages.
+"""Errors that the proxy answers itself, in the provider's format, as ASGI messages.
 
-Lives here: what an error looks like. Must not know: when there is one. No text of a request, an answer or a
-library's exception is in it.
+Contains: the format of an error. Must not depend on: the conditions under which an error occurs. Errors hold
+no text of a request, of an answer or of a library's exception.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ANTHROPIC = {
 
 
 class ProxyError(Exception):
-    """Say in a sentence why a request has no answer of the upstream's; `code` is a short name of it."""
+    """The reason why a request has no answer of the upstream: a short `code`, and a message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,8 +34,8 @@ class ProxyError(Exception):
         self.code = code
         self.message = message
 
-    def shaped(self, scope: Scope) -> bytes:
-        """Return it as JSON: Anthropic's shape on its path, OpenAI's elsewhere."""
+    def body(self, scope: Scope) -> bytes:
+        """Return the error as JSON: in Anthropic's format on its path, in OpenAI's elsewhere."""
         route = find_route("POST", scope["path"])
         message, kind = f"cachemw: {self.message}", _ANTHROPIC[self.status]
         shape: dict[str, Any]
@@ -46,8 +46,8 @@ class ProxyError(Exception):
         return orjson.dumps(shape)
 
     async def answer(self, scope: Scope, send: Send) -> None:
-        """Send all of it but the end, which `end` does, and close the connection after that."""
-        body = self.shaped(scope)
+        """Send the error except for its end, which `end` sends; the connection closes after that."""
+        body = self.body(scope)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),

@@ -1,7 +1,7 @@
-"""Pass a request on over HTTP and its answer back, as an ASGI app.
+"""Pass a request to the upstream over HTTP and its answer back, as an ASGI app.
 
-Lives here: headers that end at a hop, time limits, and what becomes of errors and of a client that leaves. Must
-not know: what is in a body. A request comes whole, an answer goes on chunk by chunk as it comes.
+Contains: hop-by-hop headers, time limits, errors of the upstream, and clients that disconnect. Must not
+depend on: the content of a body. A request arrives whole; an answer is passed on chunk by chunk.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from multidict import CIMultiDict
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE
 from yarl import URL
 
+from cachemw.apps.proxy.connection import CONNECTION, CYCLE, Connection
 from cachemw.apps.proxy.problems import ProxyError
-from cachemw.apps.proxy.serving import CONNECTION, CYCLE, Connection
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
@@ -31,20 +31,20 @@ _HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer"
     b" transfer-encoding upgrade".split()
 )
-_OURS = _HOP | {b"host", b"content-length", b"expect"}
-# What the library adds by itself.
+_NOT_PASSED_ON = _HOP | {b"host", b"content-length", b"expect"}
+# Headers that aiohttp adds by itself.
 _ADDED = ("accept", "accept-encoding", "content-type", "user-agent")
-# Bytes of a body up to which it is written with the head, copied behind it; those of a longer one that are, and
-# those in each part of its rest.
+# Bytes. A body up to `_SHORT` is copied behind the head and written with it. A longer one is written in a
+# first part of `_FIRST` and further parts of `_PART`.
 _SHORT, _FIRST, _PART = 64 << 10, 4 << 10, 1 << 20
 _HEADER_BYTES = 64 << 10
 _BODILESS = (204, 304)
-_NO_HTTP = "the upstream answered with something that is not HTTP"
+_NO_HTTP = "The upstream sent an answer that is not valid HTTP. Check --upstream."
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: to be connected, until an answer begins, and between two parts of a body."""
+    """Time limits in seconds: to connect, until an answer begins, and between two parts of a body."""
 
     connect: float = 10.0
     first_byte: float = 600.0
@@ -52,9 +52,9 @@ class Limits:
 
 
 class ReverseProxy:
-    """Pass what comes on to the server at `url`; the headers named in `dropped` stay here.
+    """Pass requests to the server at `url`, without the headers named in `dropped`.
 
-    `proxy` is the URL of one to go through. What serves the app must be a `serving.Connection`.
+    `proxy` is the URL of a forward proxy in front of that server. `connection.Connection` must serve it.
     """
 
     def __init__(
@@ -62,27 +62,27 @@ class ReverseProxy:
     ) -> None:
         self._url = url.rstrip("/")
         self._limits = limits
-        self._ours = _OURS | set(dropped)
+        self._not_passed_on = _NOT_PASSED_ON | set(dropped)
         self._proxy = proxy
         self._session: aiohttp.ClientSession
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan of the app.
 
-        Raises `ProxyError` where there is no answer, and nothing of one has gone out to the client.
+        Raises `ProxyError` if there is no answer and the client has received no part of one.
         """
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._lifespan(receive, send)
             return
         body = (await receive()).get("body", b"")
         connection: Connection = scope["extensions"][CONNECTION]
-        if connection.lost:  # while it was decided what to send
+        if connection.lost:  # the client disconnected while the request was planned
             return
         client = _ClientWatch(scope)
         try:
             await self._pass(scope, body, client, send)
         except asyncio.CancelledError:
-            if not client.left():
+            if not client.has_left():
                 raise
         except ProxyError:
             client.done = True
@@ -92,7 +92,7 @@ class ReverseProxy:
         finally:
             client.release()
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30, socket_factory=self._socket)
         async with aiohttp.ClientSession(
@@ -107,11 +107,11 @@ class ReverseProxy:
         ) as self._session:
             await send({"type": "lifespan.startup.complete"})
             await receive()
-        await asyncio.sleep(0)  # the library's connections end in the loop's next turn
+        await asyncio.sleep(0)  # aiohttp closes its connections in the next turn of the loop
         await send({"type": "lifespan.shutdown.complete"})
 
     def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        """Return a socket that does not wait for ever to get rid of what a stalled upstream does not read."""
+        """Return a socket that gives up unsent bytes after the idle limit, if the upstream stops reading."""
         family, kind, protocol, *_ = address
         made = socket.socket(family, kind, protocol)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -119,9 +119,13 @@ class ReverseProxy:
         return made
 
     async def _pass(self, scope: Scope, body: bytes, client: _ClientWatch, send: Send) -> None:
-        """Send the request and its answer. Raises `ProxyError` where there is no answer, or no more of it."""
+        """Send the request, pass the answer on. Raises `ProxyError` if the answer is not complete."""
         if not scope["raw_path"].startswith(b"/"):
-            raise ProxyError(400, "bad_target", "a request's target must be a path; '*' is not passed on")
+            raise ProxyError(
+                400,
+                "bad_target",
+                "The target of the request is not a path. Send a path such as /v1/messages.",
+            )
         limits, headers = self._limits, CIMultiDict(self._headers(scope, body))
         query = scope["query_string"]
         target = scope["raw_path"] + (b"?" + query if query else b"")
@@ -152,7 +156,7 @@ class ReverseProxy:
             raise ProxyError(
                 504,
                 "upstream_timeout",
-                "the upstream did not answer in time",
+                "The upstream did not answer in time. Retry, or raise --first-byte-timeout.",
             ) from None
 
     def _headers(self, scope: Scope, body: bytes) -> Iterator[tuple[str, str]]:
@@ -161,20 +165,26 @@ class ReverseProxy:
         sized = bool(body)
         for name, value in headers:
             sized = sized or name in (b"content-length", b"transfer-encoding")
-            if name in self._ours or name in named:
+            if name in self._not_passed_on or name in named:
                 if name == b"transfer-encoding" and value.lower() != b"chunked":
-                    raise ProxyError(501, "transfer_coding", "no transfer coding but chunked is understood")
+                    raise ProxyError(
+                        501,
+                        "transfer_coding",
+                        "The request has a transfer coding other than chunked. Send it with its length.",
+                    )
                 continue
             try:
                 yield name.decode("ascii"), value.decode("utf-8")
             except UnicodeDecodeError:
-                raise ProxyError(400, "bad_header", "a header of the request is not UTF-8") from None
+                raise ProxyError(
+                    400, "bad_header", "A header of the request is not UTF-8. Send it in UTF-8."
+                ) from None
         if sized:
             yield "content-length", str(len(body))
 
 
 class _Body(aiohttp.Payload):
-    """A long body: written with pauses, and not copied to stand behind the head."""
+    """A long body, written in parts with pauses and without a copy behind the head."""
 
     _value: bytes
 
@@ -183,11 +193,11 @@ class _Body(aiohttp.Payload):
         self._size = len(body)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return it as text."""
+        """Return the body as text."""
         return self._value.decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write it."""
+        """Write the body in parts."""
         view = memoryview(self._value)
         await writer.write(view[:_FIRST])
         for start in range(_FIRST, len(view), _PART):
@@ -195,46 +205,46 @@ class _Body(aiohttp.Payload):
 
 
 class _ClientWatch:
-    """Whoever waits for the answer: cancels the task that gets it when they leave.
+    """Cancel the task that fetches an answer when its client disconnects.
 
-    `done`: there is nothing left to cancel; `stalled`: the time for a part is over.
+    `done`: nothing is left to cancel. `stalled`: the upstream exceeded a time limit.
     """
 
     def __init__(self, scope: Scope) -> None:
         self._connection: Connection = scope["extensions"][CONNECTION]
         self._cycle: RequestResponseCycle = scope["extensions"][CYCLE]
-        self.done = self.stalled = self._gone = False
+        self.done = self.stalled = self._has_left = False
         self._task = asyncio.current_task()
         self._connection.left = self._leave
 
     @property
     def started(self) -> bool:
-        """Say whether they have a part of the answer: what we sent may be held on its way."""
+        """Return True if the client has a part of the answer: `CacheMiddleware` may hold messages back."""
         return self._cycle.response_started
 
     def release(self) -> None:
-        """Hear no more of the connection, where the next request on it does not already."""
+        """Stop watching the connection, unless the next request on it watches already."""
         if self._connection.left == self._leave:
             self._connection.left = None
 
     def _leave(self) -> None:
         if not self.done and self._task is not None:
-            self._gone = True
+            self._has_left = True
             self._task.cancel()
 
-    def left(self) -> bool:
-        """Say whether it was us who cancelled the task, and nobody else."""
-        return self._gone and self._task is not None and self._task.uncancel() == 0
+    def has_left(self) -> bool:
+        """Return True if only the client's disconnect cancelled the task."""
+        return self._has_left and self._task is not None and self._task.uncancel() == 0
 
 
 def _named(headers: Headers) -> set[bytes]:
-    """Return the headers that `Connection` says are for this hop only."""
+    """Return the names that `Connection` lists: these headers are for one hop only."""
     values = [value for name, value in headers if name == b"connection"]
     return {token.strip().lower() for value in values for token in value.split(b",")} if values else set()
 
 
 def _end_to_end(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
-    """Return the headers that go on. Raises `ProxyError` where the answer is one that can't."""
+    """Return the headers to pass on. Raises `ProxyError` if the answer cannot be passed on as HTTP."""
     lower = [(name.lower(), value) for name, value in response.raw_headers]
     codings = {value.lower() for name, value in lower if name == b"transfer-encoding"}
     if (
@@ -252,10 +262,20 @@ def _end_to_end(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
 def _problem(error: aiohttp.ClientError, limits: Limits) -> ProxyError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return ProxyError(
-            504, "upstream_timeout", f"no connection to the upstream within {limits.connect:g} s"
+            504,
+            "upstream_timeout",
+            f"The upstream took no connection within {limits.connect:g} s. Retry later.",
         )
     if isinstance(error, aiohttp.ClientConnectorError):
-        return ProxyError(502, "upstream_unreachable", "the upstream can't be reached")
+        return ProxyError(
+            502,
+            "upstream_unreachable",
+            "The upstream cannot be reached. Check its host, port, certificate and the network.",
+        )
     if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
-        return ProxyError(502, "upstream_closed", "the upstream closed the connection before it had answered")
+        return ProxyError(
+            502,
+            "upstream_closed",
+            "The upstream closed the connection before its answer was complete. Retry.",
+        )
     return ProxyError(502, "upstream_invalid", _NO_HTTP)

@@ -1,10 +1,10 @@
-"""The proxy: clients send to it as to the provider, and their chat requests leave with breakpoints.
+"""The proxy: clients send requests to it as to the provider, and it adds breakpoints to chat requests.
 
-Lives here: what it is started with, its own two paths, and the limits of a request. Must not know: how a request
-is marked (`integrations.asgi`), passed on (`upstream`) or served (`serving`).
+Contains: options, the proxy's own two paths, and the limits of a request. Must not depend on: how a request
+is marked (`integrations.asgi`), passed on (`reverse_proxy`) or served (`serving`).
 
-Its own are GET and HEAD of exactly /healthz and /readyz, without a query, of no provider's API: all else belongs
-to the upstream.
+The proxy itself answers GET and HEAD of exactly /healthz and /readyz, without a query: no provider's API has
+these paths. All other requests go to the upstream.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from cachemw.apps.proxy.connection import CONNECTION, is_http_1_0, without_chunks
 from cachemw.apps.proxy.problems import ProxyError, end
 from cachemw.apps.proxy.reverse_proxy import Limits, ReverseProxy
-from cachemw.apps.proxy.serving import CONNECTION, Drain, config, freeze_loaded, keep_memory, listen, serve
+from cachemw.apps.proxy.serving import Drain, config, freeze_loaded, keep_memory, listen, serve
 from cachemw.errors import ConfigError
 from cachemw.integrations.asgi import MAX_BODY, CacheMiddleware, own_namespace
 from cachemw.settings import Settings
@@ -29,17 +30,18 @@ from cachemw.settings import Settings
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-_LINGER = 2.0  # seconds that the rest of a request is read for, so that its sender sees the answer
+_LINGER = 2.0  # seconds for which the rest of a refused request is read, so that its sender reads the answer
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the proxy is started with. Raises `ConfigError`.
+class ProxyOptions:
+    """The options of the proxy. Raises `ConfigError`.
 
-    `upstream` is the provider's base URL, the paths of requests are put after its own. `namespace_header` names the
-    tenant, set by whoever stands before the proxy, and is not passed on. `env_proxy`: reach the upstream through
-    the proxy that the environment names. `drain_delay`: seconds after SIGTERM in which new requests are still
-    taken while /readyz says 503; `max_body` in bytes. `config` is a TOML file, `fields` are settings over it.
+    `upstream` is the provider's base URL; the paths of requests follow its own. `namespace_header` names the
+    tenant; a gateway in front of the proxy sets it, and it is not passed on. `env_proxy`: reach the upstream
+    through the proxy that the environment names. `drain_delay`: seconds after SIGTERM in which new requests
+    are still accepted while /readyz answers 503. `max_body` is in bytes. `config` is a TOML file; `fields`
+    are settings that override it.
     """
 
     upstream: str
@@ -59,22 +61,24 @@ class Options:
             right = False
         if not right or url.query or url.fragment or url.username is not None:
             raise ConfigError(
-                f"upstream: {_shown(self.upstream)!r} is not allowed; the base URL of the provider is needed,"
+                f"upstream: {_without_secrets(self.upstream)!r} is not allowed; give the base URL of the provider:"
                 " http:// or https:// with a host, without user, query and fragment"
             )
         name = self.namespace_header
         if name is not None and not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"namespace header: {name!r} is not allowed; a header's name is needed")
+            raise ConfigError(
+                f"namespace header: {name!r} is not allowed; give a header's name, such as x-tenant"
+            )
 
     def settings(self) -> Settings:
-        """Return the settings that hold."""
+        """Return the settings of the middleware."""
         return Settings.load(self.config, **self.fields) if self.config else Settings(**self.fields)
 
 
 class Proxy:
     """The proxy as an ASGI app."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ProxyOptions) -> None:
         settings = options.settings()
         self._limits = options.limits
         self._max_body = options.max_body
@@ -98,7 +102,7 @@ class Proxy:
             await self._app(scope, receive, send)
         else:
             try:
-                await self._serve(scope, receive, send)
+                await self._serve(scope, receive, without_chunks(scope, send) if is_http_1_0(scope) else send)
             except asyncio.CancelledError:
                 if not self._drain.begun:
                     raise
@@ -116,7 +120,7 @@ class Proxy:
             body = await self._body(scope, receive)
         except ProxyError as error:
             await error.answer(scope, send)
-            await _linger(receive, self._max_body)
+            await _discard(receive, self._max_body)
             await end(send)
             return
         if body is None:
@@ -126,13 +130,13 @@ class Proxy:
             await self._health(scope, send)
             return
         try:
-            await self._app(scope, _whole(body, receive), send)
+            await self._app(scope, _at_once(body, receive), send)
         except ProxyError as error:
             await error.answer(scope, send)
             await end(send)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the request's body, None where the client leaves before that. Raises `ProxyError`."""
+        """Return the request's body, None if the client disconnects first. Raises `ProxyError`."""
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         if announced.isdigit() and int(announced) > self._max_body:
             raise self._too_large()
@@ -153,21 +157,27 @@ class Proxy:
                     if not message["more_body"]:
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
-            raise ProxyError(408, "request_timeout", "the request did not come to its end in time") from None
+            raise ProxyError(
+                408,
+                "request_timeout",
+                "The request did not arrive in time. Send it again, or raise --idle-timeout.",
+            ) from None
 
     def _too_large(self) -> ProxyError:
         return ProxyError(
-            413, "request_too_large", f"a request of more than {self._max_body} bytes is not passed on"
+            413,
+            "request_too_large",
+            f"The request is larger than {self._max_body} bytes. Send a smaller one, or raise --max-body.",
         )
 
 
-def run(options: Options, *, host: str, port: int, workers: int, drain: int) -> None:
-    """Serve the proxy until it is stopped; answers under way have `drain` seconds then. Raises `ConfigError`."""
+def run(options: ProxyOptions, *, host: str, port: int, workers: int, drain: int) -> None:
+    """Serve the proxy until SIGTERM; answers under way then have `drain` seconds. Raises `ConfigError`."""
     serve(config(functools.partial(Proxy, options), workers=workers, drain=drain), listen(host, port))
 
 
 def _namespace(header: bytes, own: Callable[[Scope], str | None]) -> Callable[[Scope], str | None]:
-    """Return the tenant that the header names, else the `own`; a header that comes twice is a tenant apart."""
+    """Return the tenant that the header names, else the `own` one; a header sent twice is a tenant apart."""
     if not header:
         return own
 
@@ -178,8 +188,8 @@ def _namespace(header: bytes, own: Callable[[Scope], str | None]) -> Callable[[S
     return namespace
 
 
-def _whole(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the whole body at once."""
+def _at_once(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that returns the whole body at once."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def whole() -> Message:
@@ -188,8 +198,8 @@ def _whole(body: bytes, receive: Receive) -> Receive:
     return whole
 
 
-async def _linger(receive: Receive, most: int) -> None:
-    """Read and drop what still comes of a refused request: who sends sees no answer before that."""
+async def _discard(receive: Receive, most: int) -> None:
+    """Read and drop the rest of a refused request: many clients read no answer before they have sent it."""
     left = most
     try:
         async with asyncio.timeout(_LINGER):
@@ -202,14 +212,14 @@ async def _linger(receive: Receive, most: int) -> None:
         return
 
 
-def _proxy(options: Options) -> str | None:
+def _proxy(options: ProxyOptions) -> str | None:
     url = urlsplit(options.upstream)
     if not options.env_proxy or proxy_bypass(url.netloc):
         return None
     return getproxies().get(url.scheme)
 
 
-def _shown(url: str) -> str:
+def _without_secrets(url: str) -> str:
     """Return a URL without the password and the query, which may hold a key."""
     front, at, rest = url.rpartition("@")
     bare, *hidden = re.split(r"[?#]", rest, maxsplit=1)

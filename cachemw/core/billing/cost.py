@@ -1,7 +1,7 @@
-"""Usage times prices: what was paid for input, what the same tokens would have cost plain.
+"""Usage times prices: the cost of input, and the cost of the same tokens uncached.
 
-Lives here: exact `Decimal` money and its whole-number form for ledgers. Must not know: plans,
-stores, who placed the breakpoints. Nothing is rounded but an amount that a ledger can't hold.
+Contains: exact `Decimal` money and its whole-number form for ledgers. Must not depend on: plans, stores, who
+placed the breakpoints. Money is rounded only to the smallest amount that a ledger holds.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import Model, Prices
+from cachemw.core.rules.types import Model, Prices
 
-# The host may have set a context of its own: these sums keep every digit whatever it is.
+# The application may have set a decimal context of its own; these sums keep every digit.
 _EXACT = Context(prec=100, rounding=ROUND_HALF_EVEN)
 _PER_MILLION = -6
 _PICO = 12
@@ -20,9 +20,9 @@ _PICO = 12
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """USD for the input tokens of one request: `paid`, the same tokens all plain, and the difference.
+    """USD for the input tokens of one request: as paid, as the same tokens uncached, and the difference.
 
-    `saved` is net of what writing cost more, so it may be negative.
+    `saved` includes the premium of cache writes, so it may be negative.
     """
 
     paid: Decimal
@@ -50,16 +50,10 @@ def price(usage: Usage, prices: Prices) -> Bill:
         return Bill(paid, baseline, baseline - paid)
 
 
-def output_cost(usage: Usage, prices: Prices) -> Decimal:
-    """Return the USD paid for output tokens, which no breakpoint changes."""
-    with localcontext(_EXACT):
-        return (usage.output * prices.output).scaleb(_PER_MILLION)
-
-
 def to_pico(amount: Decimal) -> int:
     """Return USD as whole pico-dollars (1e-12), to the nearest, half to even.
 
-    Exact for prices with up to six decimals, which all listed ones are.
+    The result is exact for prices with up to six decimals, as all listed prices are.
     """
     with localcontext(_EXACT):
         return int(amount.scaleb(_PICO).to_integral_value())

@@ -1,8 +1,8 @@
-"""Predicted against returned usage: why a request read or wrote less than it was to.
+"""Compare predicted with returned usage: why a request read or wrote fewer tokens than predicted.
 
-Lives here: the reasons of a miss, what each cost, and how each is said. Must not know: stores, which
-blocks were marked, how the prediction was made. A prediction is an estimate: within `slack` of it
-nothing is missing, and more than predicted never is.
+Contains: the reasons of a miss, their costs and their sentences. Must not depend on: stores, which blocks
+were marked, how the prediction was made. A prediction is an estimate: a usage within `slack` of it, or above
+it, is no miss.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from decimal import Decimal
 from enum import StrEnum
 
 from cachemw.core.billing.usage import NO_COUNTERS, Usage
-from cachemw.core.rules.models import Prices
+from cachemw.core.rules.types import Prices
 
 
 class MissReason(StrEnum):
-    """Why less was read or written than predicted; the order is the one they are looked for in."""
+    """The reason why fewer tokens were read or written than predicted, in the order of the checks."""
 
     NOT_REPORTED = "not_reported"
     BELOW_MINIMUM = "below_minimum"
@@ -28,28 +28,28 @@ class MissReason(StrEnum):
 
 _SENTENCES = {
     MissReason.NOT_REPORTED: (
-        "The answer reports no cache counters, so whether the {expected:,} marked tokens were"
-        " read or written is unknown."
+        "The answer reports no cache counters. It is unknown if the {expected:,} marked tokens were cache"
+        " reads or cache writes."
     ),
     MissReason.BELOW_MINIMUM: (
-        "Nothing was read or written: the marked prefix, estimated at {expected:,} tokens,"
-        " is probably below the model's minimum."
+        "The provider read and wrote no cached tokens. The marked prefix, estimated at {expected:,} tokens, is"
+        " probably below the model's minimum."
     ),
     MissReason.IGNORED: (
-        "Nothing was read or written although {expected:,} tokens were marked, surely above the"
-        " model's minimum: the breakpoints were ignored or dropped on the way."
+        "The provider read and wrote no cached tokens, although {expected:,} tokens were marked, which is"
+        " above the model's minimum. A gateway or the provider ignored or dropped the breakpoints."
     ),
     MissReason.ENTRY_GONE: (
-        "About {expected:,} tokens were to be read and none were: the entry had expired early or was"
-        " evicted, or the request reached another provider cache."
+        "About {expected:,} tokens of cache read were expected, and none occurred. The entry expired early or"
+        " was evicted, or the request reached another provider cache."
     ),
     MissReason.SHORTER_READ: (
-        "About {expected:,} tokens were to be read and only {got:,} were: the longest entry was gone"
-        " and a shorter one served."
+        "About {expected:,} tokens of cache read were expected, and only {got:,} occurred. The longest entry"
+        " was gone, and a shorter one was read."
     ),
     MissReason.NOT_WRITTEN: (
-        "Reads and writes were to cover about {expected:,} tokens and covered {got:,}:"
-        " the last breakpoint wrote nothing."
+        "Cache reads and writes were expected to cover about {expected:,} tokens, and covered {got:,}. The"
+        " last breakpoint wrote no entry."
     ),
 }
 
@@ -58,8 +58,8 @@ _SENTENCES = {
 class Miss:
     """One prediction that failed. `expected` and `got` are tokens; `cost` is USD, None without prices.
 
-    They count reads for `ENTRY_GONE` and `SHORTER_READ`, else reads and writes together. `cost` is what
-    this request paid for tokens that were to be read, over the price of reading them.
+    The tokens are cache reads for `ENTRY_GONE` and `SHORTER_READ`, else cache reads and writes together.
+    `cost` is the price of the tokens that were expected to be read, over the price of reading them.
     """
 
     reason: MissReason
@@ -83,10 +83,16 @@ def diagnose(
     usage: Usage,
     prices: Prices | None = None,
 ) -> Miss | None:
-    """Return why `usage` fell short of the prediction, or None where it did not.
+    """Return why `usage` fell short of the prediction, or None if it did not.
 
-    `marked`: whether the request left with a breakpoint. `minimum`: the model's, in tokens. `slack`: the
-    error of the estimates as a share of them, 0 to 1.
+    Args:
+        expected_read: tokens that were expected to be read.
+        expected_write: tokens that were expected to be written.
+        marked: True if the request left with a breakpoint.
+        minimum: the model's minimum for caching, in tokens.
+        slack: the error of the estimates as a share of them, 0 to 1.
+        usage: the tokens that the provider reports.
+        prices: the model's prices; without them a miss has no cost.
     """
     predicted = expected_read + expected_write
     covered = usage.cache_read + usage.cache_write
@@ -117,7 +123,7 @@ def diagnose(
 
 
 def _premium(lost: int, usage: Usage, prices: Prices) -> Decimal:
-    """Return what `lost` tokens cost over reading them; the first of a prompt are the ones written for 1h."""
+    """Return the cost of `lost` tokens over reading them; the first tokens of a prompt are 1h writes."""
     cost = Decimal(0)
     for tokens, rate in (
         (usage.cache_write_1h, prices.write_1h),

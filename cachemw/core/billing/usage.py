@@ -1,24 +1,24 @@
 """Any provider's usage as one `Usage`: which of the input tokens were read, written, or plain.
 
-Lives here: the shapes in which providers report tokens, which of them count cached tokens inside the
-prompt, and how a stream's usage adds up. Must not know: prices, plans, providers' rows; the shape
-alone decides, so a gateway that renames itself changes nothing. Nothing given is ever changed.
+Contains: the formats in which providers report tokens, which of them count cached tokens inside the prompt,
+and how the usage of a stream adds up. Must not depend on: prices, plans, rows of providers. The format alone
+decides, so the name of a gateway does not matter. Arguments are never changed.
 
-`Usage.rule` names what the numbers were read by:
+`Usage.rule` names the rule by which the numbers were read:
 
 ================== ===================================================================================
-anthropic          `input_tokens` leaves out what was read and written
+anthropic          `input_tokens` excludes cache reads and cache writes
 bedrock            `inputTokens`, the same in camel case
 responses          `input_tokens` of OpenAI Responses, cached tokens inside
 openai_details     `prompt_tokens` with `prompt_tokens_details`, cached tokens inside
 inclusive_default  `prompt_tokens` with flat counters and nothing against their being inside
 exclusive_by_total outside, because `total_tokens` is the sum of all four
-exclusive_by_size  outside, because more was read and written than the prompt would have
-inclusive_told     the caller said so
-exclusive_told     the caller said so
+exclusive_by_size  outside, because cache reads and writes exceed the prompt
+inclusive_told     inside, by the argument `inclusive`
+exclusive_told     outside, by the argument `inclusive`
 deepseek           `prompt_cache_hit_tokens` inside `prompt_tokens`
 gemini             `cachedContentTokenCount` inside `promptTokenCount`
-no_counters        the answer says nothing about the provider cache: all tokens count as plain
+no_counters        the answer has no cache counters: all tokens count as uncached
 ================== ===================================================================================
 """
 
@@ -28,13 +28,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 
 NO_COUNTERS = "no_counters"
 
 _Get = Callable[[str], object]
 
-# No prompt has this many tokens: more is a broken counter, and would spoil a ledger's sums.
+# No prompt has this many tokens: a higher number is a broken counter and would spoil the sums of a ledger.
 _LIMIT = 10**12
 _CARRIERS = ("usage", "usageMetadata", "usage_metadata")
 _ENVELOPES = ("message", "response", "metadata")
@@ -44,7 +44,7 @@ _TABLES = ("cache_creation", "input_tokens_details", "total_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one answered request. Input is `read` + `write_5m` + `write_1h` + `plain`, disjoint."""
+    """Tokens of one answered request. Input is the disjoint sum of cache read, cache writes and uncached."""
 
     cache_read: int
     cache_write_5m: int
@@ -55,7 +55,7 @@ class Usage:
 
     @property
     def cache_write(self) -> int:
-        """Return the tokens written to the provider cache, whatever their TTL."""
+        """Return the tokens written to the provider cache with any TTL."""
         return self.cache_write_5m + self.cache_write_1h
 
     @property
@@ -67,10 +67,15 @@ class Usage:
 def read_usage(response: object, *, ttl: Ttl | None = None, inclusive: bool | None = None) -> Usage | None:
     """Return the usage in `response`: a usage, a response or a stream event, as a mapping or SDK object.
 
-    `ttl` is the one TTL that was asked for, if it was one: it holds for writes that are reported
-    without theirs, else they count as 5m. `inclusive` overrides what the numbers say about whether
-    `prompt_tokens` holds the cached ones. None where no input tokens are reported; a number that
-    can't be a count (negative, text, NaN, a bool) is taken as absent.
+    Return None if no input tokens are reported. A value that is no count (negative, text, NaN, a bool) counts
+    as absent.
+
+    Args:
+        response: the object to read.
+        ttl: the TTL of all breakpoints, if they have one. It holds for cache writes that are reported without
+            a TTL,
+            which else count as 5m.
+        inclusive: if `prompt_tokens` includes cached tokens; None lets the numbers decide.
     """
     get = _reader(_carried(response))
     if (prompt := _count(get("prompt_tokens"))) is not None:
@@ -85,10 +90,10 @@ def read_usage(response: object, *, ttl: Ttl | None = None, inclusive: bool | No
 
 
 def merge_chunk(previous: object, chunk: object) -> object:
-    """Return what a stream has reported so far, to be given to `normalise` at its end.
+    """Return the usage that a stream has reported so far, for `read_usage` at its end.
 
-    Start with None and give each chunk or event. Usage that is repeated in every chunk is replaced,
-    never summed; Anthropic's, which comes in parts, is overwritten counter by counter.
+    Start with None and pass each chunk or event. Usage that is repeated in every chunk is replaced, never
+    summed. Anthropic's usage comes in parts and is overwritten counter by counter.
     """
     found = _carried(chunk)
     get = _reader(found)
@@ -106,7 +111,7 @@ def _chat(get: _Get, prompt: int, ttl: Ttl | None, inclusive: bool | None) -> Us
     hit = _count(get("prompt_cache_hit_tokens"))
     cached = _count(details("cached_tokens"))
     made = _most(_count(details("cache_write_tokens")), _count(details("cache_creation_tokens")))
-    # Gateways repeat one figure in several places, or fill the one they don't know with 0: take the most.
+    # Gateways repeat one figure in several places, or fill an unknown one with 0: take the highest.
     read = _most(flat_read, cached, hit)
     written = _most(flat_write, made)
     made_by_ttl = details("cache_creation_token_details") or get("cache_creation_token_details")
@@ -168,7 +173,7 @@ def _inside(
     rule: str,
     inclusive: bool | None,
 ) -> Usage:
-    """Take cached tokens out of the prompt, unless the numbers or the caller say they never were in it."""
+    """Subtract cached tokens from the prompt, unless the numbers or the caller say that it excludes them."""
     cached = read + write_5m + write_1h
     if inclusive is not None:
         rule = "inclusive_told" if inclusive else "exclusive_told"
@@ -181,7 +186,7 @@ def _inside(
 
 
 def _split(written: int | None, ttl: Ttl | None, *tables: object) -> tuple[int, int]:
-    """Return written tokens as 5m and 1h ones by the first table that tells; the total is never exceeded."""
+    """Return written tokens as 5m and 1h tokens by the first table that has them, up to the total."""
     for table in tables:
         if table is None:
             continue
@@ -197,7 +202,7 @@ def _split(written: int | None, ttl: Ttl | None, *tables: object) -> tuple[int, 
 
 
 def _carried(response: object) -> object:
-    """Return the usage inside a response or stream event, or what was given if it carries none."""
+    """Return the usage inside a response or stream event, or the argument itself if it holds none."""
     get = _reader(response)
     for name in _CARRIERS:
         if (found := get(name)) is not None:
@@ -212,10 +217,10 @@ def _carried(response: object) -> object:
 
 
 def _reader(source: object) -> _Get:
-    """Return how to read a field: missing ones are None, whether `source` is a mapping or an object."""
+    """Return a function that reads a field of a mapping or an object; a missing field is None."""
     if isinstance(source, Mapping) or source is None:
         return cast("_Get", (source or {}).get)
-    # A pydantic model's own attribute lookup costs microseconds for each name that it hasn't got.
+    # The attribute lookup of a pydantic model costs microseconds for each missing name.
     extra = getattr(source, "__pydantic_extra__", False)
     if extra is None or isinstance(extra, dict):
         return cast("_Get", {**vars(source), **(extra or {})}.get)

@@ -1,7 +1,7 @@
-"""Tool definitions in one order, whatever order they came in: the opt-in `sort_tools`.
+"""Send tool definitions in one order: the opt-in `sort_tools`.
 
-Lives here: the order, which lists are left alone, and the equality that then holds. Must not know: blocks,
-plans, stores.
+Contains: the order, the lists that stay as they are, and the equality that then holds. Must not depend on:
+blocks, plans, stores.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import Any
 
 import orjson
 
-from cachemw.core.request.markers import canonical
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.equality import canonical
 
 
 def sort_tools(body: Json) -> Json:
-    """Return the body with its tools by name and all keys inside them sorted; the body itself if they are.
+    """Return the body with its tools sorted by name, and all keys inside them; the body itself if they are
+    sorted.
 
-    Left alone are tools of which one has a marker of the client's, since a marker covers what stands before
-    it, and tools that JSON would not carry as they are, such as a NaN or a tuple in a schema.
+    A list stays as it is if one of its tools has a marker of the client, since a marker covers the tools
+    before it. It also stays if JSON would not carry it unchanged, for example a NaN or a tuple in a schema.
     """
     tools = body.get("tools")
     if not isinstance(tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in tools):
@@ -48,7 +49,7 @@ def _marked(tool: Json) -> bool:
 
 
 def unordered(body: Json) -> Json:
-    """Return the canonical form in which two bodies are equal that differ in the order of tools and keys alone."""
+    """Return the canonical form of a body: equal for bodies that differ only in the order of tools and keys."""
     bare: dict[str, Any] = dict(canonical(body))
     if isinstance(bare.get("tools"), (list, tuple)):
         bare["tools"] = sorted(orjson.dumps(tool, option=orjson.OPT_SORT_KEYS) for tool in bare["tools"])

@@ -1,47 +1,43 @@
-"""Long texts in parts, cut where texts like them go on differently: the opt-in `split_text`.
+"""Split long texts into a stable and a changing part: the opt-in `split_text`.
 
-Lives here: pieces, where texts part, which texts are cut, and the equality that then holds. Must not know:
-plans, stores. What is learned is kept in the object, as hashes and offsets; it is bounded. Time is an argument.
+Contains: pieces, branch points, the choice of cuts, and the equality that then holds. Must not depend on:
+plans, stores. Knowledge is kept in the object as hashes and offsets, and is bounded. Time is an argument.
 
-A text is read in pieces, each named by the hash of all up to its end. Where the pieces of a new text are no
-longer those of another one that came lately, it parts from that: there it is cut, and so is each later text
-that comes through. Where such texts mostly part near their ends, new ones are cut in advance, so that the
-first that comes back can read already. A text that was seen stays in the parts that it was in: entries of it
-may live.
+A text is read in pieces, each named by the hash of everything up to its end. A new text *branches* from a
+recent one at the end of the last piece that both share. It is cut there, and so is each later text that
+shares that piece. If most recent texts branch near their ends, new texts are cut in advance, so that the
+second one can already read. A known text keeps its cuts, since entries of it may be cached.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard, cast
 
 from xxhash import xxh3_128, xxh3_128_digest
 
 from cachemw.core.fair_table import FairTable
-from cachemw.core.request.markers import canonical
-from cachemw.core.request.message_blocks import Json
+from cachemw.core.hash_types import TextPieceHash
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.equality import canonical
 from cachemw.core.request.parser import WireFormat
+from cachemw.core.tuning import SPLIT_TEXT
 
-_LEAST = 1_024  # bytes of a text that is looked at, and of its first part
-# A piece is so many bytes, or this share of what stands before it: what a cut misses is a share of the text.
-_PIECE, _SHARE = 256, 128
-_IN_FLIGHT = 60.0  # seconds in which an answer should have begun
-_LINE = 1_024  # where no line ends within so many bytes, a piece ends with a word
-_CUTS = 15  # of one text
-_TEXTS, _PIECES, _OWNERS = 16_384, 65_536, 1_024
-# Of the latest texts so many are looked back at; so many must have parted near their ends, and such a share.
-_WINDOW, _FEW, _OFTEN = 32, 2, 0.2
+_TEXTS, _PIECES, _OWNERS = 16_384, 65_536, 1_024  # entries in memory, over all namespaces
 
-Boundary: TypeAlias = tuple[int, bytes]  # where a piece ends, in bytes, and the hash of all up to there
+Boundary: TypeAlias = tuple[
+    int, TextPieceHash
+]  # the offset of a piece's end in bytes, and the hash up to there
 Cuts: TypeAlias = tuple[int, ...]
+_hash = cast("Callable[[bytes, int], TextPieceHash]", xxh3_128_digest)
 
 
 @dataclass(slots=True)
 class _Text:
-    """One text: where it is cut, and when it was seen last."""
+    """One text: its cuts, and the time of its last arrival."""
 
     cuts: Cuts
     seen: float
@@ -50,45 +46,49 @@ class _Text:
 class TextObservation(NamedTuple):
     """One long text of a request, to be learned once the provider has accepted the request.
 
-    `name` is the hash of the text and `cuts` are its offsets in bytes. `borders` and `tail` (bytes after the part
-    that an earlier text shares, 0 if none does) are empty for a text that was known already.
+    `name` is the hash of the text and `cuts` are its offsets in bytes. `boundaries` and `tail` (bytes after
+    the part that an earlier text shares, 0 if none does) are empty for a known text.
     """
 
     seed: int
-    name: bytes
+    name: TextPieceHash
     cuts: Cuts
-    borders: tuple[Boundary, ...] = ()
+    boundaries: tuple[Boundary, ...] = ()
     tail: int = 0
 
 
-_Sent: TypeAlias = tuple[TextObservation, float]  # a text of a request under way, and when that left
+_Sent: TypeAlias = tuple[TextObservation, float]  # a text of a request in flight, and the time it left
 
 
 class Splitter:
-    """Cut the long texts of bodies, and learn where from each. Not thread-safe.
+    """Cut the long texts of bodies, and learn the cuts from each body. Not thread-safe.
 
-    `lately`: how many seconds may lie between two texts of which one could read what the other wrote. `key` keys
-    the hashes of texts and pieces. Every namespace learns for itself, and none can evict another's texts.
+    `recent_seconds` is the longest time between two texts of which one could read the entry of the other.
+    `key` keys the hashes of texts and pieces. Every namespace learns for itself, and none can evict another's
+    texts.
     """
 
-    def __init__(self, lately: float, key: bytes = b"") -> None:
-        self._lately = lately
+    def __init__(self, recent_seconds: float, key: bytes = b"") -> None:
+        self._recent_seconds = recent_seconds
         self._key = blake2b(key).digest()
-        self._texts: FairTable[bytes, _Text] = FairTable(_TEXTS)
-        self._pieces: FairTable[bytes, _Text] = FairTable(_PIECES)  # the latest text through each
-        self._cuts: FairTable[bytes, Cuts] = FairTable(_TEXTS)  # by the piece after which is cut
+        self._texts: FairTable[TextPieceHash, _Text] = FairTable(_TEXTS)
+        self._pieces: FairTable[TextPieceHash, _Text] = FairTable(
+            _PIECES
+        )  # the latest text that contains each
+        self._cuts: FairTable[TextPieceHash, Cuts] = FairTable(_TEXTS)  # by the piece before the cut
         self._tails: FairTable[int, deque[int]] = FairTable(_OWNERS)
-        # Texts of requests under way, by their names and pieces: the next request may come before the answer.
-        self._in_flight: FairTable[bytes, _Sent] = FairTable(_PIECES // 4)
+        # Texts of requests in flight, by their names and pieces: the next request may come before the
+        # response.
+        self._in_flight: FairTable[TextPieceHash, _Sent] = FairTable(_PIECES // 4)
 
     def split(
         self, body: Json, wire: WireFormat, namespace: str, now: float, model: str = ""
     ) -> tuple[Json, list[TextObservation]]:
         """Return the body with its long system and user texts in parts, and the texts to learn from.
 
-        The body itself is returned if no text is cut. Texts of different namespaces or models have nothing to do
-        with each other. A part that is no text, or has fields of its own beside it, is left alone; a marker of the
-        client's stays at the end of its text.
+        The body itself is returned if no text is cut. Texts of different namespaces or models are
+        independent. A part that is no text, or has other fields beside its text, stays as it is. A marker of
+        the client stays at the end of its text.
         """
         messages = body.get("messages")
         if not isinstance(messages, (list, tuple)):
@@ -110,16 +110,16 @@ class Splitter:
         return ({**body, **fresh} if fresh else body), reader.found
 
     def mark_in_flight(self, namespace: str, found: Iterable[TextObservation], now: float) -> None:
-        """Let requests of the next minute part from these texts, unless they are released."""
+        """Let requests of the next minute branch from these texts, unless they are released."""
         known = self._in_flight.open(namespace)
         for text in found:
             for key in _keys(text):
-                if not _lately(known.get(key), now):
+                if not _is_in_flight(known.get(key), now):
                     known[key] = (text, now)
         self._in_flight.close(namespace)
 
     def release(self, namespace: str, found: Iterable[TextObservation]) -> None:
-        """Forget that the texts of a request are under way, when it is learned from or got no answer."""
+        """Forget that the texts of a request are in flight: it was learned from, or got no response."""
         known = self._in_flight.open(namespace)
         for text in found:
             for key in _keys(text):
@@ -130,7 +130,7 @@ class Splitter:
     def learn(self, namespace: str, found: Sequence[TextObservation], now: float) -> None:
         """Learn from the texts of a request that the provider has accepted."""
         self.release(namespace, found)
-        for seed, name, cuts, borders, tail in found:
+        for seed, name, cuts, boundaries, tail in found:
             text = self._texts.read(namespace).get(name)
             if text is not None:
                 text.seen = now
@@ -138,64 +138,64 @@ class Splitter:
                 continue
             text = _Text(cuts, now)
             self._texts.put(namespace, [(name, text)])
-            tails = self._tails.read(namespace).get(seed) or deque(maxlen=_WINDOW)
+            tails = self._tails.read(namespace).get(seed) or deque(maxlen=SPLIT_TEXT.window)
             tails.append(tail)
             self._tails.put(namespace, [(seed, tails)])
-            self._pieces.put(namespace, [(piece, text) for _, piece in borders])
+            self._pieces.put(namespace, [(piece, text) for _, piece in boundaries])
             self._cuts.put(
                 namespace,
-                [(piece, cuts[: cuts.index(offset) + 1]) for offset, piece in borders if offset in cuts],
+                [(piece, cuts[: cuts.index(offset) + 1]) for offset, piece in boundaries if offset in cuts],
             )
 
     def read(
-        self, raw: bytes, seed: int, namespace: str, now: float, here: Mapping[bytes, TextObservation]
+        self, raw: bytes, seed: int, namespace: str, now: float, here: Mapping[TextPieceHash, TextObservation]
     ) -> TextObservation:
-        """Find where a text is cut; nothing is learned from it yet. `here` are earlier texts of the same body."""
-        name = xxh3_128_digest(raw, seed)
+        """Find the cuts of a text, and learn nothing yet. `here` are earlier texts of the same body."""
+        name = _hash(raw, seed)
         if (known := self._texts.read(namespace).get(name)) is not None:
             return TextObservation(seed, name, known.cuts)
         pieces, known_cuts = self._pieces.read(namespace), self._cuts.read(namespace)
         in_flight = self._in_flight.read(namespace)
-        borders, length = tuple(_borders(raw, seed)), len(raw)
-        count = len(borders)
+        boundaries, length = tuple(_boundaries(raw, seed)), len(raw)
+        count = len(boundaries)
         if name in here:
             return here[name]
-        if _lately(sent := in_flight.get(name), now):
-            return TextObservation(seed, name, sent[0].cuts, borders)
+        if _is_in_flight(sent := in_flight.get(name), now):
+            return TextObservation(seed, name, sent[0].cuts, boundaries)
         while count:
-            piece = borders[count - 1][1]
+            piece = boundaries[count - 1][1]
             text = pieces.get(piece)
             if (
                 piece in here
-                or (text is not None and now - text.seen <= self._lately)
-                or _lately(in_flight.get(piece), now)
+                or (text is not None and now - text.seen <= self._recent_seconds)
+                or _is_in_flight(in_flight.get(piece), now)
             ):
                 break
             count -= 1
-        shared = borders[count - 1][0] if count else 0
-        cuts = next((known_cuts[piece] for _, piece in reversed(borders) if piece in known_cuts), ())
+        shared = boundaries[count - 1][0] if count else 0
+        cuts = next((known_cuts[piece] for _, piece in reversed(boundaries) if piece in known_cuts), ())
         tails = self._tails.read(namespace).get(seed, ())
-        for at in (shared, _ahead(borders, shared, length, tails)):
-            if at > max(cuts, default=_LEAST - 1) and len(cuts) < _CUTS:
-                cuts = (*cuts, at)
+        for cut in (shared, _cut_in_advance(boundaries, shared, length, tails)):
+            if cut > max(cuts, default=SPLIT_TEXT.least_bytes - 1) and len(cuts) < SPLIT_TEXT.max_cuts:
+                cuts = (*cuts, cut)
         cuts = tuple([cut for cut in cuts if cut < length])
         while cuts and any(part.isspace() for part in divided(raw, cuts)):
             cuts = cuts[:-1]
-        return TextObservation(seed, name, cuts, borders, length - shared if shared else 0)
+        return TextObservation(seed, name, cuts, boundaries, length - shared if shared else 0)
 
     def _seed(self, namespace: str, model: str, role: str) -> int:
         owner = f"{namespace}\0{model}\0{role}".encode("utf-8", "surrogatepass")
         return int.from_bytes(blake2b(owner, key=self._key, digest_size=8).digest())
 
 
-def _lately(sent: _Sent | None, now: float) -> TypeGuard[_Sent]:
-    """Return True for a text whose request may still be waiting for its answer to begin."""
-    return sent is not None and now - sent[1] <= _IN_FLIGHT
+def _is_in_flight(sent: _Sent | None, now: float) -> TypeGuard[_Sent]:
+    """Return True for a text whose request may still wait for its response to start."""
+    return sent is not None and now - sent[1] <= SPLIT_TEXT.in_flight
 
 
-def _keys(text: TextObservation) -> list[bytes]:
+def _keys(text: TextObservation) -> list[TextPieceHash]:
     """Return the hashes under which a new text is known: its own, and those of its pieces."""
-    return [text.name, *(piece for _, piece in text.borders)] if text.borders else []
+    return [text.name, *(piece for _, piece in text.boundaries)] if text.boundaries else []
 
 
 class _Reader:
@@ -204,7 +204,7 @@ class _Reader:
     def __init__(self, splitter: Splitter, namespace: str, now: float) -> None:
         self._splitter, self._namespace, self._now = splitter, namespace, now
         self.found: list[TextObservation] = []
-        self._here: dict[bytes, TextObservation] = {}  # texts of this very body, by their names and pieces
+        self._here: dict[TextPieceHash, TextObservation] = {}  # texts of this body, by their names and pieces
 
     def content(self, content: Any, seed: int) -> list[Any]:
         """Return a content with its texts in parts; an empty list if none is cut."""
@@ -221,7 +221,7 @@ class _Reader:
         return fresh if len(fresh) > len(content) else []
 
     def _parts(self, text: str, seed: int) -> list[str]:
-        if len(text) < _LEAST:
+        if len(text) < SPLIT_TEXT.least_bytes:
             return [text]
         try:
             raw = text.encode()
@@ -233,38 +233,38 @@ class _Reader:
         return divided(raw, found.cuts) if found.cuts else [text]
 
 
-def _ahead(borders: Sequence[Boundary], shared: int, length: int, tails: Sequence[int]) -> int:
-    """Return where to cut a text before it is known where it parts from others; 0 for nowhere.
+def _cut_in_advance(boundaries: Sequence[Boundary], shared: int, length: int, tails: Sequence[int]) -> int:
+    """Return the offset at which to cut a text before its branch point is known; 0 for no cut.
 
-    `tails`: how far from their ends the latest texts parted from others, 0 for those that did not. The
-    tail to leave is the one for which the most can be expected to be shared.
+    `tails` are the bytes between the branch points of the latest texts and their ends, 0 for texts without
+    one. The chosen tail is the one that shares the most text in expectation.
     """
-    parted = sorted(tail for tail in tails if tail)
-    gains = [(count * (length - shared - tail), count, tail) for count, tail in enumerate(parted, 1)]
+    branched = sorted(tail for tail in tails if tail)
+    gains = [(count * (length - shared - tail), count, tail) for count, tail in enumerate(branched, 1)]
     _, count, tail = max(gains, default=(0, 0, 0))
-    if count < max(_FEW, _OFTEN * len(tails)):
+    if count < max(SPLIT_TEXT.least_branched, SPLIT_TEXT.least_branched_share * len(tails)):
         return 0
-    at = max((offset for offset, _ in borders if offset <= length - tail), default=0)
-    # What is not much longer than a tail is one.
-    return at if at - shared >= tail else 0
+    cut = max((offset for offset, _ in boundaries if offset <= length - tail), default=0)
+    # A rest that is not much longer than a tail is a tail itself.
+    return cut if cut - shared >= tail else 0
 
 
-def _borders(raw: bytes, seed: int) -> Iterator[Boundary]:
-    """Yield where each piece of a text ends; the rest at its end, which makes none, is left out.
+def _boundaries(raw: bytes, seed: int) -> Iterator[Boundary]:
+    """Yield the end of each piece of a text; the rest after the last piece is left out.
 
-    Where the text itself ends with a piece, it may be the head of a longer one.
+    If the text itself ends with a piece, a longer text may begin with it.
     """
     hasher, view, start = xxh3_128(seed=seed), memoryview(raw), 0
     while True:
-        least = start + max(_PIECE, start // _SHARE)
-        most = least + _LINE
+        least = start + max(SPLIT_TEXT.piece_bytes, start // SPLIT_TEXT.piece_share)
+        most = least + SPLIT_TEXT.line_bytes
         end = raw.find(b"\n", least - 1, most) + 1 or raw.find(b" ", least - 1, most) + 1 or least
         while end < len(raw) and raw[end] & 0xC0 == 0x80:  # inside a character
             end += 1
         if end > len(raw):
             return
         hasher.update(view[start:end])
-        yield end, hasher.digest()
+        yield end, TextPieceHash(hasher.digest())
         start = end
 
 
@@ -283,7 +283,7 @@ def _is_text(part: Any) -> bool:
 
 
 def joined(body: Json) -> Json:
-    """Return the canonical form in which two bodies are equal that differ in how their texts are cut alone."""
+    """Return the canonical form of a body, in which bodies that differ only in their cuts are equal."""
     bare = dict(canonical(body))
     if isinstance(bare.get("system"), list):
         bare["system"] = _joined(bare["system"])

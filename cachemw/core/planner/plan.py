@@ -1,6 +1,6 @@
-"""A plan: the breakpoints of one request, what they are expected to do, and why each is there.
+"""A plan: the breakpoints of one request, their expected effect, and the reason for each.
 
-Lives here: values and sentences. Must not know: how a plan is made.
+Contains: values and sentences. Must not depend on: the planner.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cachemw.core.request.message_blocks import Path
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
 
 
 class Reason(StrEnum):
-    """Why a breakpoint is where it is, or why a request has none of ours."""
+    """The reason for the place of a breakpoint, or for a request without an added one."""
 
     TAIL = "tail"
     ANCHOR = "anchor"
@@ -38,32 +38,35 @@ class Reason(StrEnum):
 
 
 _SENTENCES = {
-    Reason.TAIL: "the conversation up to here is likely to be sent again",
-    Reason.ANCHOR: "the provider holds an entry here that no other breakpoint would find",
-    Reason.BRANCH: "requests share everything up to here and part after it",
+    Reason.TAIL: "the conversation is likely to be sent again up to here",
+    Reason.ANCHOR: "an entry is cached here, and no other breakpoint has it within its lookback",
+    Reason.BRANCH: "requests share the prompt up to here and differ after it",
     Reason.TOOLS: "the tool definitions end here, and other requests share them",
     Reason.SYSTEM: "the system section ends here, and other requests share it",
-    Reason.EARLIER: "an earlier turn ended here, and a request may go on from it",
+    Reason.EARLIER: "an earlier turn ended here, and another request may continue from it",
     Reason.CLIENT: "the client set it",
-    Reason.BELOW_MINIMUM: "the prompt is shorter than what the model caches",
-    Reason.NOT_WORTH_IT: "what could be written is not likely enough to be read again",
-    Reason.PENDING: "another request is just writing the same prefix, and can't be read yet",
-    Reason.NO_SLOT: "the client's own markers take all there are",
-    Reason.NOTHING_MARKABLE: "no block can carry a marker here",
-    Reason.MODEL_UNKNOWN: "no row, pattern or setting says what this model is",
+    Reason.BELOW_MINIMUM: "the prompt is shorter than the model's minimum for caching",
+    Reason.NOT_WORTH_IT: "no part of the prompt is likely enough to be read again to pay for its cache write",
+    Reason.PENDING: "another request is writing the same prefix, which cannot be read yet",
+    Reason.NO_SLOT: "the client's own breakpoints take all slots",
+    Reason.NOTHING_MARKABLE: "no block of this request can carry a breakpoint",
+    Reason.MODEL_UNKNOWN: "the model is unknown (see the setting `models`)",
     Reason.MODEL_AUTOMATIC: "this model takes no breakpoints",
-    Reason.MARKERS_IGNORED: "this endpoint ignores markers",
-    Reason.PROVIDER_UNKNOWN: "nothing says which provider this is",
-    Reason.NOT_OPTIMIZING: "the mode leaves requests as they are",
-    Reason.UNREADABLE: "the body can't be read as a chat request",
-    Reason.REFUSED: "the provider refused our markers, so the request went again as it came",
-    Reason.FAILED: "something of ours failed, so the request went as it came",
+    Reason.MARKERS_IGNORED: "this endpoint ignores breakpoints",
+    Reason.PROVIDER_UNKNOWN: "the provider is unknown (see the setting `provider`)",
+    Reason.NOT_OPTIMIZING: "the setting `mode` leaves requests as they are",
+    Reason.UNREADABLE: "the body could not be read as a chat request",
+    Reason.REFUSED: "the provider refused the added breakpoints, so the original request was sent",
+    Reason.FAILED: "cachemw failed, so the original request was sent",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Breakpoint:
-    """A marker: where it stands, what it covers, and why. `own`: the client's own."""
+    """A breakpoint: its path in the body, the tokens that it covers, and its reason.
+
+    `from_client` is True if the client set it.
+    """
 
     path: Path
     block: int
@@ -77,7 +80,8 @@ class Breakpoint:
 class Plan:
     """The breakpoints of a request, and the tokens that they are expected to read and write.
 
-    `hit` is the block whose entry is expected to be read, None where nothing is.
+    `hit` is the last block of the entry that is expected to be read, None if none is. `skipped` says why no
+    breakpoint was added.
     """
 
     breakpoints: tuple[Breakpoint, ...] = ()
@@ -90,20 +94,21 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """All input tokens, as estimated."""
+        """Return the estimate of all input tokens."""
         return self.cache_read + self.cache_write_5m + self.cache_write_1h + self.uncached
 
     @property
     def added(self) -> tuple[Breakpoint, ...]:
-        """The breakpoints that the client did not set."""
+        """Return the breakpoints that the client did not set."""
         return tuple(point for point in self.breakpoints if not point.from_client)
 
     def explain(self) -> str:
-        """Say in sentences what is expected and why."""
+        """Return the expected tokens and the reason for each breakpoint, in sentences."""
         if self.skipped and not self.breakpoints:
             return f"No breakpoint: {_SENTENCES[self.skipped]}."
         lines = [
-            f"Expected: {self.cache_read} tokens read, {self.cache_write_5m + self.cache_write_1h} written, {self.uncached} plain."
+            f"Expected tokens: {self.cache_read} cache read, "
+            f"{self.cache_write_5m + self.cache_write_1h} cache write, {self.uncached} uncached."
         ]
         lines += [
             f"{'.'.join(map(str, point.path))} ({point.ttl}, {point.prefix_tokens} tokens): "
@@ -111,5 +116,5 @@ class Plan:
             for point in self.breakpoints
         ]
         if self.skipped:
-            lines.append(f"None of ours: {_SENTENCES[self.skipped]}.")
+            lines.append(f"No breakpoint added: {_SENTENCES[self.skipped]}.")
         return "\n".join(lines)

@@ -1,54 +1,41 @@
-"""Choose a request's breakpoints: what is read, what is written, and what is left plain.
+"""Choose a request's breakpoints: which tokens are read, written, or left uncached.
 
-Lives here: the economics of a breakpoint. Must not know: how chances come about (`core.chances`),
-wire shapes beyond a block's kind, stores.
+Contains: the choice. Must not depend on: the source of reuse probabilities (`core.reuse`), wire formats
+beyond a block's kind, stores.
 
-Prices are relative to a plain token: write w, read r. Reading the entry at depth h now saves
-(1 - r) of its tokens. Tokens between two breakpoints are worth what the breakpoint that *ends* the
-segment is worth: with the chance p that its prefix is read again before the entry dies, writing a
-token gains p (w - r) - (w - 1) against sending it plain. At or under h nothing is written: being read
-keeps h alive, which gains its p (w - r), and a breakpoint under it is free, and gains what the p of a
-shared head is more than that of h. To be read, h must stand in the window of some breakpoint, which
-may be one that is not worth its write. The best few are chosen together, and slots that are then left
-go to heads and earlier ends within what is read or written anyway.
+Prices are relative to an uncached token: a write costs w, a read costs r. The cases, for an entry that ends
+    at
+prefix h and is read now:
+
+=================== =================================================================================
+up to h             Reading saves (1 - r) a token. The read also refreshes the entry, which gains p (w - r).
+                    A breakpoint before h is free. It gains the difference between its own p and that of h.
+past h              A segment ends at a breakpoint, whose prefix is read again with probability p. Writing
+                    a token of it gains p (w - r) - (w - 1) against sending it uncached.
+past all            Tokens after the last breakpoint are uncached.
+=================== =================================================================================
+
+To be read, h must lie within the lookback of some breakpoint, possibly of one that is not worth its write.
+The best
+few breakpoints are chosen together. Free slots then go to shared prefixes and earlier ends within the tokens
+that
+are read or written anyway.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import accumulate, islice
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
+from cachemw.core.planner.economics import RequestEconomics
 from cachemw.core.planner.plan import Breakpoint, Plan, Reason
+from cachemw.core.planner.segments import NEVER, Candidate, Chosen, best_segments
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.request.tokens import Calibration
 from cachemw.core.reuse.forecast import PrefixForecast
-from cachemw.core.rules.providers import Kind, MarkPolicy, Rules, Ttl, relative_prices
-
-# A write must promise this share of its tokens, or it is a coin toss.
-_MARGIN = {"5m": 0.03, "1h": 0.18}
-# Gains of a token that differ by less are the same: no estimate can tell them apart.
-_TELLING = 0.01
-# How many places are weighed against each other: the time it takes grows with their square.
-_CANDIDATES = 24
-_NEVER = float("-inf")
-_HITS_TRIED = 3
-
-Chosen = dict[int, Ttl]  # place among the depths -> TTL
-
-
-class _Candidate(NamedTuple):
-    """A place for a breakpoint, the tokens up to it, and what a token of a segment ending here gains.
-
-    The segment begins at the breakpoint of ours before it, but not before `since` tokens.
-    """
-
-    forecast_index: int
-    tokens: float
-    gain_5m: float
-    gain_1h: float
-    since: float
+from cachemw.core.rules.types import Kind, MarkPolicy, Rules, Ttl
+from cachemw.core.tuning import PLANNER
 
 
 def plan(
@@ -60,408 +47,264 @@ def plan(
 ) -> Plan:
     """Return the breakpoints for a request, the client's own included.
 
-    `depths` are the watched prefixes, shallow to deep, the last being the whole request; `kinds` says
-    which kinds of block may carry a marker of ours now.
+    Args:
+        parsed: the request.
+        forecasts: its tracked prefixes, shallow to deep; the last is the whole request.
+        rules: the provider's and the model's.
+        calibration: turns sizes into the model's tokens.
+        kinds: the kinds of block that may carry an added marker now.
     """
-    planner = _Planner(parsed, forecasts, rules, calibration)
-    allowed = planner.markable(kinds)
-    eligible = [place for place in allowed if planner.p_meets_minimum[place] > 0]
-    if planner.slots <= 0:
-        return planner.result({}, Reason.NO_SLOT)
+    economics = RequestEconomics(parsed, forecasts, rules, calibration)
+    allowed = economics.markable(kinds)
+    eligible = [index for index in allowed if economics.p_meets_minimum[index] > 0]
+    if economics.slots <= 0:
+        return make_plan(economics, {}, Reason.NO_SLOT)
     if not allowed:
-        return planner.result({}, Reason.NOTHING_MARKABLE)
+        return make_plan(economics, {}, Reason.NOTHING_MARKABLE)
     if not eligible:
-        return planner.result({}, Reason.BELOW_MINIMUM)
-    held = planner.sticky_breakpoints(eligible) if rules.provider.sticky_routing else []
-    planner.slots -= len(held)
-    chosen = planner.choose(eligible)
-    planner.slots += len(held)
-    chosen.update({place: planner.ttl_for(place) for place in held if place < max(chosen, default=-1)})
-    if chosen or planner.client_breakpoints:
-        planner.use_free_slots(chosen, eligible)
+        return make_plan(economics, {}, Reason.BELOW_MINIMUM)
+    sticky = sticky_breakpoints(economics, eligible) if rules.provider.sticky_routing else []
+    chosen = Choice(economics, economics.slots - len(sticky)).best(eligible)
+    deepest = max(chosen, default=-1)
+    chosen.update({index: economics.ttl_for(index) for index in sticky if index < deepest})
+    if chosen or economics.client_breakpoints:
+        use_free_slots(economics, chosen, eligible)
     if chosen:
-        return planner.result(chosen, None)
-    return planner.result(chosen, Reason.NOT_WORTH_IT if planner.in_flight < 0 else Reason.PENDING)
+        return make_plan(economics, chosen, None)
+    return make_plan(economics, chosen, Reason.NOT_WORTH_IT if economics.in_flight < 0 else Reason.PENDING)
 
 
-class _Planner:
-    """One request's numbers, worked out once, and the steps that share them."""
+# -- the choice -------------------------------------------------------------------------------
 
-    def __init__(
-        self, parsed: ParsedRequest, depths: Sequence[PrefixForecast], rules: Rules, calibration: Calibration
-    ) -> None:
-        self.parsed, self.forecasts, self.rules = parsed, depths, rules
-        self.write_5m, self.write_1h, self.read = relative_prices(rules.prices)
-        totals = list(accumulate([block.size for block in parsed.blocks]))
-        self.total, scale = totals[-1] * calibration.scale, calibration.scale
-        self.tokens = [totals[depth.block] * scale for depth in depths]
-        self.cached = [place for place, depth in enumerate(depths) if depth.cached_ttl is not None]
-        # Where an entry is, the minimum has been reached.
-        sure = self.cached[0] if self.cached else len(depths)
-        low, high = 1 - calibration.spread, 1 + calibration.spread
-        self.p_meets_minimum = [
-            _p_meets_minimum(tokens * low, tokens * high, rules.minimum) for tokens in self.tokens[:sure]
-        ]
-        self.p_meets_minimum += [1.0] * (len(depths) - sure)
-        self.in_flight = max((place for place, depth in enumerate(depths) if depth.in_flight), default=-1)
-        # The client's own: a top-level marker stands on the last block that takes one.
-        self.client_breakpoints: Chosen = {}
-        if parsed.client_marker_count:
-            for place, depth in enumerate(depths):
-                if (marker := parsed.blocks[depth.block].marker) is not None:
-                    self.client_breakpoints[place] = marker
-            if parsed.automatic_marker and (
-                takers := [p for p, d in enumerate(depths) if self._takes_automatic_marker(d.block)]
-            ):
-                self.client_breakpoints.setdefault(takers[-1], parsed.automatic_marker)
-        self.slots = rules.provider.max_markers - parsed.client_marker_count
-        # Providers refuse 1h after 5m: what the client's own leave open.
-        self.only_1h_until = max(
-            (place for place, ttl in self.client_breakpoints.items() if ttl == "1h"), default=-1
-        )
-        self.only_5m_from = min(
-            (place for place, ttl in self.client_breakpoints.items() if ttl == "5m"), default=len(depths)
-        )
-        self.allowed_ttls = self._allowed_ttls()
-        self.one_hour_allowed = any(may_1h for _, may_1h in self.allowed_ttls)
-        self.value_5m, self.value_1h = self._values()
 
-    def _takes_automatic_marker(self, index: int) -> bool:
-        """Say whether the provider's automatic marker may stand on a block: on no thinking and no blank text."""
-        block = self.parsed.blocks[index]
-        return block.kind is not Kind.REASONING and (block.kind is not Kind.TEXT or block.markable)
+class Choice:
+    """The best breakpoints of one request for a number of slots."""
 
-    def markable(self, kinds: Mapping[Kind, MarkPolicy]) -> list[int]:
-        """Return the places whose block may carry a marker of ours.
+    def __init__(self, economics: RequestEconomics, slots: int) -> None:
+        self._economics, self._slots = economics, slots
 
-        None between a 5m marker of the client's and a 1h one after it: no TTL is right there. Gateways
-        that overlook one of the two, as on a whole message, take the request as it came.
-        """
-        blocks, on = self.parsed.blocks, {kind for kind, mark in kinds.items() if mark == "on"}
-        crossed = range(self.only_5m_from, self.only_1h_until)
-        return [
-            place
-            for place, depth in enumerate(self.forecasts)
-            if (block := blocks[depth.block]).markable
-            and block.kind in on
-            and place not in self.client_breakpoints
-            and place not in crossed
-        ]
-
-    # -- the choice ---------------------------------------------------------------------------
-
-    def choose(self, eligible: Sequence[int]) -> Chosen:
+    def best(self, eligible: Sequence[int]) -> Chosen:
         """Return the best breakpoints over the entries that could be read, the deepest first.
 
-        A shallower entry is looked at only where reading a deeper one takes a slot that is missed, or a
-        write that isn't wanted, and then without the breakpoints that would find a deeper one.
+        A shallower entry is tried only if reading the deeper one takes a scarce slot or a write that does not
+        pay. It is then tried without the breakpoints that would find the deeper one.
         """
+        economics = self._economics
         best_value, best = 0.0, Chosen()
-        for hit in [*self.cached[: -_HITS_TRIED - 1 : -1], -1]:
-            value, chosen, missed = self._plan_reading_from(hit, eligible)
+        for hit in [*economics.cached[: -PLANNER.entries_tried - 1 : -1], -1]:
+            value, chosen, scarce = self._plan_reading_from(hit, eligible)
             if value > best_value:
                 best_value, best = value, chosen
-            if not missed or (hit >= 0 and self._finds_entry(hit, self.client_breakpoints)):
+            if not scarce or (hit >= 0 and economics.finds_entry(hit, economics.client_breakpoints)):
                 break
-            eligible = [place for place in eligible if hit < 0 or not self._finds_entry(hit, (place,))]
+            eligible = [index for index in eligible if hit < 0 or not economics.finds_entry(hit, (index,))]
         return best
 
     def _plan_reading_from(self, hit: int, eligible: Sequence[int]) -> tuple[float, Chosen, bool]:
-        """Return the value and breakpoints of the best plan that reads the entry at `hit` (-1: none).
+        """Return the value and breakpoints of the best plan that reads the entry at `hit` (-1: no entry).
 
-        Also whether it lacks a slot, or a free way to that entry; the value is `_NEVER` where there is none.
+        The last item is True if the plan lacks a slot or a free way to that entry. The value is `NEVER` if
+        there is no such plan.
         """
-        start = self.tokens[hit] if hit >= 0 else 0.0
-        # What the client's own markers write is paid anyway: ours count from there.
-        own_end = max(
-            (place for place in self.client_breakpoints if self.p_meets_minimum[place] > 0), default=-1
-        )
-        base = max(start, self.tokens[own_end]) if own_end > hit else start
-        # What another request is just writing needs no second write: only tokens past it gain, and all cost.
-        pending, double_write_cost = self.in_flight, 0.0
-        if pending > hit and self.tokens[pending] > base and self.p_meets_minimum[pending] > 0:
-            double_write_cost = (self.tokens[pending] - base) * (self.write_5m - 1 + _MARGIN["5m"])
-            base = self.tokens[pending]
-        covered = max(hit, own_end, pending)
-        written = (self.write_5m - 1 + _MARGIN["5m"], self.write_1h - 1 + _MARGIN["1h"])
-        over = self._pareto_candidates([place for place in eligible if place > covered], written)
-        writing = best_segments(over, self.slots, base)
-        free: list[int] = []
-        finding: list[tuple[float, Chosen]] = []
-        if hit >= 0 and not self._finds_entry(hit, self.client_breakpoints):
-            # A breakpoint of its own may find it: one that writes nothing, or one that must write.
-            last = self.forecasts[hit].block + self.rules.provider.lookback
-            within_lookback = [
-                place for place in eligible if place >= hit and self.forecasts[place].block < last
-            ]
-            free = [place for place in within_lookback if place <= covered][:1]
-            paid = [self._candidate(place, written) for place in within_lookback if place > covered]
-            if paid and not (writing[1:] and self._finds_entry(hit, writing[1][1])):
-                finding = best_segments(
-                    sorted({*over, *paid}), self.slots, base, {c.forecast_index for c in paid}
-                )[1:]
-        saved, under = self._value_of_refreshing(hit, eligible)
-        keeping = best_segments(under, self.slots, 0.0)
+        economics, slots = self._economics, self._slots
+        base, covered, double_write_cost = self._paid_anyway(hit)
+        costs = economics.write_costs()
+        past = economics.pareto_candidates([index for index in eligible if index > covered], costs)
+        writing = best_segments(past, slots, base)
+        free, finding = self._ways_to_entry(hit, eligible, covered, base, costs, past, writing)
+        saved, before = self._value_of_refreshing(hit, eligible)
+        keeping = best_segments(before, slots, 0.0)
 
-        best: tuple[float, Chosen, bool] = (_NEVER, {}, True)
+        best: tuple[float, Chosen, bool] = (NEVER, {}, True)
         ways = [
-            (gain, above, False)
-            for gain, above in writing
-            if hit < 0 or self._finds_entry(hit, (*above, *self.client_breakpoints))
+            (gain, chosen, False)
+            for gain, chosen in writing
+            if hit < 0 or economics.finds_entry(hit, (*chosen, *economics.client_breakpoints))
         ]
         ways += [
-            (gain, {place: self.ttl_for(place), **above}, False) for place in free for gain, above in writing
+            (gain, {index: economics.ttl_for(index), **chosen}, False)
+            for index in free
+            for gain, chosen in writing
         ]
-        ways += [(gain, taken, True) for gain, taken in finding]
-        for gain, taken, forced in ways:
-            slots = self.slots - len(taken)
-            if slots >= 0 and gain != _NEVER:
-                kept, below = keeping[min(slots, len(keeping) - 1)]
-                value = saved + gain + kept - (double_write_cost if max(taken, default=-1) > covered else 0.0)
+        ways += [(gain, chosen, True) for gain, chosen in finding]
+        for gain, chosen, forced in ways:
+            left = slots - len(chosen)
+            if left >= 0 and gain != NEVER:
+                kept, below = keeping[min(left, len(keeping) - 1)]
+                twice = double_write_cost if max(chosen, default=-1) > covered else 0.0
+                value = saved + gain + kept - twice
                 if value > best[0]:
-                    best = (value, {**below, **taken}, forced or len(below) == slots)
+                    best = (value, {**below, **chosen}, forced or len(below) == left)
         return best
 
-    def _value_of_refreshing(self, hit: int, eligible: Sequence[int]) -> tuple[float, list[_Candidate]]:
-        """Return what reading the entry at `hit` saves and keeps alive, and the candidates under it."""
+    def _paid_anyway(self, hit: int) -> tuple[float, int, float]:
+        """Return the tokens that are read or written in any case, the candidate up to there, and a surcharge.
+
+        The client's own markers write up to `client_end`, so added breakpoints gain from there on. Another
+        in-flight request is already writing up to `pending`. Writing it again costs the full premium but
+        gains only the tokens beyond it.
+        """
+        economics, tokens = self._economics, self._economics.tokens
+        start = tokens[hit] if hit >= 0 else 0.0
+        client_end = max(
+            (index for index in economics.client_breakpoints if economics.p_meets_minimum[index] > 0),
+            default=-1,
+        )
+        base = max(start, tokens[client_end]) if client_end > hit else start
+        pending, double_write_cost = economics.in_flight, 0.0
+        if pending > hit and tokens[pending] > base and economics.p_meets_minimum[pending] > 0:
+            double_write_cost = (tokens[pending] - base) * (economics.write_5m - 1 + PLANNER.margin_5m)
+            base = tokens[pending]
+        return base, max(hit, client_end, pending), double_write_cost
+
+    def _ways_to_entry(
+        self,
+        hit: int,
+        eligible: Sequence[int],
+        covered: int,
+        base: float,
+        costs: tuple[float, float],
+        past: Sequence[Candidate],
+        writing: Sequence[tuple[float, Chosen]],
+    ) -> tuple[list[int], list[tuple[float, Chosen]]]:
+        """Return a free breakpoint that finds the entry, and choices that find it with a write.
+
+        Both are empty if the client's breakpoints find the entry.
+        """
+        economics = self._economics
+        if hit < 0 or economics.finds_entry(hit, economics.client_breakpoints):
+            return [], []
+        last = economics.forecasts[hit].block + economics.rules.provider.lookback
+        within_lookback = [
+            index for index in eligible if index >= hit and economics.forecasts[index].block < last
+        ]
+        free = [index for index in within_lookback if index <= covered][:1]
+        paid = [economics.candidate(index, costs) for index in within_lookback if index > covered]
+        finding: list[tuple[float, Chosen]] = []
+        if paid and not (writing[1:] and economics.finds_entry(hit, writing[1][1])):
+            required = {candidate.candidate_index for candidate in paid}
+            finding = best_segments(sorted({*past, *paid}), self._slots, base, required)[1:]
+        return free, finding
+
+    def _value_of_refreshing(self, hit: int, eligible: Sequence[int]) -> tuple[float, list[Candidate]]:
+        """Return the saving of reading and refreshing the entry at `hit`, and the candidates before it."""
         if hit < 0:
             return 0.0, []
-        saved, candidates = (1 - self.read) * self.tokens[hit], list[_Candidate]()
+        economics = self._economics
+        saved, candidates = (1 - economics.read) * economics.tokens[hit], list[Candidate]()
         since, after = 0.0, -1
-        for end in (*sorted(place for place in self.client_breakpoints if place < hit), hit):
-            alive = self.value_5m[end], self.value_1h[end]
-            inner = [place for place in eligible if after < place < end]
-            candidates += self._pareto_candidates(inner, alive, since, kept=True)
-            saved += alive[0] * (self.tokens[end] - since)
-            since, after = self.tokens[end], end
+        for end in (*sorted(index for index in economics.client_breakpoints if index < hit), hit):
+            refreshed = economics.value_5m[end], economics.value_1h[end]
+            inner = [index for index in eligible if after < index < end]
+            candidates += economics.pareto_candidates(inner, refreshed, since, refreshed=True)
+            saved += refreshed[0] * (economics.tokens[end] - since)
+            since, after = economics.tokens[end], end
         return saved, candidates
 
-    def _pareto_candidates(
-        self, places: Sequence[int], costs: tuple[float, float], since: float = 0.0, *, kept: bool = False
-    ) -> list[_Candidate]:
-        """Return the candidates that gain anything and that no deeper one beats, shallow to deep.
 
-        A segment that gains no more a token than a deeper one is better merged into that one, so
-        what is left gains less with depth, and is short however long the request. Where it is not, more is
-        asked of a difference until it is.
-        """
-        gains = self._gains(reversed(places), costs, kept=kept)
-        telling = _TELLING
-        while True:
-            found: list[_Candidate] = []
-            least_5m = least_1h = 0.0
-            for place, gain_5m, gain_1h in gains:
-                if gain_5m > least_5m or gain_1h > least_1h:
-                    found.append(_Candidate(place, self.tokens[place], gain_5m, gain_1h, since))
-                    least_5m, least_1h = max(gain_5m + telling, least_5m), max(gain_1h + telling, least_1h)
-            if len(found) <= _CANDIDATES:
-                return found[::-1]
-            telling += _TELLING
-
-    def _candidate(self, place: int, costs: tuple[float, float]) -> _Candidate:
-        ((_, gain_5m, gain_1h),) = self._gains([place], costs)
-        return _Candidate(place, self.tokens[place], gain_5m, gain_1h, 0.0)
-
-    def _gains(
-        self, places: Iterable[int], costs: tuple[float, float], *, kept: bool = False
-    ) -> list[tuple[int, float, float]]:
-        """Return each place with what a token gains over its cost, by TTL; what is only kept alive has one TTL."""
-        reach, worth_5m, worth_1h, (cost_5m, cost_1h) = (
-            self.p_meets_minimum,
-            self.value_5m,
-            self.value_1h,
-            costs,
-        )
-        if not self.one_hour_allowed:
-            return [(place, (worth_5m[place] - cost_5m) * reach[place], _NEVER) for place in places]
-        gains = []
-        for place in places:
-            may_5m, may_1h = self.allowed_ttls[place]
-            gain_5m = (worth_5m[place] - cost_5m) * reach[place] if may_5m else _NEVER
-            may_1h = may_1h and not (kept and may_5m)
-            gains.append((place, gain_5m, (worth_1h[place] - cost_1h) * reach[place] if may_1h else _NEVER))
-        return gains
-
-    def _values(self) -> tuple[list[float], list[float]]:
-        """Return what a token gains by standing in a living entry of each prefix, of 5m and of 1h.
-
-        A read saves 1 - r, and so does each one after it; but no more than w - r, since the next
-        arrival could write what this one did not.
-        """
-        saved, most_5m, most_1h = 1 - self.read, self.write_5m - self.read, self.write_1h - self.read
-        soon = [
-            chance * (gain if (gain := (1 + more) * saved) < most_5m else most_5m)
-            for _, chance, more, _, _, _, _ in self.forecasts
-        ]
-        if not self.one_hour_allowed:
-            return soon, soon
-        return soon, [
-            hour * (gain if (gain := (1 + more) * saved) < most_1h else most_1h)
-            for _, _, _, hour, more, _, _ in self.forecasts
-        ]
-
-    def _allowed_ttls(self) -> list[tuple[bool, bool]]:
-        """Say of each place whether a breakpoint may be 5m, 1h: by the setting, and by the client's own."""
-        ttl, count = self.rules.ttl, len(self.forecasts)
-        until, since = self.only_1h_until + 1, self.only_5m_from
-        between = (ttl != "1h", ttl != "5m")
-        return [
-            (False, True) if place < until else between if place < since else (True, False)
-            for place in range(count)
-        ]
-
-    def ttl_for(self, place: int) -> Ttl:
-        return "5m" if self.allowed_ttls[place][0] else "1h"
-
-    def sticky_breakpoints(self, eligible: Sequence[int]) -> list[int]:
-        """Return the ends of the system section and of the first message after it, where slots are left besides.
-
-        Marked in each turn of a conversation, or in none, these messages look the same in all of them.
-        """
-        parsed = self.parsed
-        system = [
-            place for place in eligible if parsed.tools_end <= self.forecasts[place].block < parsed.system_end
-        ]
-        first = [
-            place
-            for place in eligible
-            if (block := self.forecasts[place].block) >= parsed.system_end
-            and parsed.items[block] == parsed.items[parsed.system_end]
-        ]
-        found = [*system[-1:], *first[-1:]]
-        return found if self.slots - len(found) >= 2 else []
-
-    def _finds_entry(self, entry: int, places: Iterable[int]) -> bool:
-        """Say whether a breakpoint at one of these places would find the entry at `entry`."""
-        first = self.forecasts[entry].block
-        last = first + self.rules.provider.lookback
-        return any(first <= self.forecasts[place].block < last for place in places)
-
-    def use_free_slots(self, chosen: Chosen, eligible: Sequence[int]) -> None:
-        """Use the slots that are left for heads that others may share; they cost nothing.
-
-        Only within what is read or written anyway.
-        """
-        deepest = max((*chosen, *self.client_breakpoints), default=-1)
-        for place in self._shared_prefix_ends([place for place in eligible if place < deepest]):
-            if len(chosen) >= self.slots:
-                return
-            chosen.setdefault(place, self.ttl_for(place))
-
-    def _shared_prefix_ends(self, places: Sequence[int]) -> list[int]:
-        """Return the end of the system section, those of the latest turns, of the tools, and of the first turn."""
-        blocks = [self.forecasts[place].block for place in places]
-        tools, system = (
-            bisect_left(blocks, self.parsed.tools_end),
-            bisect_left(blocks, self.parsed.system_end),
-        )
-        return [
-            *places[tools:system][-1:],
-            *islice(filter(self._ends_turn, reversed(places[system:])), 2),
-            *places[:tools][-1:],
-            *islice(filter(self._ends_turn, places[system:]), 1),
-        ]
-
-    def _ends_turn(self, place: int) -> bool:
-        """Say whether a request could have ended with the block of a place."""
-        blocks, block = self.parsed.blocks, self.forecasts[place].block
-        return (
-            block >= self.parsed.system_end
-            and blocks[block].role != "assistant"
-            and (block + 1 == len(blocks) or blocks[block + 1].role == "assistant")
-        )
-
-    # -- the result ---------------------------------------------------------------------------
-
-    def result(self, chosen: Chosen, skipped: Reason | None) -> Plan:
-        """Return the plan of these breakpoints and the client's own."""
-        points = {**chosen, **self.client_breakpoints}
-        # What stands before a 1h marker is 1h too: providers refuse the other order.
-        last_1h = max((place for place, ttl in points.items() if ttl == "1h"), default=-1)
-        points.update({place: "1h" for place in chosen if place < last_1h})
-        places = sorted(points)
-        hit = next((place for place in reversed(self.cached) if self._finds_entry(place, places)), -1)
-        start = self.tokens[hit] if hit >= 0 else 0.0
-        written = [place for place in places if place > hit and self.tokens[place] >= self.rules.minimum]
-        end = self.tokens[written[-1]] if written else start
-        end_1h = max((self.tokens[place] for place in written if points[place] == "1h"), default=start)
-        return Plan(
-            breakpoints=tuple([self._breakpoint(place, points[place], hit, places) for place in places]),
-            cache_read=round(start),
-            cache_write_5m=round(end - end_1h),
-            cache_write_1h=round(end_1h - start),
-            uncached=round(self.total - end),
-            skipped=skipped,
-            hit=self.forecasts[hit].block if hit >= 0 else None,
-        )
-
-    def _breakpoint(self, place: int, ttl: Ttl, hit: int, places: Sequence[int]) -> Breakpoint:
-        block, own = self.forecasts[place].block, place in self.client_breakpoints
-        if own:
-            reason = Reason.CLIENT
-        elif place == hit and not self._finds_entry(hit, [other for other in places if other != hit]):
-            reason = Reason.ANCHOR
-        elif block + 1 == self.parsed.tools_end:
-            reason = Reason.TOOLS
-        elif block + 1 == self.parsed.system_end:
-            reason = Reason.SYSTEM
-        elif place == places[-1]:
-            reason = Reason.TAIL
-        else:
-            reason = Reason.EARLIER if self._ends_turn(place) else Reason.BRANCH
-        return Breakpoint(self.parsed.path(block), block, ttl, round(self.tokens[place]), reason, own)
+# -- free slots -------------------------------------------------------------------------------
 
 
-def _p_meets_minimum(low: float, high: float, minimum: int) -> float:
-    """Return the chance that a number between these, all alike likely, is the minimum or more."""
-    if low >= minimum:
-        return 1.0
-    return (high - minimum) / (high - low) if high > minimum else 0.0
+def sticky_breakpoints(economics: RequestEconomics, eligible: Sequence[int]) -> list[int]:
+    """Return the ends of the system section and of the first message after it, if two more slots remain.
 
-
-class _PartialPlan(NamedTuple):
-    """Some breakpoints taken: their value, the tokens up to the last, the TTL that is still open.
-
-    `met`: one of those that had to be among them is.
+    A gateway with sticky routing recognises a conversation by these messages. They look the same in every
+    turn only if they are marked in all turns or in no turn.
     """
+    parsed, forecasts = economics.parsed, economics.forecasts
+    system = [index for index in eligible if parsed.tools_end <= forecasts[index].block < parsed.system_end]
+    first = [
+        index
+        for index in eligible
+        if (block := forecasts[index].block) >= parsed.system_end
+        and parsed.items[block] == parsed.items[parsed.system_end]
+    ]
+    found = [*system[-1:], *first[-1:]]
+    return found if economics.slots - len(found) >= 2 else []
 
-    value: float
-    tokens: float
-    phase: Ttl
-    chosen: tuple[tuple[int, Ttl], ...]
-    met: bool
 
+def use_free_slots(economics: RequestEconomics, chosen: Chosen, eligible: Sequence[int]) -> None:
+    """Add breakpoints for prefixes that other requests may share, within the tokens that are cached anyway.
 
-def best_segments(
-    candidates: Sequence[_Candidate], most: int, start: float, through: Collection[int] = ()
-) -> list[tuple[float, Chosen]]:
-    """Return the best value and places of at most 0, 1, ... candidates, from `start` tokens on.
-
-    The list ends where more of them gain nothing. With `through`, one of those places must be among
-    them; the value is `_NEVER` where none can be. A dynamic programme, shallow to deep; breakpoints of
-    1h come before those of 5m.
+    They cost nothing.
     """
-    first = _PartialPlan(0.0, start, "1h", (), not through)
-    best = first if first.met else first._replace(value=_NEVER)
-    frontier, found = [first], [(best.value, Chosen())]
-    for count in range(1, most + 1):
-        grown: list[_PartialPlan] = []
-        for place, reached, gain_5m, gain_1h, since in candidates:
-            before = [state for state in frontier if not state.chosen or state.chosen[-1][0] < place]
-            options: tuple[tuple[Ttl, float], ...] = (("5m", gain_5m), ("1h", gain_1h))
-            for ttl, gain in options:
-                tops: dict[bool, tuple[float, _PartialPlan]] = {}
-                for state in before if gain != _NEVER else ():
-                    if ttl == "5m" or state.phase == "1h":
-                        total = state.value + (reached - max(state.tokens, since)) * gain
-                        met = state.met or place in through
-                        if met not in tops or total > tops[met][0]:
-                            tops[met] = total, state
-                for met, (total, state) in tops.items():
-                    grown.append(_PartialPlan(total, reached, ttl, (*state.chosen, (place, ttl)), met))
-        frontier = grown
-        best = max([best, *[state for state in frontier if state.met]])
-        if len(best.chosen) < count and (best.met or not frontier):
-            break
-        found.append((best.value, dict(best.chosen)))
-    return found
+    deepest = max((*chosen, *economics.client_breakpoints), default=-1)
+    for index in shared_prefix_ends(economics, [index for index in eligible if index < deepest]):
+        if len(chosen) >= economics.slots:
+            return
+        chosen.setdefault(index, economics.ttl_for(index))
+
+
+def shared_prefix_ends(economics: RequestEconomics, indexes: Sequence[int]) -> list[int]:
+    """Return the ends of the system section, of the latest two turns, of the tools, and of the first turn."""
+    parsed = economics.parsed
+    blocks = [economics.forecasts[index].block for index in indexes]
+    tools, system = bisect_left(blocks, parsed.tools_end), bisect_left(blocks, parsed.system_end)
+
+    def ends_turn(index: int) -> bool:
+        return _ends_turn(parsed, economics.forecasts[index].block)
+
+    return [
+        *indexes[tools:system][-1:],
+        *islice(filter(ends_turn, reversed(indexes[system:])), 2),
+        *indexes[:tools][-1:],
+        *islice(filter(ends_turn, indexes[system:]), 1),
+    ]
+
+
+def _ends_turn(parsed: ParsedRequest, block: int) -> bool:
+    """Return True if a request could have ended with this block."""
+    blocks = parsed.blocks
+    return (
+        block >= parsed.system_end
+        and blocks[block].role != "assistant"
+        and (block + 1 == len(blocks) or blocks[block + 1].role == "assistant")
+    )
+
+
+# -- the plan ---------------------------------------------------------------------------------
+
+
+def make_plan(economics: RequestEconomics, chosen: Chosen, skipped: Reason | None) -> Plan:
+    """Return the plan of the chosen breakpoints and the client's own, with its expected tokens."""
+    tokens = economics.tokens
+    points = {**chosen, **economics.client_breakpoints}
+    # Providers refuse 5m before 1h, so each chosen breakpoint before a 1h one becomes 1h.
+    last_1h = max((index for index, ttl in points.items() if ttl == "1h"), default=-1)
+    points.update({index: "1h" for index in chosen if index < last_1h})
+    indexes = sorted(points)
+    hit = next((index for index in reversed(economics.cached) if economics.finds_entry(index, indexes)), -1)
+    start = tokens[hit] if hit >= 0 else 0.0
+    written = [index for index in indexes if index > hit and tokens[index] >= economics.rules.minimum]
+    end = tokens[written[-1]] if written else start
+    end_1h = max((tokens[index] for index in written if points[index] == "1h"), default=start)
+    return Plan(
+        breakpoints=tuple([_breakpoint(economics, index, points[index], hit, indexes) for index in indexes]),
+        cache_read=round(start),
+        cache_write_5m=round(end - end_1h),
+        cache_write_1h=round(end_1h - start),
+        uncached=round(economics.total - end),
+        skipped=skipped,
+        hit=economics.forecasts[hit].block if hit >= 0 else None,
+    )
+
+
+def _breakpoint(
+    economics: RequestEconomics, index: int, ttl: Ttl, hit: int, indexes: Sequence[int]
+) -> Breakpoint:
+    """Return the breakpoint at a candidate with its reason."""
+    parsed, block = economics.parsed, economics.forecasts[index].block
+    from_client = index in economics.client_breakpoints
+    if from_client:
+        reason = Reason.CLIENT
+    elif index == hit and not economics.finds_entry(hit, [other for other in indexes if other != hit]):
+        reason = Reason.ANCHOR
+    elif block + 1 == parsed.tools_end:
+        reason = Reason.TOOLS
+    elif block + 1 == parsed.system_end:
+        reason = Reason.SYSTEM
+    elif index == indexes[-1]:
+        reason = Reason.TAIL
+    else:
+        reason = Reason.EARLIER if _ends_turn(parsed, block) else Reason.BRANCH
+    return Breakpoint(parsed.path(block), block, ttl, round(economics.tokens[index]), reason, from_client)

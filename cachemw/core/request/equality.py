@@ -1,29 +1,57 @@
-"""The last check of a changed request: it must have the structure of the request that came.
+"""Equality of requests: the canonical form, and the last check of a changed request.
 
-Contains: the comparison. Must not depend on: how breakpoints are chosen or written, so that a fault there can't hide
-itself.
+Contains: `canonical`, which defines equality, and `same_structure`, a cheap check of each outgoing request.
+Must not depend on: how breakpoints are chosen or inserted, so that a fault there cannot hide itself.
 
-The comparison looks at the parts that were copied only: a value that both requests share is equal to itself. It
-compares keys, lengths and types, and texts by their length where an opt-in may split them, so its cost is small
-beside that of parsing.
+`same_structure` looks only at copied parts: a value that both requests share is equal to itself. It compares
+keys, lengths and types, and the lengths of texts that an opt-in may split, so it costs little beside parsing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-Json: TypeAlias = Mapping[str, Any]
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.markers import strip
+from cachemw.core.rules.types import MarkerKey
 
 _MAY_BE_ADDED = frozenset({"cache_control", "prompt_cache_breakpoint", "prompt_cache_key"})
 _TEXT_FIELDS = frozenset({"type", "text"}) | _MAY_BE_ADDED
 
 
+def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
+    """Return the form in which two bodies that state the same request are equal.
+
+    Markers are dropped, and a string content becomes its one-part list. Two bodies are the same request
+    exactly if their canonical forms are equal. An empty `system` string stays as it is: it means no system
+    prompt, while its one-part list is a blank text block, which providers refuse.
+    """
+    bare = dict(strip(body, marker_key))
+    if isinstance(bare.get("system"), str) and bare["system"]:
+        bare["system"] = [{"type": "text", "text": bare["system"]}]
+    messages = bare.get("messages")
+    if isinstance(messages, (list, tuple)):
+        bare["messages"] = [_listed(message) for message in messages]
+    return bare
+
+
+def _listed(message: Any) -> Any:
+    if not isinstance(message, Mapping):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, (list, tuple)):
+        return {**message, "content": [_listed(part) for part in content]}
+    return message
+
+
 def same_structure(came: Json, leaves: Json, *, split_text: bool = False, sort_tools: bool = False) -> bool:
     """Return True if `leaves` has the structure of `came` but for added markers.
 
-    A string content may have become a list of its one text part. With `split_text` a text may have become several
-    text parts of the same length in total; with `sort_tools` the tools may stand in another order.
+    A string content may have become a list of its one text part. With `split_text` a text may have become
+    several text parts of the same length in total; with `sort_tools` the tools may stand in another order.
     """
     if came is leaves:
         return True

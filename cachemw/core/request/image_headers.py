@@ -20,7 +20,7 @@ Pixels = tuple[int, int]
 
 
 def pixels(text: str) -> Pixels | None:
-    """Return the width and height of a base64 image, None where its head does not say them."""
+    """Return the width and height of a base64 image, None if its head does not hold them."""
     try:
         return read_pixels(base64.b64decode(text[:HEAD] + "=="))
     except ValueError:
@@ -28,7 +28,7 @@ def pixels(text: str) -> Pixels | None:
 
 
 def read_pixels(head: bytes) -> Pixels | None:
-    """Return the width and height that the first bytes of an image say, None where they say none."""
+    """Return the width and height in the first bytes of an image, None if there are none."""
     for signature, read in _FORMATS:
         if head.startswith(signature):
             try:

@@ -1,8 +1,9 @@
-"""How much work it is to read a JSON text, found by counting before anything is parsed.
+"""The cost of reading a JSON text, estimated by counting before it is parsed.
 
-Contains: the weights and the limits. Must not depend on: the shape of a request. The parser and the serialiser
-hold the interpreter's lock from the first byte to the last, so a text is only given to them if either is done
-within `BUDGET`. Python's own operations on bytes do the counting; nothing here loops over single bytes.
+Contains: the weights and the limits. Must not depend on: the shape of a request. The parser and the
+serialiser hold the interpreter's lock from the first byte to the last, so a text is only given to them if
+either is done within `BUDGET`. Python's own operations on bytes do the counting; nothing here loops over
+single bytes.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from collections.abc import Generator
 from cachemw.errors import BodyError
 
 SMALL = 448 << 10
-"""Bytes of a text that is not counted: the slowest one, of arrays in arrays, takes 40 ms."""
+"""Bytes up to which a text is not counted: the slowest one, of arrays in arrays, takes 40 ms."""
 LARGEST = 32 << 20
-"""Bytes beyond which no text is read: the Claude API takes no request of more than 32 MB."""
+"""Bytes beyond which no text is read: the Claude API refuses requests of more than 32 MB."""
 BUDGET = 40_000_000
 """Nanoseconds that one step may take."""
 _SLICE = 256 << 10
@@ -28,20 +29,20 @@ _UNCOUNTED = bytes(sorted(set(range(256)) - set(b'{[:,"\\')))
 
 
 def check(text: bytes) -> Generator[None, None, None]:
-    """Yield between slices of the counting. Raises `BodyError` where reading the text is too much work.
+    """Yield between slices of the counting. Raises `BodyError` if reading the text costs too much.
 
-    The reason is "too_many_values" or "too_large": of structure and of strings, the one that costs more.
+    The reason is "too_many_values" if its structure costs more than its strings, else "too_large".
     """
     if len(text) <= SMALL:
         return
     if len(text) > LARGEST:
         raise BodyError("too_large")
-    if not (yield from _plainly_cheap(text)):
+    if not (yield from _surely_cheap(text)):
         yield from _exact(text)
 
 
-def _plainly_cheap(text: bytes) -> Generator[None, None, bool]:
-    """Say whether the text is within the budget even if no byte of it stood in a string."""
+def _surely_cheap(text: bytes) -> Generator[None, None, bool]:
+    """Return True if the text is within the budget even if no byte of it stood in a string."""
     cost = len(text) * _OUTSIDE
     for start in range(0, len(text), _SLICE):
         counted = text[start : start + _SLICE].translate(None, _UNCOUNTED)

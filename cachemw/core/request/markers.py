@@ -1,7 +1,6 @@
-"""Write breakpoints into a body without touching the caller's objects, and compare bodies without them.
+"""Write markers into a body without changing the caller's objects, and remove them.
 
-Lives here: path copy, and every place where a marker may stand. Must not know: why a breakpoint is
-where it is.
+Contains: path copy, and every place where a marker may stand. Must not depend on: the choice of breakpoints.
 """
 
 from __future__ import annotations
@@ -9,28 +8,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cachemw.core.request.message_blocks import Json, Path
-from cachemw.core.rules.providers import MarkerKey, Ttl
+from cachemw.core.request.canonical_json import Json
+from cachemw.core.request.message_blocks import Path
+from cachemw.core.rules.types import MarkerKey, Ttl
 from cachemw.errors import BodyError
 
 _INNER = ("content", "tool_calls", "function")
-# The fields in which a plain string is the same as a list of one text part.
+# The fields in which a string equals a list of one text part.
 _TEXT_HOLDERS = ("content", "system")
 
 
 def marker_value(ttl: Ttl) -> dict[str, str]:
-    """Return a `cache_control` value; 5m is what a marker without a TTL means everywhere."""
+    """Return a `cache_control` value; everywhere a marker without a TTL means 5m."""
     return {"type": "ephemeral", "ttl": "1h"} if ttl == "1h" else {"type": "ephemeral"}
 
 
 def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the body with a marker, called `word`, at each path; the body itself where there is none.
+    """Return the body with a marker, called `marker_key`, at each path; the body itself if there is no path.
 
-    Only the dictionaries and lists on the way to a marker are copied, everything else is shared
-    with the caller's body. A string at the end of a path becomes a list of one text part.
+    Only the dictionaries and lists on the way to a marker are copied; everything else is shared with the
+    caller's body. A string at the end of a path becomes a list of one text part.
 
-    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must not
-    be written into another.
+    Raises `BodyError("bad_path")` for a path that does not fit the body: a path is made for one body and must
+    not be written into another.
     """
     root: dict[str, Any] | None = None
     fresh: dict[Path, Any] = {}
@@ -55,7 +55,7 @@ def insert(body: Json, places: Iterable[tuple[Path, Ttl]], marker_key: MarkerKey
 
 
 def _at(node: Any, key: str | int) -> Any:
-    """Return the value under a key or index. Raises `BodyError` where there is none."""
+    """Return the value under a key or index. Raises `BodyError` if there is none."""
     fits = isinstance(node, dict) if isinstance(key, str) else isinstance(node, list) and key >= 0
     try:
         if fits:
@@ -74,7 +74,7 @@ def _copy(node: Any) -> Any:
 
 
 def strip(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the body without any marker, the client's own included; the caller's is untouched."""
+    """Return the body without any marker, the client's own included; the caller's body stays as it is."""
     return {
         key: [_strip(item, marker_key) for item in value]
         if key in ("tools", "system", "messages") and isinstance(value, (list, tuple))
@@ -95,29 +95,3 @@ def _strip(node: Any, marker_key: MarkerKey) -> Any:
         elif isinstance(inner, Mapping):
             bare[key] = {k: v for k, v in inner.items() if k != marker_key}
     return bare
-
-
-def canonical(body: Json, marker_key: MarkerKey = "cache_control") -> Json:
-    """Return the form in which two bodies that say the same are equal.
-
-    Markers are dropped and a string content is its one-part list. Two bodies are the same request
-    exactly when their canonical forms are equal: what leaves cachemw equals what came.
-    """
-    bare = dict(strip(body, marker_key))
-    if isinstance(bare.get("system"), str):
-        bare["system"] = [{"type": "text", "text": bare["system"]}]
-    messages = bare.get("messages")
-    if isinstance(messages, (list, tuple)):
-        bare["messages"] = [_listed(message) for message in messages]
-    return bare
-
-
-def _listed(message: Any) -> Any:
-    if not isinstance(message, Mapping):
-        return message
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": [{"type": "text", "text": content}]}
-    if isinstance(content, (list, tuple)):
-        return {**message, "content": [_listed(part) for part in content]}
-    return message

@@ -1,40 +1,38 @@
-"""How one tool, system block or message of each wire shape is read as blocks.
+"""The reading of one tool, system block or message of each wire format as blocks.
 
-Lives here: the shapes of OpenAI chat bodies and Anthropic Messages bodies, what of them is content,
-where a marker goes. Must not know: the request around it, stores, prices, plans.
+Contains: the formats of OpenAI chat bodies and Anthropic Messages bodies, which fields are content, and the
+place of a marker. Must not depend on: the request around it, stores, prices, plans.
 
-Key order and empty fields of an envelope (role, type, id, function) are not content; inside a tool's
-schema or a call's input they are, and a call's `arguments` are hashed as the string they are.
+Key order and empty fields of an envelope (role, type, id, function) are not content. Inside a tool's schema
+or a call's input they are. The `arguments` of a call are hashed as the string they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isfinite
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
-import orjson
 from xxhash import xxh3_128_digest
 
+from cachemw.core.hash_types import BlockDigest
+from cachemw.core.request.canonical_json import Json, canonical_json
 from cachemw.core.request.tokens import Counter, estimate, image_size
-from cachemw.core.rules.providers import Kind, Ttl
+from cachemw.core.rules.types import Kind, Ttl
 from cachemw.errors import BodyError
 
 Path: TypeAlias = tuple[str | int, ...]
-Json: TypeAlias = Mapping[str, Any]
 
 _REASONING = ("reasoning", "thinking", "redacted_thinking")
 _DOCUMENTS = ("document", "search_result")
 _IMAGES = ("image_url", "image")
 _EMPTY = {"text": "", "type": "text"}
-_FEW = 24
-# Parts of one message, or of one tool result in it, that are read; a longer one costs too much at once.
 MOST_PARTS = 2_000
-_NO_JSON = (TypeError, ValueError, RecursionError)
+"""Limit of parts of one message, or of one tool result in it: more take too much time at once."""
+_digest = cast("Callable[[bytes, int], BlockDigest]", xxh3_128_digest)
 
 
 class ReadingContext(NamedTuple):
-    """How values are read: the `seed` keys the digests of blocks, `counter` counts tokens exactly if it is set."""
+    """The way to read values: `seed` keys the digests of blocks; `counter` counts tokens exactly."""
 
     seed: int = 0
     counter: Counter | None = None
@@ -43,26 +41,26 @@ class ReadingContext(NamedTuple):
 class Block(NamedTuple):
     """One block, without its place: the same message read again gives the very same objects.
 
-    `sub` is the path from the tool or message that holds it to where a marker would go; `digest`
-    covers the content without markers (16 bytes, keyed by the seed of the namespace); `size` is an estimate, see `core.tokens`;
-    `markable` says that the block's own shape allows a marker (no blank text, no image URL).
+    `marker_path` leads from the tool or message that holds the block to the place of a marker. `digest`
+    covers the content without markers (16 bytes). `size` is an estimate, see `tokens`. `markable` is True if
+    the block's own form allows a marker (no blank text, no image URL).
     """
 
     role: str
     kind: Kind
     marker_path: Path
-    digest: bytes
+    digest: BlockDigest
     size: float
     markable: bool
     marker: Ttl | None
 
 
 class ParsedMessage(NamedTuple):
-    """What one tool, system block or message holds.
+    """The content of one tool, system block or message.
 
-    `turn`: it starts a new turn of the user, so earlier thinking may be stripped. `image`, `cited`: it
-    holds an image, a document that asks for citations. `owned` counts the client's markers in it,
-    those that stand on no block of ours included.
+    `starts_user_turn` is True at a new turn of the user, before which thinking may be stripped. `has_image`
+    and `has_citations` are True if it holds an image, or a document that asks for citations.
+    `client_marker_count` counts the client's markers in it, with those that stand on no block.
     """
 
     role: str
@@ -73,65 +71,8 @@ class ParsedMessage(NamedTuple):
     client_marker_count: int
 
 
-def canonical_json(value: Any, *, ordered: bool = True) -> bytes:
-    """Return JSON bytes of a value, keys in their own order or, where that is no content, sorted.
-
-    Raises `BodyError("not_json")` for what JSON can't carry: lone surrogates, NaN and infinities,
-    integers over 64 bits, nesting deeper than about 250, foreign objects.
-    """
-    try:
-        raw = orjson.dumps(value, option=0 if ordered else orjson.OPT_SORT_KEYS)
-    except _NO_JSON:
-        raise BodyError("not_json") from None
-    if not _finite(value, raw):
-        raise BodyError("not_json")
-    return raw
-
-
-def hash_values(values: Sequence[Any], seed: int) -> tuple[list[bytes], int]:
-    """Return a hash of each value's JSON (16 bytes), keyed by a seed, and the bytes of JSON in total.
-
-    A NaN counts as null. Raises `BodyError("not_json")` for values that JSON can't carry.
-    """
-    dumps, digest, size = orjson.dumps, xxh3_128_digest, 0
-    try:
-        # Each JSON is hashed before the next one is made, in the same memory; none is empty.
-        found = [digest(raw, seed) for value in values if (size := size + len(raw := dumps(value)))]
-    except _NO_JSON:
-        raise BodyError("not_json") from None
-    return found, size
-
-
-def _finite(value: Any, raw: bytes) -> bool:
-    """Say whether every float is a number: the serialiser writes the others as null.
-
-    A message has few values and long texts, a schema many values and short ones: so the first few
-    values are looked at, and only where there are more is the text searched for a null.
-    """
-    looked = 0
-    if value.__class__ is dict:
-        stack = [node for node in value.values() if node.__class__ is not str]
-    else:
-        stack = [value]
-    while stack:
-        node = stack.pop()
-        kind = node.__class__
-        if kind is str:
-            continue
-        if kind is float and not isfinite(node):
-            return False
-        looked += 1
-        if looked == _FEW and b"null" not in raw:
-            return True
-        if kind is dict or isinstance(node, Mapping):
-            stack.extend(node.values())
-        elif kind is list or kind is tuple:
-            stack.extend(node)
-    return True
-
-
 def marker_ttl(holder: Json) -> Ttl | None:
-    """Return the TTL of the client's marker on an object, None where it has none."""
+    """Return the TTL of the client's marker on an object, None if it has none."""
     control = holder.get("cache_control")
     if control is None:
         return None
@@ -157,7 +98,7 @@ def _block(
     marker: Ttl | None,
     seed: int,
 ) -> Block:
-    digest = xxh3_128_digest(b"%b\x00%b\x00%b" % (role.encode(), kind.encode(), content), seed)
+    digest = _digest(b"%b\x00%b\x00%b" % (role.encode(), kind.encode(), content), seed)
     return Block(role, kind, sub, digest, size, markable, marker)
 
 
@@ -170,9 +111,7 @@ def _text(role: str, sub: Path, text: str, rest: Json, reading: ReadingContext, 
 
 def _with(block: Block, place: bytes, rest: Json, seed: int) -> Block:
     """Return the block with a digest that also covers the other fields of its part or message."""
-    return block._replace(
-        digest=xxh3_128_digest(block.digest + place + canonical_json(rest, ordered=False), seed)
-    )
+    return block._replace(digest=_digest(block.digest + place + canonical_json(rest, ordered=False), seed))
 
 
 def _json(
@@ -185,7 +124,7 @@ def _json(
 
 
 def tool(tool: Any, reading: ReadingContext) -> ParsedMessage:
-    """Read one tool definition of either wire shape."""
+    """Read one tool definition of either wire format."""
     if not isinstance(tool, Mapping):
         raise BodyError("bad_tools")
     function = tool.get("function")
@@ -199,7 +138,7 @@ def tool(tool: Any, reading: ReadingContext) -> ParsedMessage:
 
 
 def system_block(value: Any, reading: ReadingContext) -> ParsedMessage:
-    """Read one entry of the Messages API's `system`; a plain string is the whole field."""
+    """Read one entry of the Messages API's `system`; a string is the whole field."""
     if isinstance(value, str):
         return _item("system", [_text("system", (), value, {}, reading, None)])
     return _item("system", [_part("system", (), value, reading)])
@@ -260,7 +199,7 @@ def _chat_result(message: Json, content: Any, reading: ReadingContext) -> Block:
 
 
 def _held(content: Any) -> Any:
-    """Return what a tool result holds without markers; a string is one text part."""
+    """Return the content of a tool result without markers; a string is one text part."""
     if isinstance(content, str):
         return [{"text": content, "type": "text"}]
     if isinstance(content, (list, tuple)):
@@ -269,15 +208,16 @@ def _held(content: Any) -> Any:
 
 
 def _tool_result_marker(content: Any) -> Ttl | None:
-    """Return the marker on the last part inside a tool result: the provider takes it as the result's own."""
+    """Return the marker on the last part inside a tool result, which counts for the result."""
     last = content[-1] if isinstance(content, (list, tuple)) and content else None
     return marker_ttl(last) if isinstance(last, Mapping) else None
 
 
 def _unplaced_markers(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
-    """Count the markers in a content that stand on no block: those inside tool results that aren't lifted.
+    """Count the markers in a content that stand on no block: those inside tool results that do not count for
+    it.
 
-    `whole`: the content as such is one tool result.
+    `whole` is True if the content as such is one tool result.
     """
     if not isinstance(content, (list, tuple)):
         return 0
@@ -319,7 +259,7 @@ def _role(message: Any) -> tuple[str, Any]:
 
 
 def _bounded(parts: Any) -> None:
-    """Raise `BodyError("too_many_parts")` for a list of more parts than are read."""
+    """Raise `BodyError("too_many_parts")` for a list with more than `MOST_PARTS` parts."""
     if isinstance(parts, (list, tuple)) and len(parts) > MOST_PARTS:
         raise BodyError("too_many_parts")
 
@@ -327,7 +267,7 @@ def _bounded(parts: Any) -> None:
 def _finish(
     role: str, blocks: list[Block], extra: Json, message: Json, unplaced_markers: int, reading: ReadingContext
 ) -> ParsedMessage:
-    """Fold what a message says beside its blocks into the first of them."""
+    """Add the fields of a message beside its content to the digest of its first block."""
     if blocks and extra:
         blocks[0] = _with(blocks[0], b"message", extra, reading.seed)
     elif extra or (not blocks and role != "system"):  # an empty system message leaves nothing in a prompt
@@ -351,7 +291,7 @@ def _item(
 
 
 def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
-    """Say whether parts, or those in a tool result among them, hold an image and ask for citations."""
+    """Return if parts, or parts in a tool result among them, hold an image, and if they ask for citations."""
     image = cited = False
     for part in parts:
         if not isinstance(part, Mapping):
@@ -367,7 +307,7 @@ def _facts(parts: Sequence[Any]) -> tuple[bool, bool]:
 
 
 def _part(role: str, sub: Path, part: Any, reading: ReadingContext) -> Block:
-    """Read one content part of either wire shape."""
+    """Read one content part of either wire format."""
     if not isinstance(part, Mapping):
         raise BodyError("bad_message")
     kind, marker = part.get("type"), marker_ttl(part)
@@ -401,7 +341,7 @@ def _part_markable(part: Json) -> bool:
 
 
 def _image_data(part: Json) -> str | None:
-    """Return an image's base64 text, None where it is only a URL."""
+    """Return an image's base64 text, None if it is only a URL."""
     source = part.get("source")
     if isinstance(source, Mapping):
         data = source.get("data")

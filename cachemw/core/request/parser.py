@@ -1,17 +1,16 @@
 """Read a request body as blocks in the order the provider sees them: tools, system, messages.
 
-Lives here: which parts of a body are sections, which order the provider gives them, and which
-parameters change the key of an entry; `core.wire` knows the shape of a single message. Must not
-know: stores, prices, plans.
+Contains: the sections of a body, the order in which the provider sees them, and the parameters that change
+the key of an entry; `message_blocks` reads a single message. Must not depend on: stores, prices, plans.
 
 A message or tool is read once: its blocks are kept in a bounded memo under the hash of its bytes, so a
-conversation that grows by a turn costs little more than hashing it. The memo holds no text. Each namespace has a
-memo of its own under hashes that a random key of the process seeds, and an item enters the memo only once the
-provider has accepted its request: no tenant can make another's message be read as something else, and a request
-without a valid credential leaves nothing behind.
+conversation that grows by a turn costs little more than hashing it. The memo holds no text. Each namespace
+has its own memo, under hashes that a random key of the process seeds. So no tenant can change the reading of
+another tenant's message. An item enters the memo only once the provider has accepted its request, so a
+request without a valid credential leaves no trace.
 
-Work is bounded: bodies of too many items or parts raise `BodyError`, and `Parser.steps` pauses between slices of
-work, so that an event loop can serve other requests meanwhile.
+Work is bounded: bodies of too many items or parts raise `BodyError`, and `Parser.steps` pauses between slices
+of work, so that an event loop can serve other requests meanwhile.
 """
 
 from __future__ import annotations
@@ -24,23 +23,21 @@ from math import isfinite
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from cachemw.core.fair_table import FairTable
+from cachemw.core.request.canonical_json import Json, canonical_json, hash_values
 from cachemw.core.request.message_blocks import (
     Block,
-    Json,
     ParsedMessage,
     Path,
     ReadingContext,
-    canonical_json,
     chat_message,
     envelope,
-    hash_values,
     marker_ttl,
     native_message,
     system_block,
     tool,
 )
 from cachemw.core.request.tokens import Counter
-from cachemw.core.rules.providers import Kind, Model, Ttl
+from cachemw.core.rules.types import Kind, Model, Ttl
 from cachemw.errors import BodyError
 from cachemw.slices import Slices, run
 
@@ -56,14 +53,15 @@ _SYSTEM_KEYS = ("speed", "web_search_options")
 _MESSAGE_KEYS = ("tool_choice", "parallel_tool_calls", "disable_parallel_tool_use", "function_call")
 
 _MEMO_LIMIT = 32_768
-# The shapes in which a value is read: equal bytes mean different blocks in another place.
+# The places in which a value is read: equal bytes are different blocks in another place.
 _TOOL, _SYSTEM, _CHAT, _NATIVE = range(4)
 
-# Messages, tools and system entries of one request that are read, and their blocks. The first is far above every
-# real conversation (Anthropic takes 100,000 messages, but no context window holds so many turns).
+# Limits of the messages, tools and system entries of one request, and of their blocks. The first is far above
+# every real conversation (Anthropic takes 100,000 messages, but no context window holds so many turns).
 MOST_ITEMS = 10_000
 MOST_BLOCKS = 20_000
-# A slice of work: so many values, new values and blocks among them, or bytes of JSON: a few milliseconds each.
+# Limits of a slice of work: values, new values and blocks among them, bytes of JSON. Each takes a few
+# milliseconds.
 _SLICE_VALUES, _SLICE_NEW, _SLICE_BYTES = 256, 256, 1 << 20
 
 Reader = Callable[[Any, ReadingContext], ParsedMessage]
@@ -71,7 +69,7 @@ MemoEntry: TypeAlias = tuple[bytes, ParsedMessage]
 
 
 class ContentKeys(NamedTuple):
-    """What keys the hashes of contents: `memo` those that stay in the process, `digests` the blocks' own.
+    """The keys of content hashes: `memo` for hashes that stay in the process, `digests` for those of blocks.
 
     `memo` is random for each process. `digests` is the same for all workers that share a store.
     """
@@ -87,13 +85,13 @@ class _Seeds(NamedTuple):
 
 @dataclass(slots=True)
 class ParsedRequest:
-    """A request as columns: `blocks[k]` stands in item `items[k]` of section `sections`.
+    """A request as columns: `blocks[k]` stands in item `items[k]` of its section.
 
-    `tools` and `system` are the numbers of blocks up to the end of those sections. `root`,
-    `system_params` and `params` are the canonical bytes of what keys everything, everything but the
-    tools, and the messages. `owned` counts all of the client's markers; `automatic` is the TTL of a
-    top-level one. `seed` keys the digests of blocks and prefixes. `unknown` are the items that the memo did not
-    hold.
+    `tools_end` and `system_end` are the numbers of blocks up to the end of those sections. `root`,
+    `system_params` and `params` are the canonical bytes of the parameters that key everything, everything
+    except the tools, and the messages. `client_marker_count` counts all markers of the client;
+    `automatic_marker` is the TTL of a top-level one. `seed` keys the digests of blocks and prefixes.
+    `new_items` are the items that the memo did not hold.
     """
 
     wire: WireFormat
@@ -111,7 +109,7 @@ class ParsedRequest:
     automatic_marker: Ttl | None = None
 
     def path(self, index: int) -> Path:
-        """Return where block `index` stands in the body."""
+        """Return the path of block `index` in the body."""
         if index < self.tools_end:
             section = "tools"
         elif self.wire == "messages" and index < self.system_end:
@@ -122,7 +120,7 @@ class ParsedRequest:
 
 
 class Parser:
-    """Read bodies, remembering how each message and tool was read.
+    """Read bodies, and remember the blocks of each message and tool.
 
     One thread at a time may call `learn`; any number may read meanwhile.
     """
@@ -181,7 +179,7 @@ class Parser:
         return parsed
 
     def learn(self, namespace: str, parsed: ParsedRequest) -> None:
-        """Remember how the items of a request were read, once the provider has accepted it."""
+        """Remember the items of a request, once the provider has accepted it."""
         if parsed.new_items:
             self._memo.put(namespace, parsed.new_items)
 
@@ -193,7 +191,7 @@ class Parser:
         read: Reader,
         seed: int,
     ) -> Slices[list[ParsedMessage]]:
-        """Read values in slices; note the unknown ones in `parsed`."""
+        """Read values in slices, and add the unknown ones to `parsed.new_items`."""
         items: list[ParsedMessage] = []
         reading = ReadingContext(parsed.seed, self._counter)
         size = new_blocks = new_in_slice = 0
@@ -230,12 +228,12 @@ class Parser:
 
 
 def _seed(key: bytes, text: bytes) -> int:
-    """Return a seed (64 bits) that follows from a text, but only for holders of the key."""
+    """Return a seed (64 bits) that only holders of the key can compute from a text."""
     return int.from_bytes(blake2b(text, key=blake2b(key).digest()[:64], digest_size=8).digest())
 
 
 def _read_parameters(parsed: ParsedRequest, body: Json, items: Sequence[ParsedMessage]) -> None:
-    """Note the parameters that key an entry, and the client's top-level marker."""
+    """Store the parameters that key an entry, and the client's top-level marker."""
     parsed.root = _parameters(body, _ROOT_KEYS)
     parsed.system_params = _parameters(body, _SYSTEM_KEYS)
     parsed.params = _parameters(body, _MESSAGE_KEYS)
@@ -248,7 +246,7 @@ def _read_parameters(parsed: ParsedRequest, body: Json, items: Sequence[ParsedMe
 
 
 def _add(parsed: ParsedRequest, numbered: Iterable[tuple[int, ParsedMessage]], *, strip: int = 0) -> None:
-    """Add the blocks of items; those of a number below `strip` without the assistant's thinking."""
+    """Add the blocks of items, without the assistant's thinking in items before `strip`."""
     blocks, items, owned = parsed.blocks, parsed.items, 0
     for index, item in numbered:
         added = item.blocks
@@ -292,7 +290,7 @@ def _parameters(body: Json, keys: tuple[str, ...]) -> bytes:
         if (value := body.get(key)) is not None
     }
     config = present.get("output_config")
-    # An effort of "high" is the default: sending it is the same as leaving it out.
+    # An effort of "high" is the default, so it equals a missing effort.
     if isinstance(config, dict):
         if config.get("effort") == "high":
             del config["effort"]
@@ -302,5 +300,5 @@ def _parameters(body: Json, keys: tuple[str, ...]) -> bytes:
 
 
 def _last_turn(items: Sequence[ParsedMessage]) -> int:
-    """Return the index of the last message that is the user's own, not a tool's result."""
+    """Return the index of the last message by the user that is no tool result."""
     return next((i for i in range(len(items) - 1, -1, -1) if items[i].starts_user_turn), 0)

@@ -1,8 +1,8 @@
-"""Token estimates: how long a block is for a model, how wrong that may be, and how usage corrects it.
+"""Token estimates: the length of a block for a model, its error, and its correction by usage.
 
-Lives here: ratios, image sizes, calibration, the optional tiktoken counter. Must not know: wire
-shapes, stores, prices. A *size* is an estimate in tokens of the older Claude tokenizer; a model's
-`Calibration` turns sizes into that model's tokens.
+Contains: ratios, image sizes, calibration, the optional tiktoken counter. Must not depend on: wire formats,
+stores, prices. A *size* is an estimate in tokens of the older Claude tokenizer; a model's `Calibration` turns
+sizes into that model's tokens.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from cachemw.core.request.image_headers import pixels
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
+from cachemw.core.tuning import TOKENS
 
 Counter = Callable[[str], int]
 
@@ -32,11 +33,11 @@ _IMAGE_MAX = 1600
 # The newer tokenizer gives 1.0-1.35x the tokens of the older one (Anthropic, August 2026).
 _SCALE = {"old": 1.0, "new": 1.25, "openai": 0.9}
 _PER_O200K = 1.2
-# tiktoken 0.14 overflows its stack on a million spaces, and takes 50 ms for 50,000 Chinese characters: for 8,192
-# of any that were tried (one letter, spaces, line ends, base64, Thai, Chinese) it takes 1.5 ms at most.
+# tiktoken 0.14 overflows its stack on a million spaces, and takes 50 ms for 50,000 Chinese characters. It
+# takes at most 1.5 ms for 8,192 characters of any tried kind (one letter, spaces, line ends, base64, Thai,
+# Chinese).
 _PIECE = 8_192
 _PIECES = 8
-_SPREAD = 0.30
 
 
 def estimate(kind: Kind, length: int) -> float:
@@ -45,7 +46,7 @@ def estimate(kind: Kind, length: int) -> float:
 
 
 def image_size(data: str) -> float:
-    """Return the size of a base64 image by its pixels; the largest size where they can't be read."""
+    """Return the size of a base64 image by its pixels; the largest size if they cannot be read."""
     found = pixels(data)
     if found is None:
         return _IMAGE_MAX
@@ -57,35 +58,35 @@ def image_size(data: str) -> float:
 class Calibration:
     """Turn sizes into one model's tokens.
 
-    `scale` multiplies a size; `spread` is the relative error that a total may have either way, and
-    falls with each usage that was returned (`count`).
+    `scale` multiplies a size. `spread` is the relative error of a total either way; it falls with each
+    returned usage (`count`).
     """
 
     scale: float
-    spread: float = _SPREAD
+    spread: float = TOKENS.first_spread
     count: int = 0
 
     @classmethod
     def start(cls, tokenizer: Literal["old", "new", "openai"]) -> Calibration:
-        """Return what is assumed before any usage was seen."""
-        return cls(_SCALE[tokenizer])
+        """Return the calibration before any usage."""
+        return cls(_SCALE[tokenizer], TOKENS.first_spread)
 
     def learn(self, size: float, tokens: int) -> Calibration:
-        """Return the calibration after a request of `size` was counted as `tokens` by the provider.
+        """Return the calibration after the provider counted a request of `size` as `tokens`.
 
-        The first answers move the scale most; later ones follow a drift in the traffic. The spread
-        is a running mean of the errors that were made, never below 3 %.
+        The first answers move the scale most; later ones follow a drift in the traffic. The spread is a
+        running mean of the errors, with a lower bound.
         """
-        if size < 50 or tokens < 50:
+        if size < TOKENS.least_tokens or tokens < TOKENS.least_tokens:
             return self
-        seen = min(max(tokens / size, 0.1), 10.0)
-        weight = 1.0 / min(self.count + 1, 20)
-        error = abs(seen / self.scale - 1)
-        spread = self.spread + (2.0 * error - self.spread) * 1.0 / min(self.count + 2, 20)
+        measured = min(max(tokens / size, 0.1), 10.0)
+        weight = 1.0 / min(self.count + 1, TOKENS.window)
+        error = TOKENS.error_factor * abs(measured / self.scale - 1)
+        spread = self.spread + (error - self.spread) * 1.0 / min(self.count + 2, TOKENS.window)
         return replace(
             self,
-            scale=self.scale + (seen - self.scale) * weight,
-            spread=min(max(spread, 0.03), _SPREAD),
+            scale=self.scale + (measured - self.scale) * weight,
+            spread=min(max(spread, TOKENS.least_spread), TOKENS.first_spread),
             count=self.count + 1,
         )
 
@@ -93,10 +94,10 @@ class Calibration:
 def load_counter() -> Counter:
     """Load tiktoken's encoding and return a counter of sizes.
 
-    tiktoken may download the encoding's file at first use and raises what its HTTP client raises where it
-    can't; call this off the request path. The counter itself is called on it: of a text of more than 65,536
-    characters it counts eight parts, evenly spread, and takes the rest to be like them. Claude's own tokenizer is not public: o200k counts times 1.2 are
-    what offline comparison showed for the older family (November 2026).
+    Call this off the request path: tiktoken may download the encoding's file at first use, and raises the
+    errors of its HTTP client. The counter itself runs on the request path. It counts eight evenly spread
+    parts of a text of more than 65,536 characters, and extrapolates. Claude's own tokenizer is not public. By
+    offline comparison the older family has 1.2 times the tokens of o200k (November 2026).
     """
     import tiktoken
 

@@ -1,12 +1,13 @@
-"""What became of prefixes alike: counts by class, for all traffic and for what narrows it.
+"""Cohorts: counts of prefixes that are alike, for all traffic and along a path that narrows it.
 
-Lives here: how the trials of a class are counted, forgotten and made a chance of, level by level. Must not
-know: which class a prefix is in, stores. Time is an argument, seconds.
+Contains: how the trials of a cohort are counted, aged and turned into a probability, level by level. Must not
+depend on: which cohort a prefix is in, stores. Time is an argument, in seconds.
 
-Counts are this worker's, and with a secret those of the other workers too (`core.merging`).
+Counts are those of this worker, and with a secret those of the other workers too
+(`core.reuse.cohort_sharing`).
 
-Each *owner* has classes of its own: an owner is a namespace, or a group of namespaces that the operator declared as
-one. A request changes nothing by being forecast; `observe` counts what it shows, once the provider has accepted it.
+Each *owner* has cohorts of its own: an owner is a namespace, or a group of namespaces that the operator
+declared as one. A forecast changes nothing; `observe` counts a request once the provider has accepted it.
 """
 
 from __future__ import annotations
@@ -27,30 +28,22 @@ from cachemw.core.reuse.cohort_sharing import (
     RemoteCounts,
 )
 from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR
+from cachemw.core.tuning import COHORTS
 
-# What is believed before anything is known, in observations; the later chance is slower to be believed.
-_PRIOR, _LATE_PRIOR = 2.0, 4.0
-# The chance of coming back within the hour where it was not within five minutes, before anything is known.
-_LATE, _LATE_REPEAT = 0.2, 0.05
-# How many observations the level above is worth.
-_ABOVE = 3.0
-# A class forgets: trials beyond the window, and half of all in an hour.
-_WINDOW = 64.0
-_HALF_LIFE = 3600.0
-_CLASSES = 20_000
-# An open trial counts as failed in full once it has waited this long, within five minutes and past them.
-_RAMP, _LATE_RAMP = 30.0, 300.0
+_MOST_COHORTS = 20_000  # in memory, over all owners
 
 CohortName = tuple[object, ...]
-_made = tuple.__new__  # the class's own constructor takes a third longer
+_made = tuple.__new__  # does the same as the class's constructor in two thirds of the time
 
 
 class CohortCounts:
-    """Decayed counts of a class's trials: one begins with each arrival of a prefix, and ends with the next.
+    """Decayed counts of a cohort's trials: one begins with each arrival of a prefix, and ends with the next.
 
-    `soon` ended within five minutes, `late` within the hour, `over` after it; `open` have not, and began at
-    `since` on average. `whole` came again as a whole prompt. A class with a `name` is shared: the end of a
-    trial may be known before its beginning, so `open` may be below 0; `untold` is what others have not heard of.
+    Trials counted in `reused_5m` ended within five minutes, in `reused_1h` within the hour, in `not_reused`
+    after it. `pending_trials` have not ended (they are right-censored) and began at `pending_since` on
+    average. Prefixes counted in `ended_there` came again as a whole prompt. A cohort with a `name` is shared
+    between workers: the end of a trial may be known before its beginning, so `pending_trials` may be below 0.
+    `unpublished` counts are not sent yet.
     """
 
     __slots__ = (
@@ -102,39 +95,40 @@ class CohortCounts:
         else:
             self.not_reused += 1.0
 
-    def add_remote(self, told: RemoteCounts, now: float) -> None:
-        """Count what other workers did, which has aged since."""
+    def add_remote(self, remote: RemoteCounts, now: float) -> None:
+        """Add the counts of other workers, which have aged since."""
         self.age(now)
-        keep = 0.5 ** (max(now - told.at, 0.0) / _HALF_LIFE)
-        self.reused_5m += told.reused_5m * keep
-        self.reused_1h += told.reused_1h * keep
-        self.not_reused += told.not_reused * keep
-        self.ended_there += told.ended_there * keep
-        if (began := told.began * keep) > 0.0:
+        keep = 0.5 ** (max(now - remote.at, 0.0) / COHORTS.half_life)
+        self.reused_5m += remote.reused_5m * keep
+        self.reused_1h += remote.reused_1h * keep
+        self.not_reused += remote.not_reused * keep
+        self.ended_there += remote.ended_there * keep
+        if (began := remote.began * keep) > 0.0:
             self.pending_since += (
-                (told.at - self.pending_since) * began / (max(self.pending_trials, 0.0) + began)
+                (remote.at - self.pending_since) * began / (max(self.pending_trials, 0.0) + began)
             )
-        self.pending_trials += began - (told.reused_5m + told.reused_1h + told.not_reused) * keep
+        self.pending_trials += began - (remote.reused_5m + remote.reused_1h + remote.not_reused) * keep
         self.age(now)
 
     def is_old(self, now: float) -> bool:
         """Return True if `age` would change the counts."""
         return (
             now > self.aged_to + 1.0
-            or self.reused_5m + self.reused_1h + self.not_reused + max(self.pending_trials, 0.0) > _WINDOW
+            or self.reused_5m + self.reused_1h + self.not_reused + max(self.pending_trials, 0.0)
+            > COHORTS.window
         )
 
     def age(self, now: float) -> None:
         """Let old evidence count less."""
         keep = 1.0
         if now > self.aged_to + 1.0:
-            keep = 0.5 ** ((now - self.aged_to) / _HALF_LIFE)
+            keep = 0.5 ** ((now - self.aged_to) / COHORTS.half_life)
             self.aged_to = now
         if (
             trials := (self.reused_5m + self.reused_1h + self.not_reused + max(self.pending_trials, 0.0))
             * keep
-        ) > _WINDOW:
-            keep *= _WINDOW / trials
+        ) > COHORTS.window:
+            keep *= COHORTS.window / trials
         if keep < 1.0:
             self.reused_5m *= keep
             self.reused_1h *= keep
@@ -143,23 +137,27 @@ class CohortCounts:
             self.ended_there *= keep
 
     def expected_failures(self, now: float) -> float:
-        """Return how many did not come again within five minutes, the open ones as far as they have waited."""
-        waited = min(1.0, max(now - self.pending_since, 0.0) / _RAMP)
+        """Return the trials not reused within five minutes; pending ones count by their waiting time."""
+        waited = min(1.0, max(now - self.pending_since, 0.0) / COHORTS.censoring_ramp)
         return self.reused_1h + self.not_reused + max(self.pending_trials, 0.0) * waited
 
-    def p_late_reuse(self, above: float, now: float) -> float:
-        """Return the chance of coming again within the hour where it was not within five minutes.
+    def p_late_reuse(self, parent: float, now: float) -> float:
+        """Return the probability of reuse within the hour, given none within five minutes.
 
-        Learned by itself, from trials that have waited past five minutes: two chances learned apart and
-        subtracted would be noise.
+        It is estimated directly, from trials that have waited past five minutes. The difference of two
+        separately estimated probabilities would be noise.
         """
-        waited = min(1.0, _mean_wait_past_five_minutes(2.0 * (now - self.pending_since)) / _LATE_RAMP)
+        waited = min(
+            1.0, _mean_wait_past_five_minutes(2.0 * (now - self.pending_since)) / COHORTS.late_censoring_ramp
+        )
         lost = self.not_reused + max(self.pending_trials, 0.0) * waited
-        return (self.reused_1h + _LATE_PRIOR * above) / (self.reused_1h + lost + _LATE_PRIOR)
+        return (self.reused_1h + COHORTS.late_prior_weight * parent) / (
+            self.reused_1h + lost + COHORTS.late_prior_weight
+        )
 
 
 class TrialEnd(NamedTuple):
-    """The end of a trial: its class, the seconds since it began, and whether the request ended there."""
+    """The end of a trial: its cohort, the seconds since it began, and True if the request ended there."""
 
     cohort: CohortName
     waited: float
@@ -169,7 +167,7 @@ class TrialEnd(NamedTuple):
 class CohortView:
     """The counts of one owner as they would stand after the ends of one request.
 
-    `complete`: a class without counts takes part as one without trials, since workers share classes.
+    With `complete` a cohort without counts takes part as one without trials, since workers share cohorts.
     """
 
     def __init__(
@@ -187,9 +185,9 @@ class CohortView:
         self._after: dict[CohortName, CohortCounts] = {}
 
     def get(self, key: CohortName) -> CohortCounts | None:
-        """Return the counts of a class, aged to now; None where nothing was counted yet.
+        """Return the counts of a cohort, aged to now; None if it has none.
 
-        The counts themselves stay as they are: a forecast of a request that is never accepted leaves no trace.
+        The stored counts do not change: a forecast of a request that is never accepted leaves no trace.
         """
         if (found := self._after.get(key)) is not None:
             return found
@@ -206,18 +204,19 @@ class CohortView:
 
 
 class CohortTable:
-    """All classes by owner, name, sightings, gap and level.
+    """All cohorts by owner, name, arrivals, gap and level.
 
-    `hours`: whether the later chance is learned. With a `secret` other workers hear of them under names
-    that it keys, and theirs are counted in.
+    With `hours` late reuse is learned. With a `secret` workers exchange their counts, under names that it
+    keys.
     """
 
     def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
-        self._cohorts: FairTable[CohortName, CohortCounts] = FairTable(_CLASSES)
+        self._cohorts: FairTable[CohortName, CohortCounts] = FairTable(_MOST_COHORTS)
         self._exchange = CohortExchange(secret) if secret is not None else None
-        # The same by name, and those that only others have met; by the tag of their owner.
-        self._named: FairTable[str, CohortCounts] = FairTable(_CLASSES)
+        # The same cohorts by published name, and those that only other workers have seen; by the tag of their
+        # owner.
+        self._named: FairTable[str, CohortCounts] = FairTable(_MOST_COHORTS)
 
     def view(self, owner: str, ends: Iterable[TrialEnd], now: float) -> CohortView:
         """Return an owner's counts as a request with these ends would leave them."""
@@ -237,9 +236,9 @@ class CohortTable:
     def p_reuse_5m(
         self, view: CohortView, name: CohortName, sighting: int, gap: int, levels: Sequence[CohortName], prior: float, *, own: bool
     ) -> float:  # fmt: skip
-        """Return the chance of coming again within five minutes.
+        """Return the probability of reuse within five minutes: the prior, shrunk level by level.
 
-        `own`: the request itself is in this class, so that each level takes part, also without trials.
+        With `own` the request itself is in this cohort, so each level takes part, even without trials.
         """
         seen: list[tuple[float, float]] = []
         complete = own or view.complete
@@ -249,24 +248,25 @@ class CohortTable:
                 seen.append((found.reused_5m, found.expected_failures(view.now)))
             elif complete:
                 seen.append((0.0, 0.0))
-        chance, weight = prior, _PRIOR
-        # A level's trials are among those of the level above: each counts once, where it is nearest.
+        p_reuse, weight = prior, COHORTS.prior_weight
+        # A level's trials are among those of its parent: each counts once, at its narrowest level.
         for (soon, lost), (nearer, nearer_lost) in pairwise([*seen, (0.0, 0.0)]):
             soon, lost = max(soon - nearer, 0.0), max(lost - nearer_lost, 0.0)
-            chance, weight = (soon + weight * chance) / (soon + lost + weight), _ABOVE
-        return chance
+            p_reuse = (soon + weight * p_reuse) / (soon + lost + weight)
+            weight = COHORTS.parent_weight
+        return p_reuse
 
     def p_late_reuse(
         self, view: CohortView, name: CohortName, sighting: int, levels: Sequence[CohortName]
     ) -> float:
-        """Return the later chance; all sightings after the first are one class: such returns are few."""
-        chance = _LATE_REPEAT if name[-1] == "repeat" else _LATE
+        """Return the probability of late reuse; all arrivals after the first share one cohort."""
+        p_late = COHORTS.p_late_repeat if name[-1] == "repeat" else COHORTS.p_late
         if not self._hours:
-            return chance
+            return p_late
         for level in levels:
             if (found := view.get((*name, sighting > 1, *level))) is not None:
-                chance = found.p_late_reuse(chance, view.now)
-        return chance
+                p_late = found.p_late_reuse(p_late, view.now)
+        return p_late
 
     def share_ended_there(self, view: CohortView, name: CohortName, sighting: int, gap: int) -> float:
         """Return the share of returns that came as a whole prompt, not as the start of a longer one."""
@@ -278,7 +278,7 @@ class CohortTable:
     def trials_begun(
         self, name: CohortName, sighting: int, gap: int, levels: Sequence[CohortName]
     ) -> list[CohortName]:
-        """Return the classes in which a trial begins with the arrival of such a prefix."""
+        """Return the cohorts in which a trial begins with the arrival of such a prefix."""
         begins = [(*name, sighting, gap, *level) for level in levels]
         if self._hours:
             begins += [(*name, sighting > 1, *level) for level in levels]
@@ -294,13 +294,13 @@ class CohortTable:
         *,
         whole: bool,
     ) -> list[TrialEnd]:
-        """Return the ends of trials that the return of a prefix of this class shows."""
+        """Return the trials that end with the return of a prefix of this cohort."""
         return [
             _made(TrialEnd, (key, passed, whole)) for key in self.trials_begun(name, sighting, gap, levels)
         ]
 
     def observe(self, owner: str, ends: Iterable[TrialEnd], begins: Iterable[CohortName], now: float) -> None:
-        """Count what a request showed at `now`, once the provider has accepted it."""
+        """Count the trials that a request ended and began at `now`, once the provider has accepted it."""
         for key, passed, whole in ends:
             # A trial may have begun at a worker that has not published it yet.
             found = (
@@ -323,7 +323,7 @@ class CohortTable:
         self._cohorts.close(owner)
 
     def _counts_of(self, owner: str, key: CohortName, now: float) -> CohortCounts:
-        """Return the counts of a class as the newest of its owner, new ones where there are none."""
+        """Return the counts of a cohort as the newest of its owner, new ones if there are none."""
         table = self._cohorts.open(owner)
         found = table.get(key)
         if found is None:
@@ -336,15 +336,15 @@ class CohortTable:
             self._named.put(found.name[:TAG_LENGTH], [(found.name, found)])
         return found
 
-    # -- what workers tell each other ---------------------------------------------------------
+    # -- exchange between workers -------------------------------------------------------------
 
     def discard_unpublished(self) -> None:
-        """Leave to another what was counted here and not told yet."""
+        """Discard the unpublished counts: after a fork the parent publishes them."""
         for found in self._named.values():
             found.unpublished = [0, 0, 0, 0, 0]
 
     def drain_updates(self, now: float) -> tuple[str, dict[str, int]]:
-        """Return a table, and what to add to it for the others; nothing without a secret."""
+        """Return a table and the amounts to add to it for other workers; empty without a secret."""
         if self._exchange is None:
             return "", {}
         return self._exchange.drain_updates(
@@ -352,16 +352,16 @@ class CohortTable:
         )
 
     def tables(self, now: float) -> list[str]:
-        """Return the tables in which others tell, each to be read by itself; none without a secret."""
+        """Return the tables to read, each by itself; empty without a secret."""
         return self._exchange.tables(now) if self._exchange is not None else []
 
     def merge_updates(self, table: str, sums: Mapping[str, int], now: float) -> None:
-        """Count what others told in a table."""
-        for name, told in (
+        """Add the counts that other workers published in a table."""
+        for name, remote in (
             self._exchange.merge_updates(table, sums, now) if self._exchange is not None else ()
         ):
             found = self._named.read(name[:TAG_LENGTH]).get(name) or CohortCounts(now, name)
-            found.add_remote(told, now)
+            found.add_remote(remote, now)
             self._named.put(name[:TAG_LENGTH], [(name, found)])
 
 

@@ -1,49 +1,55 @@
-"""How likely a prefix is to be read again: from its own record, and from what happened to others like it.
+"""Reuse probability: how likely each tracked prefix is to be read again.
 
-Lives here: which class a prefix is in, what each arrival shows, and the chances that follow. Must not
-know: stores, prices, plans. What is learned is kept in the object; time is an argument. `forecast` changes nothing;
-`observe` counts what a request showed, once the provider has accepted it.
+Contains: the cohort of a prefix, the trials that each arrival begins and ends, and the probabilities that
+follow. Must not depend on: stores, prices, plans. Statistics are kept in the object; time is an argument.
+`forecast` changes nothing; `observe` counts a request once the provider has accepted it.
 
-A class is the place and role of a prefix's last block, how often it was seen, and how long ago. It is counted
-for all traffic, for its stage of a conversation, its tools, its tools with system, and the very turn; each level
-is drawn towards the one above as far as it has few trials.
+A cohort is the position and role of a prefix's last block, its number of arrivals, and the last gap. Counts
+are kept along a path: for all traffic, for the stage of the conversation, for the tools, for tools with
+system, and for the exact turn. Each level is shrunk towards its parent; the fewer its trials, the stronger
+the shrinkage.
+
+The source of a forecast depends on the number of arrivals, this one included:
+
+================= ===================================================================================
+first to third    the cohort
+fourth to seventh the prefix's own history, blended with its cohort
+from the eighth   the prefix's own history; the prefix no longer counts in its cohort
+================= ===================================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import NamedTuple, cast
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.request.parser import ParsedRequest
 from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
 from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR, PrefixRecord
-from cachemw.core.rules.providers import Ttl
+from cachemw.core.rules.types import Ttl
+from cachemw.core.tuning import FORECAST
 
-# Chances before anything is known, worth two observations. An agent with tools or a conversation in
-# progress is likely to go on within minutes; a single turn without tools is not; a whole prompt that
-# comes again is a retry, not the start of a series.
-_RUNNING, _SINGLE, _SINGLE_HEAD, _REPEAT = 0.6, 0.1, 0.3, 0.2
-# A prefix's own record counts from its fourth arrival: its first reuse must not vouch for itself. From
-# the eighth on it speaks for itself alone, and no longer for its class.
-_OWN_FROM, _ALONE_FROM = 4, 8
-_OWN_PRIOR = 4.0
-_OWN_LATE_PRIOR = 16.0
-_KNOWN = 0.5
-# A chance is never so sure that more reads than this are expected.
-_SURE = 0.98
+# The last part of a cohort's name: the request ends with the prefix, goes on after it, or ended there twice
+# in a row. Names of cohorts are hashed for the store, so these are plain strings and not members of an enum.
+CohortKind: TypeAlias = Literal["end", "inner", "repeat"]
+_END: Final = "end"
+_INNER: Final = "inner"
+_REPEAT: Final = "repeat"
+_FIRST_ARRIVAL: Final = -1  # the gap bucket of a prefix without an earlier arrival
 
-
-_made = tuple.__new__  # what the class's own constructor does, a third faster
+_made = tuple.__new__  # does the same as the class's constructor in two thirds of the time
 
 
 class PrefixForecast(NamedTuple):
-    """What is known of one watched prefix.
+    """The forecast of one tracked prefix.
 
-    `block`: its last. `chance` that it is read again within five minutes, and `more`: the reads that are
-    then expected after that one, each within five minutes of the one before. `hour`, `more_hourly`: the same
-    within the hour. `living`: the TTL of the entry that the provider holds, None where it holds none.
-    `pending`: another request is about to have written it.
+    `block` is its last block. `p_reuse_5m` is the probability of a read within five minutes,
+    `further_reads_5m` the number of reads expected after that one, each within five minutes of the one
+    before. `p_reuse_1h` and `further_reads_1h` are the same for an hour. `cached_ttl` is the TTL of the entry
+    at the provider, None if there is none. `in_flight` is True if another request is about to write it.
     """
 
     block: int
@@ -55,64 +61,65 @@ class PrefixForecast(NamedTuple):
     in_flight: bool = False
 
 
-class ReuseModel:
-    """Learn from arrivals how likely a prefix of some class is to be read again.
+@dataclass(frozen=True, slots=True, repr=False)
+class ArrivedRequest:
+    """A request that arrived at `now`, with the records of its tracked blocks from before its arrival."""
 
-    `hours`: whether entries of an hour may be written; without it the later chance is not learned. `secret`:
-    what keys the names under which other workers hear of the `classes`; None where there are none.
+    parsed: ParsedRequest
+    prefix_hashes: Sequence[PrefixHash]
+    tracked_blocks: Sequence[int]
+    records: Sequence[PrefixRecord | None]
+    now: float
+
+
+class ReuseModel:
+    """Learn from arrivals how likely the prefixes of each cohort are to be read again.
+
+    Args:
+        hours: True if 1h entries may be written. Late reuse is learned only then.
+        secret: keys the names under which workers exchange cohort counts; None for a worker on its own.
     """
 
     def __init__(self, *, hours: bool, secret: bytes | None = None) -> None:
         self._hours = hours
         self.cohorts = CohortTable(hours=hours, secret=secret)
 
-    def forecast(
-        self,
-        parsed: ParsedRequest,
-        digests: Sequence[bytes],
-        watched: Sequence[int],
-        records: Sequence[PrefixRecord | None],
-        now: float,
-        owner: str = "",
-    ) -> list[PrefixForecast]:
-        """Return the chances of each watched prefix from here; count nothing.
+    def forecast(self, request: ArrivedRequest, owner: str = "") -> list[PrefixForecast]:
+        """Return the forecast of each tracked prefix; count nothing.
 
-        `owner` is the namespace, or the group of namespaces, whose classes count.
+        `owner` is the namespace, or the group of namespaces, whose cohorts count.
         """
-        spoken = [block.role == "assistant" for block in parsed.blocks]
-        answered = [*spoken[1:], False]
-        depths = [
+        tracked, records, now = request.tracked_blocks, request.records, request.now
+        by_assistant = [block.role == "assistant" for block in request.parsed.blocks]
+        answered = [*by_assistant[1:], False]
+        own_only, hours = FORECAST.own_only_from_arrival, self._hours
+        forecasts = [
             None
-            if record is None or record.arrivals < _ALONE_FROM or self._hours
+            if record is None or record.arrivals < own_only or hours
             else _from_own_record(index, record, now, answered=answered[index])
-            for index, record in zip(watched, records, strict=True)
+            for index, record in zip(tracked, records, strict=True)
         ]
-        if not all(depths):
-            left = [index for index, depth in zip(watched, depths, strict=True) if depth is None]
-            request = _ArrivedRequest(parsed, digests, watched, records, now)
-            others = iter(_CohortForecast(self.cohorts, request, left, owner, hours=self._hours).forecasts())
-            depths = [depth or next(others) for depth in depths]
-        return cast("list[PrefixForecast]", depths)
+        if not all(forecasts):
+            left = [index for index, made in zip(tracked, forecasts, strict=True) if made is None]
+            trials = _Trials(request, by_assistant)
+            made = iter(_CohortForecast(self.cohorts, trials, left, owner, hours=hours).forecasts())
+            forecasts = [forecast or next(made) for forecast in forecasts]
+        return cast("list[PrefixForecast]", forecasts)
 
-    def observe(
-        self,
-        parsed: ParsedRequest,
-        digests: Sequence[bytes],
-        watched: Sequence[int],
-        records: Sequence[PrefixRecord | None],
-        now: float,
-        owner: str = "",
-    ) -> None:
-        """Count what a request that arrived at `now` shows, by the records from before its arrival."""
-        if any(record is None or record.arrivals < _ALONE_FROM for record in records):
-            request = _ArrivedRequest(parsed, digests, watched, records, now)
-            self.cohorts.observe(
-                owner, request.trials_ended(self.cohorts), request.trials_begun(self.cohorts), now
-            )
+    def observe(self, request: ArrivedRequest, owner: str = "") -> None:
+        """Count an accepted request in the cohorts of its owner."""
+        if any(
+            record is None or record.arrivals < FORECAST.own_only_from_arrival for record in request.records
+        ):
+            trials = _Trials(request, [block.role == "assistant" for block in request.parsed.blocks])
+            self.cohorts.observe(owner, trials.ended(self.cohorts), trials.begun(self.cohorts), request.now)
+
+
+# -- cohorts ----------------------------------------------------------------------------------
 
 
 class _CohortKey(NamedTuple):
-    """Which class a prefix is in at this arrival: its name, sightings and gap; the levels that narrow it."""
+    """The cohort of a prefix at this arrival: name, arrivals, gap, path and prior."""
 
     block: int
     name: CohortName
@@ -122,263 +129,280 @@ class _CohortKey(NamedTuple):
     prior: float
 
 
-class _ArrivedRequest:
-    """The prefixes of one request, with the records from before its arrival.
+class _Trials:
+    """The trials of one request: an arrival of a prefix ends its previous trial and begins a new one.
 
-    A record without arrivals says only that another request is about to write the prefix.
+    A record without arrivals only says that another request is about to write the prefix.
     """
 
-    def __init__(
-        self,
-        parsed: ParsedRequest,
-        digests: Sequence[bytes],
-        watched: Sequence[int],
-        records: Sequence[PrefixRecord | None],
-        now: float,
-    ) -> None:
-        self.parsed, self.now = parsed, now
-        self.records = dict(zip(watched, records, strict=True))
+    def __init__(self, request: ArrivedRequest, by_assistant: Sequence[bool]) -> None:
+        self.parsed, self.now, self.by_assistant = request.parsed, request.now, by_assistant
+        self.records = dict(zip(request.tracked_blocks, request.records, strict=True))
         self.known_records = {
             index: record if record is not None and record.arrivals else None
             for index, record in self.records.items()
         }
-        self.by_assistant = [block.role == "assistant" for block in parsed.blocks]
-        pairs = pairwise([False, *self.by_assistant])
+        pairs = pairwise([False, *by_assistant])
         self._turns = list(accumulate(after and not before for before, after in pairs))
-        self._running = parsed.tools_end > 0 or self._turns[-1] > 0
-        self._shared_prefixes = _known_shared_prefixes(parsed, digests, self.known_records)
-        self.last_block = len(parsed.blocks) - 1
+        self._running = self.parsed.tools_end > 0 or self._turns[-1] > 0
+        self._shared = _known_shared_prefixes(self.parsed, request.prefix_hashes, self.known_records)
+        self._paths: dict[int, list[CohortName]] = {}
+        self.last_block = len(self.parsed.blocks) - 1
 
     def seconds_since(self, record: PrefixRecord) -> float:
-        """Return the seconds since a prefix arrived before."""
+        """Return the seconds since the previous arrival of a prefix."""
         return max(self.now - record.last_arrival, 0.0)
 
-    def cohort_key(self, index: int) -> _CohortKey:
-        """Return the class of a prefix at this arrival."""
-        record, whole = self.known_records[index], index == self.last_block
-        levels = _cohort_path(self._shared_prefixes, self._turns[index])
-        prior = _RUNNING if self._running else _SINGLE if whole else _SINGLE_HEAD
-        kind = "end" if whole else "inner"
-        if whole and record is not None and record.request_ended_here:
-            prior, kind = _REPEAT, "repeat"
-        name = (*_position(self.parsed, index), kind)
-        if record is None:
-            return _CohortKey(index, name, 1, -1, levels, prior)
-        return _CohortKey(
-            index, name, record.arrivals + 1, _gap_bucket(self.seconds_since(record)), levels, prior
-        )
+    def _path(self, index: int) -> list[CohortName]:
+        turns = self._turns[index]
+        path = self._paths.get(turns)
+        if path is None:
+            path = self._paths[turns] = _cohort_path(self._shared, turns)
+        return path
 
-    def trials_ended(self, classes: CohortTable) -> list[TrialEnd]:
-        """Return the trials that this arrival ends."""
+    def cohort_key(self, index: int) -> _CohortKey:
+        """Return the cohort of a prefix at this arrival."""
+        record, ends_here = self.known_records[index], index == self.last_block
+        kind: CohortKind = _END if ends_here else _INNER
+        if self._running:
+            prior = FORECAST.prior_running
+        else:
+            prior = FORECAST.prior_single if ends_here else FORECAST.prior_single_shared
+        if ends_here and record is not None and record.request_ended_here:
+            prior, kind = FORECAST.prior_repeat, _REPEAT
+        name, path = (*_position(self.parsed, index), kind), self._path(index)
+        if record is None:
+            return _CohortKey(index, name, 1, _FIRST_ARRIVAL, path, prior)
+        gap_bucket = _gap_bucket(self.seconds_since(record))
+        return _CohortKey(index, name, record.arrivals + 1, gap_bucket, path, prior)
+
+    def ended(self, cohorts: CohortTable) -> list[TrialEnd]:
+        """Return the trials that this arrival ends, each in the cohort in which it began."""
         ends: list[TrialEnd] = []
         for index, record in self.known_records.items():
-            if record is None or record.arrivals >= _ALONE_FROM:
+            if record is None or record.arrivals >= FORECAST.own_only_from_arrival:
                 continue
-            # How it stood at its last arrival says which class its trial was counted in.
-            gap = _gap_bucket(record.last_gap) if record.arrivals > 1 else -1
-            name = (*_position(self.parsed, index), "end" if record.request_ended_here else "inner")
-            sighting, levels = (
-                min(record.arrivals, _OWN_FROM),
-                _cohort_path(self._shared_prefixes, self._turns[index]),
-            )
-            ends += classes.trials_ended(
-                name, sighting, gap, levels, self.seconds_since(record), whole=index == self.last_block
+            gap_bucket = _gap_bucket(record.last_gap) if record.arrivals > 1 else _FIRST_ARRIVAL
+            kind: CohortKind = _END if record.request_ended_here else _INNER
+            ends += cohorts.trials_ended(
+                (*_position(self.parsed, index), kind),
+                min(record.arrivals, FORECAST.blend_from_arrival),
+                gap_bucket,
+                self._path(index),
+                self.seconds_since(record),
+                whole=index == self.last_block,
             )
         return ends
 
-    def trials_begun(self, classes: CohortTable) -> list[CohortName]:
-        """Return the classes in which a trial begins with this arrival, one for each level."""
+    def begun(self, cohorts: CohortTable) -> list[CohortName]:
+        """Return the cohorts in which a trial begins with this arrival, one for each level."""
         begins: list[CohortName] = []
         for index in self.records:
-            place = self.cohort_key(index)
-            if place.sighting < _ALONE_FROM:
-                sighting = min(place.sighting, _OWN_FROM)
-                begins += classes.trials_begun(place.name, sighting, place.gap_bucket, place.path)
+            key = self.cohort_key(index)
+            if key.sighting < FORECAST.own_only_from_arrival:
+                sighting = min(key.sighting, FORECAST.blend_from_arrival)
+                begins += cohorts.trials_begun(key.name, sighting, key.gap_bucket, key.path)
         return begins
 
 
 class _CohortForecast:
-    """The chances of those prefixes of a request whose records don't yet speak for themselves alone."""
+    """The forecasts of those prefixes of a request whose own records do not suffice."""
 
     def __init__(
         self,
-        classes: CohortTable,
-        request: _ArrivedRequest,
+        cohorts: CohortTable,
+        trials: _Trials,
         indexes: Sequence[int],
         owner: str,
         *,
         hours: bool,
     ) -> None:
-        self._classes, self._request, self._indexes, self._hours = classes, request, indexes, hours
-        # The returns of this very request count in its own forecasts.
-        self._view = classes.view(owner, request.trials_ended(classes), request.now)
+        self._cohorts, self._trials, self._indexes, self._hours = cohorts, trials, indexes, hours
+        # The trials that this request ends count in its own forecasts.
+        self._view = cohorts.view(owner, trials.ended(cohorts), trials.now)
 
     def forecasts(self) -> list[PrefixForecast]:
-        """Return what is known of each prefix."""
-        request = self._request
-        depths: list[PrefixForecast] = []
-        new: PrefixForecast | None = None  # the first head that was never seen
+        """Return the forecast of each prefix."""
+        trials = self._trials
+        forecasts: list[PrefixForecast] = []
+        new: PrefixForecast | None = None  # the first shared prefix without an earlier arrival
         for index in self._indexes:
-            record, place = request.known_records[index], request.cohort_key(index)
+            record, key = trials.known_records[index], trials.cohort_key(index)
             if record is None:
-                found = self._by_cohort(place)
+                made = self._by_cohort(key)
                 if new is not None:
-                    # Under tools or a system prompt that don't come again nothing does.
-                    found = found._replace(
-                        p_reuse_5m=min(found.p_reuse_5m, new.p_reuse_5m),
-                        p_reuse_1h=min(found.p_reuse_1h, new.p_reuse_1h),
+                    # A prefix comes again at most as often as the tools or system prompt that it begins with.
+                    made = made._replace(
+                        p_reuse_5m=min(made.p_reuse_5m, new.p_reuse_5m),
+                        p_reuse_1h=min(made.p_reuse_1h, new.p_reuse_1h),
                     )
-                elif index < request.parsed.system_end:
-                    new = found
+                elif index < trials.parsed.system_end:
+                    new = made
             else:
-                found = self._of_seen_prefix(place, record)
-            held = request.records[index]
-            if held is not None:
-                answered = index < request.last_block and request.by_assistant[index + 1]
-                living, pending = _entry_state(held, request.now, answered=answered)
-                found = found._replace(cached_ttl=living, in_flight=pending)
-            depths.append(found)
-        return depths
+                made = self._by_history(key, record)
+            stored = trials.records[index]
+            if stored is not None:
+                answered = index < trials.last_block and trials.by_assistant[index + 1]
+                cached_ttl, in_flight = _entry_state(stored, trials.now, answered=answered)
+                made = made._replace(cached_ttl=cached_ttl, in_flight=in_flight)
+            forecasts.append(made)
+        return forecasts
 
-    def _of_seen_prefix(self, place: _CohortKey, record: PrefixRecord) -> PrefixForecast:
-        """Return the chances of a prefix with a record: its own as far as it has one."""
-        if place.sighting < _OWN_FROM:
-            return self._by_cohort(place)
-        classes, view, passed = self._classes, self._view, self._request.seconds_since(record)
-        chance, alone = _KNOWN, place.sighting >= _ALONE_FROM
-        if not alone:
-            chance = classes.p_reuse_5m(
-                view, place.name, _OWN_FROM, place.gap_bucket, place.path, place.prior, own=True
+    def _by_history(self, key: _CohortKey, record: PrefixRecord) -> PrefixForecast:
+        """Return the forecast of a prefix with a record: by its own history as far as it has one."""
+        if key.sighting < FORECAST.blend_from_arrival:
+            return self._by_cohort(key)
+        cohorts, view, passed = self._cohorts, self._view, self._trials.seconds_since(record)
+        p_reuse = FORECAST.own_prior
+        if key.sighting < FORECAST.own_only_from_arrival:
+            p_reuse = cohorts.p_reuse_5m(
+                view, key.name, FORECAST.blend_from_arrival, key.gap_bucket, key.path, key.prior, own=True
             )
-        late = classes.p_late_reuse(view, place.name, place.sighting, place.path)
-        soon = passed <= FIVE_MINUTES
-        chance = (record.reuses_5m + soon + _OWN_PRIOR * chance) / (record.trials_5m + 1.0 + _OWN_PRIOR)
-        # A record only tells of the times when it came again, so of the later chance its class knows more.
-        late = (record.reuses_1h + (not soon and passed <= ONE_HOUR) + _OWN_LATE_PRIOR * late) / (
-            record.trials_1h + (not soon) + _OWN_LATE_PRIOR
+        p_late = cohorts.p_late_reuse(view, key.name, key.sighting, key.path)
+        soon, weight, late_weight = (
+            passed <= FIVE_MINUTES,
+            FORECAST.own_prior_weight,
+            FORECAST.own_late_prior_weight,
         )
-        hour = chance + (1.0 - chance) * late
+        p_reuse = (record.reuses_5m + soon + weight * p_reuse) / (record.trials_5m + 1.0 + weight)
+        # A record holds only the returns of a prefix, so its cohort knows more about late reuse.
+        p_late = (record.reuses_1h + (not soon and passed <= ONE_HOUR) + late_weight * p_late) / (
+            record.trials_1h + (not soon) + late_weight
+        )
+        within_hour = p_reuse + (1.0 - p_reuse) * p_late
         return PrefixForecast(
-            place.block, chance, _expected_reads([chance]), hour, _expected_reads([hour]), None
+            key.block, p_reuse, _expected_reads([p_reuse]), within_hour, _expected_reads([within_hour]), None
         )
 
-    def _by_cohort(self, place: _CohortKey) -> PrefixForecast:
-        index, name, sighting, gap, levels, prior = place
-        classes, view = self._classes, self._view
-        chance = classes.p_reuse_5m(view, name, sighting, gap, levels, prior, own=True)
-        late = classes.p_late_reuse(view, name, sighting, levels)
-        more, more_hourly = self._further_reads(name, sighting, levels, prior)
-        if name[-1] != "inner" and (share := classes.share_ended_there(view, name, sighting, gap)):
-            again = self._further_reads((*name[:-1], "repeat"), sighting, levels, _REPEAT)
-            more += share * (again[0] - more)
-            more_hourly += share * (again[1] - more_hourly)
-        return PrefixForecast(index, chance, more, chance + (1.0 - chance) * late, more_hourly, None)
+    def _by_cohort(self, key: _CohortKey) -> PrefixForecast:
+        index, name, sighting, gap_bucket, path, prior = key
+        cohorts, view = self._cohorts, self._view
+        p_reuse = cohorts.p_reuse_5m(view, name, sighting, gap_bucket, path, prior, own=True)
+        p_late = cohorts.p_late_reuse(view, name, sighting, path)
+        further, further_1h = self._further_reads(name, sighting, path, prior)
+        if name[-1] != _INNER and (share := cohorts.share_ended_there(view, name, sighting, gap_bucket)):
+            again = self._further_reads((*name[:-1], _REPEAT), sighting, path, FORECAST.prior_repeat)
+            further += share * (again[0] - further)
+            further_1h += share * (again[1] - further_1h)
+        return PrefixForecast(index, p_reuse, further, p_reuse + (1.0 - p_reuse) * p_late, further_1h, None)
 
     def _further_reads(
-        self, name: CohortName, sighting: int, levels: Sequence[CohortName], prior: float
+        self, name: CohortName, sighting: int, path: Sequence[CohortName], prior: float
     ) -> tuple[float, float]:
         """Return the reads expected after the next arrival, each within five minutes, or within the hour."""
-        classes, view = self._classes, self._view
-        name = name if name[-1] == "repeat" else (*name[:-1], "inner")
+        cohorts, view = self._cohorts, self._view
+        name = name if name[-1] == _REPEAT else (*name[:-1], _INNER)
         soon, hourly = [], []
-        for later in range(sighting + 1, _OWN_FROM + 1):
-            chance = classes.p_reuse_5m(view, name, later, 0, levels, prior, own=False)
-            soon.append(chance)
+        for later in range(sighting + 1, FORECAST.blend_from_arrival + 1):
+            p_reuse = cohorts.p_reuse_5m(view, name, later, 0, path, prior, own=False)
+            soon.append(p_reuse)
             if self._hours:
-                late = classes.p_late_reuse(view, name, later, levels)
-                hourly.append(chance + (1.0 - chance) * late)
+                p_late = cohorts.p_late_reuse(view, name, later, path)
+                hourly.append(p_reuse + (1.0 - p_reuse) * p_late)
         return _expected_reads(soon), _expected_reads(hourly) if hourly else 0.0
 
 
-def with_current_entries(
-    depths: Sequence[PrefixForecast], records: Sequence[PrefixRecord | None], now: float
-) -> list[PrefixForecast]:
-    """Return the same chances with what a later look at the same records says of entries.
+# -- entries ----------------------------------------------------------------------------------
 
-    Chances are not judged again: a look at records counts nothing, and only entries change within a wait.
+
+def with_current_entries(
+    forecasts: Sequence[PrefixForecast], records: Sequence[PrefixRecord | None], now: float
+) -> list[PrefixForecast]:
+    """Return the same probabilities with the entries of a later look at the same records.
+
+    A look at records counts no arrival, and only entries change during a wait.
     """
     later = []
-    for depth, record in zip(depths, records, strict=True):
-        living, pending = depth.cached_ttl, False
-        if record is not None and living is None:
-            living, pending = _entry_state(record, now, answered=False)
-        later.append(depth._replace(cached_ttl=living, in_flight=pending))
+    for forecast, record in zip(forecasts, records, strict=True):
+        cached_ttl, in_flight = forecast.cached_ttl, False
+        if record is not None and cached_ttl is None:
+            cached_ttl, in_flight = _entry_state(record, now, answered=False)
+        later.append(forecast._replace(cached_ttl=cached_ttl, in_flight=in_flight))
     return later
 
 
 def _from_own_record(index: int, record: PrefixRecord, now: float, *, answered: bool) -> PrefixForecast:
-    """Return what is known of a prefix by its record alone, without the later chance."""
-    soon = now - record.last_arrival <= FIVE_MINUTES
-    chance = (record.reuses_5m + soon + _OWN_PRIOR * _KNOWN) / (record.trials_5m + 1.0 + _OWN_PRIOR)
-    more = _reads_in_a_row(chance)
-    living, pending = _entry_state(record, now, answered=answered)
-    return _made(PrefixForecast, (index, chance, more, chance, more, living, pending))
+    """Return the forecast of a prefix by its record alone, without late reuse."""
+    soon, weight = now - record.last_arrival <= FIVE_MINUTES, FORECAST.own_prior_weight
+    p_reuse = (record.reuses_5m + soon + weight * FORECAST.own_prior) / (record.trials_5m + 1.0 + weight)
+    further = _reads_in_a_row(p_reuse)
+    cached_ttl, in_flight = _entry_state(record, now, answered=answered)
+    return _made(PrefixForecast, (index, p_reuse, further, p_reuse, further, cached_ttl, in_flight))
 
 
 def _entry_state(record: PrefixRecord, now: float, *, answered: bool) -> tuple[Ttl | None, bool]:
-    """Return the TTL of the entry that the provider holds, and whether one is pending.
+    """Return the TTL of the entry at the provider, and True if one is in flight.
 
-    `answered`: the model speaks right after it.
+    `answered` is True if an assistant's message follows the prefix. If a request ended there, that message is
+    its answer, so the entry in flight has been written.
     """
-    living, pending = record.expires > now, record.in_flight_until > now
-    if pending and (living or (answered and record.request_ended_here)):
-        # Where a prompt ended here and its answer is in this one, it has begun.
-        living, pending = True, False
-    if not living:
-        return None, pending
-    return ("1h" if record.ttl >= ONE_HOUR else "5m"), pending
+    cached, in_flight = record.expires > now, record.in_flight_until > now
+    if in_flight and (cached or (answered and record.request_ended_here)):
+        cached, in_flight = True, False
+    if not cached:
+        return None, in_flight
+    return ("1h" if record.ttl >= ONE_HOUR else "5m"), in_flight
+
+
+# -- names and numbers ------------------------------------------------------------------------
 
 
 def _known_shared_prefixes(
-    parsed: ParsedRequest, digests: Sequence[bytes], known: Mapping[int, PrefixRecord | None]
+    parsed: ParsedRequest,
+    prefix_hashes: Sequence[PrefixHash],
+    known: Mapping[int, PrefixRecord | None],
 ) -> list[bytes]:
-    """Return the digests of tools and system that a class may be kept for: those seen before.
+    """Return the hashes of tools and system for which a cohort may be kept: those that arrived before.
 
-    Tools or a system prompt that change with every request would fill the table with classes of one.
+    Tools or a system prompt that change with every request would fill the table with cohorts of one request.
     """
     tools, system = parsed.tools_end, parsed.system_end
     if tools and known.get(tools - 1) is None:
         return []
-    trunk = [digests[tools - 1] if tools else b""]
+    shared: list[bytes] = [prefix_hashes[tools - 1] if tools else b""]
     if system > tools and known.get(system - 1) is not None:
-        trunk.append(digests[system - 1])
-    return trunk
+        shared.append(prefix_hashes[system - 1])
+    return shared
 
 
-def _cohort_path(trunk: Sequence[bytes], turns: int) -> list[CohortName]:
-    """Return what narrows a class, level by level: nothing, the stage, tools, system, the very turn."""
-    stage = min(turns, 2)
-    levels: list[CohortName] = [(), (stage,)]
-    if trunk:
-        levels.append((stage, trunk[0]))
-    if len(trunk) > 1:
-        levels += [(stage, *trunk), (stage, *trunk, min(turns, 16))]
-    return levels
+def _cohort_path(shared: Sequence[bytes], turns: int) -> list[CohortName]:
+    """Return the levels of a cohort: all traffic, its stage, tools, system and exact turn."""
+    stage = min(turns, FORECAST.distinct_stages)
+    path: list[CohortName] = [(), (stage,)]
+    if shared:
+        path.append((stage, shared[0]))
+    if len(shared) > 1:
+        path += [(stage, *shared), (stage, *shared, min(turns, FORECAST.distinct_turns))]
+    return path
 
 
 def _gap_bucket(seconds: float) -> int:
-    return 0 if seconds <= FIVE_MINUTES else 1 if seconds <= 1020 else 2 if seconds <= ONE_HOUR else 3
+    if seconds <= FIVE_MINUTES:
+        return 0
+    if seconds <= FORECAST.middle_gap:
+        return 1
+    return 2 if seconds <= ONE_HOUR else 3
 
 
 def _position(parsed: ParsedRequest, index: int) -> CohortName:
-    """Return where in a request a prefix ends: its section, which of the first blocks there, its role."""
-    block = parsed.blocks[index]
+    """Return the position of a prefix's end: its section, its place among the first blocks, its role."""
+    block, most = parsed.blocks[index], FORECAST.distinct_positions
     if index < parsed.tools_end:
         return ("tools",)
     if index < parsed.system_end:
-        return ("system", min(index - parsed.tools_end, 3), index + 1 == parsed.system_end)
-    return ("messages", min(index - parsed.system_end, 3), block.role, block.kind)
+        return ("system", min(index - parsed.tools_end, most), index + 1 == parsed.system_end)
+    return ("messages", min(index - parsed.system_end, most), block.role, block.kind)
 
 
-def _reads_in_a_row(chance: float) -> float:
-    """Return the expected number of reads in a row where each has this chance."""
-    sure = min(chance, _SURE)
-    return sure / (1.0 - sure)
+def _reads_in_a_row(p_reuse: float) -> float:
+    """Return the expected number of reads in a row if each has this probability."""
+    bounded = min(p_reuse, FORECAST.max_certainty)
+    return bounded / (1.0 - bounded)
 
 
-def _expected_reads(chances: Sequence[float]) -> float:
-    """Return the expected number of reads in a row, the last chance holding for all further ones."""
-    reads = _reads_in_a_row(chances[-1])
-    for chance in reversed(chances[:-1]):
-        reads = chance * (1.0 + reads)
+def _expected_reads(probabilities: Sequence[float]) -> float:
+    """Return the expected number of reads in a row; the last probability holds for all further reads."""
+    reads = _reads_in_a_row(probabilities[-1])
+    for p_reuse in reversed(probabilities[:-1]):
+        reads = p_reuse * (1.0 + reads)
     return reads

@@ -1,7 +1,7 @@
-"""The record of one prefix, and what an arrival does to it.
+"""The record of one prefix, and its change with an arrival.
 
-Lives here: what a store keeps of a prefix. Must not know: stores (they apply `arrive`, in Python or in
-Lua), requests, prices, what follows from a record (`core.chances`).
+Contains: the values that a store keeps for a prefix. Must not depend on: stores (they apply `record_arrival`,
+in Python or in Lua), requests, prices, the forecast made from a record (`core.reuse.forecast`).
 
 Times are seconds; a record holds no text and no key.
 """
@@ -10,22 +10,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cachemw.core.tuning import RECORD
+
 FIVE_MINUTES = 300.0
 ONE_HOUR = 3600.0
-# An old trial counts a thirty-second less with each later one: some sixty arrivals make a record.
-_KEEP = 31 / 32
 
 
 class PrefixRecord(NamedTuple):
     """One prefix as a store knows it *before* the arrival that asks.
 
-    `seen` arrivals, the last at `last`, `gap` seconds after the one before (0 for the first).
-    `trials` / `hits`: decayed counts of arrivals that were (not) followed by another within five
-    minutes. `late_trials` / `late_hits`: the same for those not followed within five minutes, and
-    an hour. `whole`: 1 where the last request ended here, 0 where it went on. `expires`, `ttl`:
-    the provider's entry, seconds; 0 where none was ever written. `pending`: until when a request that
-    writes it may still be waiting for its answer to begin; 0 where none is. A record of 0 arrivals says
-    nothing else: no request with this prefix has been accepted yet.
+    `arrivals` counts the requests, the last at `last_arrival`, `last_gap` seconds after the one before (0 for
+    the first). `trials_5m` and `reuses_5m` are decayed counts of arrivals, and of those followed by another
+    within five minutes. `trials_1h` and `reuses_1h` count arrivals not followed within five minutes, and
+    those of them followed within an hour. `request_ended_here` is 1 if the last request ended with the
+    prefix, 0 if it went on. `expires` and `ttl` describe the provider's entry in seconds, 0 if none was ever
+    written. `in_flight_until` is the time until which a request that writes the entry may still wait for its
+    response to start, 0 if there is none.
+
+    A record of 0 arrivals has no other counts: no request with this prefix has been accepted yet.
     """
 
     arrivals: int
@@ -41,11 +43,11 @@ class PrefixRecord(NamedTuple):
     in_flight_until: float
 
     def is_cached(self, now: float) -> bool:
-        """Say whether the provider still holds an entry that a request started `now` can read."""
+        """Return True if the provider still holds an entry that a request started `now` can read."""
         return self.expires > now
 
     def by_clock_ahead(self, seconds: float) -> PrefixRecord:
-        """Return the record by a clock that is so many seconds ahead; times that say "never" stay 0."""
+        """Return the record by a clock that is so many seconds ahead; a time of 0 ("never") stays 0."""
         return self._replace(
             last_arrival=self.last_arrival + seconds,
             expires=self.expires and self.expires + seconds,
@@ -53,7 +55,7 @@ class PrefixRecord(NamedTuple):
         )
 
 
-_made = tuple.__new__  # what the class's own constructor does, a third faster
+_made = tuple.__new__  # does the same as the class's constructor in two thirds of the time
 
 
 def new_record(whole: int, now: float) -> PrefixRecord:
@@ -69,31 +71,43 @@ def in_flight_record(until: float) -> PrefixRecord:
 def record_arrival(record: PrefixRecord, whole: int, now: float) -> PrefixRecord:
     """Return the record after one more arrival.
 
-    Arrivals may come out of order by a worker's clock: a gap is never below zero and `last` never
-    goes back.
+    Clocks of workers differ, so arrivals may come out of order: a gap is never below zero, and `last_arrival`
+    never goes back.
     """
-    seen, last, _, trials, hits, late_trials, late_hits, _, expires, ttl, pending = record
-    gap = now - last if now > last else 0.0
-    trials = trials * _KEEP + 1.0
-    hits *= _KEEP
+    arrivals, last, _, trials, reuses, late_trials, late_reuses, _, expires, ttl, in_flight = record
+    gap, keep = now - last if now > last else 0.0, RECORD.decay
+    trials = trials * keep + 1.0
+    reuses *= keep
     if gap <= FIVE_MINUTES:
-        hits += 1.0
+        reuses += 1.0
     else:
-        late_trials = late_trials * _KEEP + 1.0
-        late_hits = late_hits * _KEEP + (gap <= ONE_HOUR)
+        late_trials = late_trials * keep + 1.0
+        late_reuses = late_reuses * keep + (gap <= ONE_HOUR)
     return _made(
         PrefixRecord,
-        (seen + 1, last + gap, gap, trials, hits, late_trials, late_hits, whole, expires, ttl, pending),
+        (
+            arrivals + 1,
+            last + gap,
+            gap,
+            trials,
+            reuses,
+            late_trials,
+            late_reuses,
+            whole,
+            expires,
+            ttl,
+            in_flight,
+        ),
     )
 
 
 def record_arrivals(record: PrefixRecord | None, count: int, now: float) -> PrefixRecord:
-    """Return the record after so many arrivals at once, none of which ended here."""
+    """Return the record after `count` simultaneous arrivals of requests that went on after the prefix."""
     record = new_record(0, now) if record is None else record_arrival(record, 0, now)
     if count == 1:
         return record
-    keep = _KEEP ** (count - 1)
-    more = (1.0 - keep) / (1.0 - _KEEP)
+    keep = RECORD.decay ** (count - 1)
+    more = (1.0 - keep) / (1.0 - RECORD.decay)
     return record._replace(
         arrivals=record.arrivals + count - 1,
         last_gap=0.0,

@@ -1,7 +1,7 @@
-"""Models that cache by themselves, as data: OpenAI's, Gemini's and DeepSeek's.
+"""Models that cache automatically, as data: OpenAI's, Gemini's and DeepSeek's.
 
-Lives here: what their prices are and what prefix is cached at all, for reports and for hints. Must not know:
-how a name finds its row (`core.models`), requests. Money is USD per million tokens.
+Contains: their prices and minimums, for reports and for hints. Must not depend on: how a name finds its row
+(`model_names`), requests. Money is USD per million tokens.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ SOURCE, DATE = "genai-prices 0.2.3", "2026-11-24"
 
 
 class AutomaticModel(NamedTuple):
-    """One model. `prices`: plain, written, read, output; `long_prices` above `long` input tokens.
+    """One model. `prices` are uncached, cache write, cache read, output; `long_prices` hold above `long`
+    input tokens.
 
-    `hints`: it takes `prompt_cache_breakpoint`. Where writing is free, a written token costs what a plain one does.
+    With `hints` it takes `prompt_cache_breakpoint`. If cache writes are free, a written token costs as much
+    as an uncached one.
     """
 
     name: str
@@ -24,12 +26,12 @@ class AutomaticModel(NamedTuple):
     hints: bool = False
 
 
-# Fewest tokens that are cached: OpenAI, prompt caching guide, October 2026; Google, context caching page,
+# Smallest cached prefix, in tokens: OpenAI, prompt caching guide, October 2026; Google, context caching page,
 # mid-2026 (2,048 for Gemini 2.5, 4,096 from 3 on); DeepSeek, context caching page, 2024-08-02 (its unit).
 MINIMUMS = {"gpt": 1024, "gemini": 4096, "gemini-2.5": 2048, "deepseek": 64}
 
-# A write costs a quarter more from GPT-5.6 on, and lives 30 minutes at least; before, nothing (the same
-# guide). Which models take breakpoints: the guide and LiteLLM 1.109.3.
+# From GPT-5.6 on a cache write costs a quarter more, and its entry is cached for at least 30 minutes. Before,
+# a write is free (the same guide). Models that take breakpoints: the guide and LiteLLM 1.109.3.
 _LONG = 272_000
 _OPENAI = (
     AutomaticModel("gpt-6.1-sol", "2 2.5 0.1 10", _LONG, "4 5 0.2 15", hints=True),
@@ -69,7 +71,7 @@ _GEMINI = (
     AutomaticModel("gemini-2.5-flash", "0.3 0.3 0.03 2.5"),
     AutomaticModel("gemini-2.5-flash-lite", "0.1 0.1 0.01 0.4"),
 )
-# Off-peak; from 1 to 4 and from 6 to 10 o'clock UTC all of it is twice as dear.
+# Off-peak prices; from 1 to 4 and from 6 to 10 o'clock UTC all prices double.
 _DEEPSEEK = (
     AutomaticModel("deepseek-v4-pro", "0.66 0.66 0.022 1.98"),
     AutomaticModel("deepseek-v4-flash", "0.15 0.15 0.003 0.6"),

@@ -27,7 +27,7 @@ import jiter
 import orjson
 
 from cachemw.core.request import json_budget
-from cachemw.core.request.message_blocks import canonical_json
+from cachemw.core.request.canonical_json import canonical_json
 from cachemw.core.request.parser import WireFormat
 from cachemw.engine.call import Call
 from cachemw.errors import BodyError

@@ -1,4 +1,4 @@
-"""Recorded files: both formats as requests, and one sentence about each line that is neither."""
+"""Recorded files: both formats as requests, and one sentence about each line with neither format."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def written(path: Path, *lines: Any) -> Path:
     return path
 
 
-def test_a_request_is_what_comes_before_each_answer(tmp_path: Path) -> None:
-    """Tools and messages before the k-th assistant message are request k."""
+def test_conversation_has_a_request_before_each_answer(tmp_path: Path) -> None:
+    """Request k holds the tools and the messages before the k-th assistant message."""
     (talk,) = read(written(tmp_path / "a.jsonl", TALK), default="some-model")
     assert talk.family == "talk"
     assert talk.requests == (
@@ -36,22 +36,22 @@ def test_a_request_is_what_comes_before_each_answer(tmp_path: Path) -> None:
     )
 
 
-def test_an_empty_answer_is_still_a_request(tmp_path: Path) -> None:
+def test_empty_answer_ends_a_request(tmp_path: Path) -> None:
     """An assistant message without content stands for an answer that was not recorded."""
     silent = {"family": "one", "tools": [], "messages": [USER, {"role": "assistant", "content": ""}]}
     (talk,) = read(written(tmp_path / "a.jsonl", silent), default="m")
     assert talk.requests == ({"model": "m", "messages": [USER]},)
 
 
-def test_gzip_and_blank_lines(tmp_path: Path) -> None:
-    """A .gz file reads like the plain one, and blank lines are passed over."""
+def test_gzip_file_with_blank_lines_is_read(tmp_path: Path) -> None:
+    """A .gz file reads like the plain file, and blank lines are skipped."""
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(orjson.dumps(TALK) + b"\n\n  \n" + orjson.dumps(TALK) + b"\n"))
     assert len(read(path, default="m")) == 2
 
 
 def test_bodies_keep_their_model_and_keys(tmp_path: Path) -> None:
-    """A request body is sent as it is, to another model only where one is given."""
+    """A request body is unchanged; a given model replaces its own."""
     path = written(tmp_path / "a.jsonl", BODY, BODY)
     assert [talk.requests for talk in read(path, default="m")] == [(BODY,), (BODY,)]
     assert read(path, "other")[0].requests == ({**BODY, "model": "other"},)
@@ -107,16 +107,16 @@ def test_bodies_keep_their_model_and_keys(tmp_path: Path) -> None:
         ([], "got the end of the file"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path: Path, lines: list[Any], words: str) -> None:
-    """What is wrong is said with the file, the line, what was expected and what came."""
+def test_wrong_line_is_named_with_the_expected_format(tmp_path: Path, lines: list[Any], words: str) -> None:
+    """The error has the file, the line, the expected and the found value."""
     with pytest.raises(ConfigError) as caught:
         read(written(tmp_path / "some.jsonl", *lines), default="m")
     assert str(caught.value).startswith("some.jsonl line ")
     assert words in str(caught.value)
 
 
-def test_no_text_of_a_prompt_is_said(tmp_path: Path) -> None:
-    """The sentence about a wrong line holds kinds and keys, not what messages say."""
+def test_error_about_a_line_quotes_no_prompt(tmp_path: Path) -> None:
+    """The sentence about a wrong line holds kinds and keys only."""
     secret = {**BODY, "messages": [{"role": "my secret role", "content": "my secret"}]}
     with pytest.raises(ConfigError) as caught:
         read(written(tmp_path / "a.jsonl", secret))
@@ -126,23 +126,23 @@ def test_no_text_of_a_prompt_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "raw", [b"no gzip", gzip.compress(b"{}" * 99, mtime=0)[:-9], b"\x1f\x8b\x08" + b"\x99" * 40]
 )
-def test_a_damaged_gzip_file_is_named(tmp_path: Path, raw: bytes) -> None:
-    """A file that does not unpack is bad input."""
+def test_damaged_gzip_file_is_a_config_error(tmp_path: Path, raw: bytes) -> None:
+    """A file that cannot be decompressed is bad input."""
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(raw)
-    with pytest.raises(ConfigError, match=r"a\.jsonl\.gz: the file can't be read: it is no gzip file"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.gz: the file cannot be read: it is no gzip file"):
         read(path)
 
 
 @pytest.mark.parametrize(("name", "words"), [("none.jsonl", "No such file"), (".", "Is a directory")])
-def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, words: str) -> None:
+def test_missing_file_is_a_config_error(tmp_path: Path, name: str, words: str) -> None:
     """A missing file and a directory are bad input."""
     with pytest.raises(ConfigError, match=words):
         read(tmp_path / name)
 
 
-def test_bodies_of_one_object_or_of_lines(tmp_path: Path) -> None:
-    """A single body may stand on many lines; several stand one a line."""
+def test_bodies_are_read_from_one_object_or_from_lines(tmp_path: Path) -> None:
+    """A single body may span many lines; several bodies stand on one line each."""
     path = tmp_path / "a.json"
     path.write_bytes(orjson.dumps(BODY, option=orjson.OPT_INDENT_2))
     assert bodies(path) == [BODY]
@@ -150,7 +150,7 @@ def test_bodies_of_one_object_or_of_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [TALK, [BODY], 3, b'{"model"'])
-def test_what_is_no_body_is_named(tmp_path: Path, line: Any) -> None:
+def test_line_that_is_no_body_is_a_config_error(tmp_path: Path, line: Any) -> None:
     """Conversations, lists and broken JSON are no request bodies."""
     with pytest.raises(ConfigError, match=r"^a\.json.*: expected a (request body|JSON object)"):
         bodies(written(tmp_path / "a.json", line))

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from cachemw.apps.demo.outcome import Comparison, Outcome, Point, percent, point, usd
+from cachemw.apps.demo.outcome import Comparison, Point, PolicyOutcome, percent, point, usd
 from cachemw.apps.demo.page import bars, lines, page, ticks
 from cachemw.core.billing.usage import Usage
 from cachemw.core.rules.models import MODELS
@@ -21,15 +21,15 @@ _VOID = {"meta", "line", "rect", "circle", "path", "i"}
 
 
 def compared(*policies: Sequence[Point], source: str = "three conversations") -> Comparison:
-    """Return the comparison of three policies by their points."""
+    """Return the comparison of three policies with these points."""
     names = ("no caching", "positional", "cachemw")
-    outcomes = [Outcome(name, points) for name, points in zip(names, policies, strict=True)]
+    outcomes = [PolicyOutcome(name, points) for name, points in zip(names, policies, strict=True)]
     return Comparison(outcomes, source, [("Prices", ODD)])
 
 
-def spent(at: float, read: int, write: int, plain: int, family: str = "talk") -> Point:
-    """Return the point of so many tokens."""
-    return point(at, family, Usage(read, write, 0, plain, 1, ""), SONNET)
+def spent(at: float, cached: int, writes: int, uncached: int, family: str = "talk") -> Point:
+    """Return a point with these tokens."""
+    return point(at, family, Usage(cached, writes, 0, uncached, 1, ""), SONNET)
 
 
 COMPARISON = compared(
@@ -42,7 +42,7 @@ NOTHING = compared([], [], [])
 
 
 class _Tree(HTMLParser):
-    """Collect tags, and fail where they don't nest."""
+    """Collect tags, and fail if they do not nest."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class _Tree(HTMLParser):
 
 
 @pytest.mark.parametrize("comparison", [COMPARISON, NOTHING], ids=["points", "all refused"])
-def test_the_page_is_well_formed_and_self_contained(comparison: Comparison) -> None:
-    """Tags nest, nothing is loaded from elsewhere, no script runs, whatever names hold."""
+def test_page_is_well_formed_and_self_contained(comparison: Comparison) -> None:
+    """Tags nest, no address is loaded and no script runs, for any names."""
     html = page(comparison)
     tree = _Tree()
     tree.feed(html)
@@ -75,15 +75,15 @@ def test_the_page_is_well_formed_and_self_contained(comparison: Comparison) -> N
     assert ODD not in html
 
 
-def test_odd_names_are_escaped_everywhere() -> None:
-    """A family's name, the source and the facts come from outside: each is escaped where it stands."""
+def test_odd_names_are_escaped() -> None:
+    """Names of families, the source and the facts come from outside and are escaped in each place."""
     html = page(COMPARISON)
     assert "<script" not in html
     assert html.count("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;co&#34;") >= 4
 
 
-def test_every_chart_says_what_it_shows() -> None:
-    """Each SVG is an image with a title and a description that exist once, and hold the figures."""
+def test_chart_has_title_and_description() -> None:
+    """Each SVG is an image with a unique title and a description with the figures."""
     html = page(COMPARISON)
     tree = _Tree()
     tree.feed(html)
@@ -94,31 +94,32 @@ def test_every_chart_says_what_it_shows() -> None:
         for name in str(chart["aria-labelledby"]).split():
             assert html.count(f'id="{name}"') == 1
     descriptions = re.findall(r"<desc[^>]*>([^<]+)", html)
-    assert "positional: $0.0440 (-26.7%)." in descriptions[0]
+    assert "positional: $0.0440 (26.7% saved)." in descriptions[0]
     assert "cachemw ends at $0.0424." in descriptions[1]
 
 
-def test_the_figures_are_in_the_table() -> None:
-    """Tokens by kind, cost, change and hit rate of each policy stand in a row."""
+def test_table_has_the_figures_of_each_policy() -> None:
+    """Each row has the tokens by kind, the cost and the saved share."""
     rows = re.findall(r"<tr>(.*?)</tr>", page(COMPARISON), re.DOTALL)
     cells = [re.findall(r">([^<>]+)</t[hd]>", row) for row in rows]
-    assert cells[2] == ["positional", "9,000", "11,000", "0", "$0.0440", "-26.7%", "45.0%", "0"]
+    assert cells[0] == ["policy", "cached", "cache writes", "uncached", "cost", "saved"]
+    assert cells[2] == ["positional", "9,000", "11,000", "0", "$0.0440", "26.7%"]
     assert "simulated" in page(COMPARISON)
 
 
 def test_bars_are_to_scale_and_touch() -> None:
-    """Segments follow one another, as long as what they cost; the dearest bar is the longest."""
-    plain, positional, _ = bars(COMPARISON)
-    assert [kind for kind, *_ in positional.segments] == ["read", "written"]
-    (_, x, read, _), (_, next_x, written, _) = positional.segments
-    assert next_x == pytest.approx(x + read, abs=0.11)
-    ((_, _, whole, _),) = plain.segments
-    assert written / whole == pytest.approx(11_000 * 3.75 / (20_000 * 3), rel=0.01)
-    assert plain.end > positional.end
+    """Segments follow one another with lengths by cost; the most expensive bar is the longest."""
+    no_caching, positional, _ = bars(COMPARISON)
+    assert [kind for kind, *_ in positional.segments] == ["cached", "cache writes"]
+    (_, x, cached, _), (_, next_x, writes, _) = positional.segments
+    assert next_x == pytest.approx(x + cached, abs=0.11)
+    ((_, _, whole, _),) = no_caching.segments
+    assert writes / whole == pytest.approx(11_000 * 3.75 / (20_000 * 3), rel=0.01)
+    assert no_caching.end > positional.end
 
 
-def test_lines_add_up_and_their_labels_are_apart() -> None:
-    """Lines only rise, end where the cost ends, and labels are a line of text apart at least."""
+def test_lines_rise_and_their_labels_are_apart() -> None:
+    """Lines only rise and end at the total cost; labels are at least a line of text apart."""
     chart = lines(COMPARISON)
     for line in chart.lines:
         heights = [float(pair.split()[1]) for pair in line.path[1:].split("L")]
@@ -130,7 +131,7 @@ def test_lines_add_up_and_their_labels_are_apart() -> None:
     assert chart.unit == "minutes"
 
 
-def test_long_lines_are_thinned_but_keep_their_end() -> None:
+def test_long_line_is_thinned_and_keeps_its_end() -> None:
     """Ten thousand requests are drawn with few points, over hours."""
     points = [spent(60.0 * index, 0, 0, 1_000) for index in range(10_000)]
     line = lines(compared(points, points, points)).lines[0]
@@ -151,31 +152,31 @@ def test_long_lines_are_thinned_but_keep_their_end() -> None:
     ],
 )
 def test_ticks_are_round_numbers(most: float, expected: list[float]) -> None:
-    """Axes carry round numbers up to the greatest value."""
+    """Axes have round numbers up to the largest value."""
     assert ticks(most) == expected
 
 
-def test_many_families_are_cut() -> None:
-    """The dearest twelve families are shown, the others counted."""
+def test_families_above_twelve_are_counted_only() -> None:
+    """The twelve most expensive families are shown."""
     points = [spent(i, 0, 0, 100 + i, f"family {i:02}") for i in range(15)]
     html = page(compared(points, points, points))
-    assert "And 3 more of lower cost." in html
+    assert "3 more families of lower cost are not shown." in html
     assert "family 14" in html
     assert "family 02" not in html
 
 
-def test_costs_are_split_exactly() -> None:
-    """The three parts of a point are what read, written and plain tokens cost."""
+def test_point_costs_are_exact_by_kind() -> None:
+    """The three parts of a point are the costs of cached, written and uncached tokens."""
     assert spent(0, 1_000_000, 100_000, 10_000).costs == (Decimal("0.3"), Decimal("0.375"), Decimal("0.03"))
     both = point(0, "talk", Usage(0, 1_000, 1_000, 0, 0, ""), SONNET)
     assert sum(both.costs) == Decimal("0.00975")
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [(None, ""), (0.0, "0.0%"), (-0.0004, "0.0%"), (0.1, "+10.0%"), (-0.713, "-71.3%"), (1.0, "+100.0%")],
+    ("share", "words"),
+    [(None, ""), (0.0, "0.0%"), (-0.0004, "0.0%"), (0.1, "10.0%"), (-0.713, "-71.3%"), (1.0, "100.0%")],
 )
-def test_changes_are_written_with_a_sign(change: float | None, words: str) -> None:
-    """A change has its sign, nothing has none."""
-    assert percent(change) == words
+def test_percent_shows_one_decimal(share: float | None, words: str) -> None:
+    """Negative shares keep their sign, and None is empty."""
+    assert percent(share) == words
     assert usd(Decimal("1234.5")) == "$1,234.5000"

@@ -1,4 +1,4 @@
-"""The positional default: where it marks, and what it leaves alone."""
+"""The positional policy: the blocks that it marks, and those that it leaves alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cachemw.apps.demo.policies import POLICIES, positional
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 
 MARK = {"type": "ephemeral"}
 BLANK = " \n"
@@ -49,8 +49,10 @@ def marked(body: Any) -> list[tuple[int, int]]:
         ([("user", [text("a", cache_control=MARK), text("b")])], [(0, 0)]),
     ],
 )
-def test_places(contents: list[tuple[str, Any]], places: list[tuple[int, int]]) -> None:
-    """Markers stand on the last block of the system section and of the last message that takes one."""
+def test_positional_marks_system_end_and_last_message(
+    contents: list[tuple[str, Any]], places: list[tuple[int, int]]
+) -> None:
+    """Markers stand on the last eligible block of both."""
     body = {"model": "m", "messages": [{"role": role, "content": content} for role, content in contents]}
     before = copy.deepcopy(body)
     after = positional(body)
@@ -59,8 +61,8 @@ def test_places(contents: list[tuple[str, Any]], places: list[tuple[int, int]]) 
     assert canonical(after) == canonical(before)
 
 
-def test_no_caching_drops_the_clients_markers() -> None:
-    """The first row is without any marker, the last is given the request as it is."""
+def test_no_caching_drops_the_markers_of_the_client() -> None:
+    """The first policy sends no marker, the last one the unchanged request."""
     body = {"model": "m", "messages": [{"role": "user", "content": [text("a", cache_control=MARK)]}]}
     first, _, last = POLICIES
     assert marked(first.prepare(body)) == []

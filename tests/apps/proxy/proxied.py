@@ -1,7 +1,11 @@
-"""The proxy in a thread, a raw upstream that does as it is told, and a raw client."""
+"""The proxy in a thread, a raw upstream with a given behaviour, a raw client, and requests."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
+import os
 import socket
 import threading
 import time
@@ -12,14 +16,39 @@ from typing import Any
 import uvicorn
 
 from cachemw.apps.proxy.reverse_proxy import Limits
-from cachemw.apps.proxy.server import Options, Proxy
+from cachemw.apps.proxy.server import Proxy, ProxyOptions
 from cachemw.apps.proxy.serving import config, listen
+from tests.clients.recorder import conversation
 
-QUICK = Limits(connect=1.0, first_byte=0.5, idle=0.3)
+QUICK = Limits(connect=10.0, first_byte=30.0, idle=1.0)
+"""Limits that end a stalled answer soon, and that a slow machine still keeps."""
+PATIENCE = 30.0
+"""Seconds until a test gives up. No passing test waits so long."""
+CHAT = "/serving-endpoints/chat/completions"
+LONG = "A support agent reads the policy, looks at the order and answers in two sentences. " * 120
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
+
+
+def chat(headers: dict[str, str] | None = None, path: str = CHAT, **more: Any) -> dict[str, Any]:
+    """Return the arguments of httpx2 that send the conversation."""
+    return {"method": "POST", "url": path, "json": {**conversation(), **more}, "headers": headers or {}}
+
+
+def post(body: bytes, *headers: str, path: str = CHAT) -> bytes:
+    """Return a raw POST."""
+    lines = [f"POST {path} HTTP/1.1", "host: proxy", f"content-length: {len(body)}", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def jwt(**claims: Any) -> str:
+    """Return a token with a random signature, of one issuer and subject unless `claims` name others."""
+    parts = [{"alg": "RS256"}, {"iss": "https://accounts.example.com", "sub": "victim", **claims}]
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts]
+    return ".".join([*encoded, base64.urlsafe_b64encode(os.urandom(24)).decode()])
 
 
 class Proxied:
-    """A proxy that runs: its address, its middleware, and the connections of its clients."""
+    """A running proxy: its address, its middleware, and the connections of its clients."""
 
     def __init__(self, port: int, app: Proxy, connections: Collection[Any]) -> None:
         self.connections = connections
@@ -28,46 +57,63 @@ class Proxied:
         self.mw: Any = app._app._cachemw
 
     def connect(self, *, buffer: int | None = None) -> socket.socket:
-        """Return a connection, with a receive buffer of so many bytes."""
+        """Return a connection, optionally with a receive buffer of this size."""
         made = socket.socket()
         if buffer is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-        made.settimeout(10)
+        made.settimeout(PATIENCE)
         made.connect(("127.0.0.1", self.port))
         return made
 
     def ask(self, *raw: bytes) -> bytes:
-        """Return everything that comes back for raw bytes until the connection ends."""
+        """Send raw bytes, and return all bytes of the answer until the connection ends."""
         with closing(self.connect()) as made:
             for part in raw:
                 made.sendall(part)
             return rest(made)
 
 
+class _Server(uvicorn.Server):
+    """A server that stops at once: uvicorn's own main loop looks for its end each tenth of a second."""
+
+    def __init__(self, settings: uvicorn.Config) -> None:
+        super().__init__(settings)
+        self.serves, self._stopped = threading.Event(), asyncio.Event()
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.serves.set()
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """End the main loop, from another thread."""
+        self._loop.call_soon_threadsafe(self._stopped.set)
+
+
 @contextmanager
 def proxying(
     upstream: str, *, limits: Limits | None = None, send_buffer: int = 0, **options: Any
 ) -> Iterator[Proxied]:
-    """Run the proxy on a free port; fields of `Options`, and settings as `fields`."""
+    """Run the proxy on a free port, with fields of `ProxyOptions`, and settings as `fields`."""
     fields = {"provider": "databricks", **options.pop("fields", {})}
-    app = Proxy(Options(upstream, limits=limits or Limits(), fields=fields, **options))
+    app = Proxy(ProxyOptions(upstream, limits=limits or Limits(), fields=fields, **options))
     listener = listen("127.0.0.1", 0)
     if send_buffer:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    server = uvicorn.Server(config(lambda: app, drain=2))
+    server = _Server(config(lambda: app, drain=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    until(lambda: server.started, "the proxy runs")
+    assert server.serves.wait(PATIENCE)
     try:
         yield Proxied(listener.getsockname()[1], app, server.server_state.connections)
     finally:
-        server.should_exit = True
-        thread.join(10)
+        server.stop()
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
 class Raw:
-    """An upstream of one function that is given each connection with what was read of its first request."""
+    """An upstream that calls a function with each connection and the first request on it."""
 
     def __init__(self, handle: Callable[[socket.socket, bytes], None]) -> None:
         self.arrived: list[bytes] = []
@@ -97,7 +143,7 @@ class Raw:
 
 @contextmanager
 def raw(handle: Callable[[socket.socket, bytes], None] | bytes) -> Iterator[Raw]:
-    """Run a raw upstream: a function of its connection and the request, or the bytes that it answers."""
+    """Run a raw upstream: a function of connection and request, or the bytes of each answer."""
     given = handle
     served = Raw(given if callable(given) else lambda made, _: made.sendall(given))
     try:
@@ -126,7 +172,7 @@ def request(made: socket.socket) -> bytes:
 
 
 def rest(made: socket.socket) -> bytes:
-    """Return all that a connection still brings until it ends."""
+    """Return all further bytes of a connection until it ends."""
     parts = []
     with suppress(ConnectionResetError):
         while part := made.recv(1 << 20):
@@ -134,9 +180,9 @@ def rest(made: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def until(true: Callable[[], Any], what: str, seconds: float = 10.0) -> None:
-    """Wait until something is true."""
+def until(true: Callable[[], Any], expected: str, seconds: float = PATIENCE) -> None:
+    """Wait until a condition holds; fail with its description after some seconds."""
     end = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < end, what
+        assert time.monotonic() < end, expected
         time.sleep(0.005)

@@ -1,7 +1,8 @@
-"""Prompts and credentials that pass through each integration: neither is in logs, counts, events, reports or memory.
+"""Prompts and credentials in each integration: no trace in logs, counts, events, reports and memory.
 
-The store server and `wrap` are in `tests/stores/redis/test_secrets.py`; here are the transport, the ASGI middleware, the
-proxy and the middleware itself, on answers that repeat the request in errors, and on failures.
+The store server and `wrap` are in `tests/stores/redis/test_secrets.py`. This module has the transport, the
+ASGI middleware, the proxy and the middleware itself, with answers that quote the request, and with failures.
+
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from starlette.responses import JSONResponse, Response
 
 import cachemw
 from cachemw import AsyncCacheTransport, AsyncMiddleware, CacheMiddleware, CacheTransport, Middleware
-from tests.apps.proxy.proxied import QUICK, proxying, raw
+from tests.apps.proxy.proxied import PATIENCE, QUICK, proxying, raw
 from tests.clients.endpoint import Endpoint, completion, events
 from tests.integrations.test_asgi import App, Asked, answer, part, start
 from tests.stores.redis.test_secrets import found
@@ -33,7 +34,7 @@ _drawn = random.Random(20_261_201)
 
 
 def text(words: int) -> str:
-    """Return words that are found nowhere else."""
+    """Return random words that occur in no other place."""
     return " ".join("".join(_drawn.choices(string.ascii_letters, k=9)) for _ in range(words))
 
 
@@ -67,7 +68,7 @@ def body(**more: Any) -> dict[str, Any]:
 
 
 def echo(status: int, word: str = "") -> Callable[[dict[str, Any]], Response]:
-    """Answer with an error that repeats the request and its credentials, as some gateways do."""
+    """Answer with an error that quotes the request and its credentials, as some gateways do."""
 
     def answered(asked: dict[str, Any]) -> Response:
         said = f"{word} cannot be: {json.dumps(asked)} {json.dumps(CREDENTIALS)}"
@@ -77,7 +78,7 @@ def echo(status: int, word: str = "") -> Callable[[dict[str, Any]], Response]:
 
 
 def html(_asked: dict[str, Any]) -> Response:
-    """Answer with a success that is no JSON and repeats the prompt."""
+    """Answer with a success that is not JSON and quotes the prompt."""
     return Response(json.dumps(PROMPTS) + "{", media_type="application/json")
 
 
@@ -94,8 +95,8 @@ each_answer = pytest.mark.parametrize("kind", ANSWERS)
 
 
 @pytest.fixture
-def told(caplog: pytest.LogCaptureFixture) -> Iterator[list[object]]:
-    """Collect events and whatever else tests add; at the end no canary may be in them, or in any log line."""
+def collected(caplog: pytest.LogCaptureFixture) -> Iterator[list[object]]:
+    """Collect events and other values; at the end no canary may be in them, or in any log line."""
     caplog.set_level(logging.DEBUG, logger="cachemw")
     caplog.set_level(logging.WARNING)
     collected: list[object] = []
@@ -125,32 +126,32 @@ def texts_of(*roots: object) -> bytes:
     return b"\n".join(kept)
 
 
-def at_rest(mw: Any) -> None:
-    """Hold that the middleware's memory, its counts and its report have no canary once no call is under way."""
+def assert_no_canary(mw: Any) -> None:
+    """Check that memory, counts and report of an idle middleware hold no canary."""
     gc.collect()
     assert found(texts_of(mw), CANARIES) == set()
     assert found(repr([mw, mw.settings, mw.counts, vars(mw._shell.store)]).encode(), CANARIES) == set()
 
 
-def settings(mw: type[Any], told: list[object], **more: Any) -> Any:
-    """Return a middleware with a hook and everything that is opt-in."""
+def middleware(mw: type[Any], collected: list[object], **more: Any) -> Any:
+    """Return a middleware with a hook and all opt-ins."""
     fields: dict[str, Any] = {
         "provider": "databricks",
         "coalesce": True,
         "split_text": True,
         "sort_tools": True,
     }
-    return mw(cachemw.Settings(**{**fields, **more}), hooks=[told.append])
+    return mw(cachemw.Settings(**{**fields, **more}), hooks=[collected.append])
 
 
 # --- the transport ------------------------------------------------------------------------------------------
 
 
 @each_answer
-def test_transport_leaves_no_canary(endpoint: Endpoint, told: list[object], kind: str) -> None:
-    """Neither answers that repeat the request nor broken ones leave a trace."""
-    mw = settings(Middleware, told)
-    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": 10}
+def test_transport_leaves_no_canary(endpoint: Endpoint, collected: list[object], kind: str) -> None:
+    """Answers that quote the request and broken answers leave no trace."""
+    mw = middleware(Middleware, collected)
+    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": PATIENCE}
     with httpx2.Client(transport=CacheTransport(middleware=mw), **given) as client:
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -158,17 +159,19 @@ def test_transport_leaves_no_canary(endpoint: Endpoint, told: list[object], kind
             try:
                 client.post(f"{endpoint.url}{CHAT}?key={QUERY}", json=body(stream=kind == "broken stream"))
             except httpx2.TransportError as error:
-                told.append(error)
-        told += [mw.report(), mw.report("process"), mw.counts]
-        at_rest(mw)
+                collected.append(error)
+        collected += [mw.report(), mw.report("process"), mw.counts]
+        assert_no_canary(mw)
     assert endpoint.arrived[0].headers["x-custom"] == CREDENTIALS["x-custom"]
 
 
 @each_answer
-async def test_async_transport_leaves_no_canary(endpoint: Endpoint, told: list[object], kind: str) -> None:
-    """The same, awaited."""
-    mw = settings(AsyncMiddleware, told)
-    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": 10}
+async def test_async_transport_leaves_no_canary(
+    endpoint: Endpoint, collected: list[object], kind: str
+) -> None:
+    """The same rule holds for the async transport."""
+    mw = middleware(AsyncMiddleware, collected)
+    given = {"trust_env": False, "headers": CREDENTIALS, "timeout": PATIENCE}
     async with httpx2.AsyncClient(transport=AsyncCacheTransport(middleware=mw), **given) as client:
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -178,17 +181,17 @@ async def test_async_transport_leaves_no_canary(endpoint: Endpoint, told: list[o
                     f"{endpoint.url}{CHAT}?key={QUERY}", json=body(stream=kind == "broken stream")
                 )
             except httpx2.TransportError as error:
-                told.append(error)
-        told += [await mw.report(), await mw.report("process"), mw.counts]
-        at_rest(mw)
+                collected.append(error)
+        collected += [await mw.report(), await mw.report("process"), mw.counts]
+        assert_no_canary(mw)
 
 
 # --- the ASGI middleware ------------------------------------------------------------------------------------
 
 
-async def test_asgi_leaves_no_canary(told: list[object]) -> None:
-    """Namespaces come of credentials; answers, errors of the app and clients that leave keep nothing of either."""
-    mw = settings(AsyncMiddleware, told)
+async def test_asgi_leaves_no_canary(collected: list[object]) -> None:
+    """Namespaces are hashes of credentials; answers, errors and disconnects leave neither."""
+    mw = middleware(AsyncMiddleware, collected)
     said = f"messages.0.content.0: cache_control cannot be: {PROMPTS['system']} {CREDENTIALS}"
     app = App(
         answer(completion()),
@@ -207,14 +210,14 @@ async def test_asgi_leaves_no_canary(told: list[object]) -> None:
             await asked.run()
         except RuntimeError as error:
             assert number == 3
-            told.append(error)
-        ours = [pair for pair in asked.sent[0]["headers"] if pair[0].startswith(b"x-cachemw")]
-        told.append(ours)
+            collected.append(error)
+        added = [pair for pair in asked.sent[0]["headers"] if pair[0].startswith(b"x-cachemw")]
+        collected.append(added)
     await Asked(wrapped, json.dumps(body()).encode(), path=CHAT, headers=headers, messages=[]).run()
-    told += [await mw.report(), mw.counts]
+    collected += [await mw.report(), mw.counts]
     app.scopes.clear()
     del asked
-    at_rest(mw)
+    assert_no_canary(mw)
 
 
 # --- the proxy ----------------------------------------------------------------------------------------------
@@ -222,12 +225,12 @@ async def test_asgi_leaves_no_canary(told: list[object]) -> None:
 
 @each_answer
 def test_proxy_leaves_no_canary(
-    endpoint: Endpoint, told: list[object], kind: str, capfd: pytest.CaptureFixture[str]
+    endpoint: Endpoint, collected: list[object], kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Its process logs and holds nothing of requests, of credentials or of answers."""
+    """The process logs and keeps no part of requests, credentials and answers."""
     with (
         proxying(endpoint.url) as running,
-        httpx2.Client(trust_env=False, timeout=10, headers=CREDENTIALS) as client,
+        httpx2.Client(trust_env=False, timeout=PATIENCE, headers=CREDENTIALS) as client,
     ):
         for _ in range(3):
             if (reply := ANSWERS[kind]) is not None:
@@ -235,10 +238,10 @@ def test_proxy_leaves_no_canary(
             try:
                 client.post(f"{running.url}{CHAT}?key={QUERY}", json=body(stream=kind == "broken stream"))
             except httpx2.TransportError as error:
-                told.append(error)
-        told.append(running.mw.counts)
-        at_rest(running.mw)
-    told.append(capfd.readouterr())
+                collected.append(error)
+        collected.append(running.mw.counts)
+        assert_no_canary(running.mw)
+    collected.append(capfd.readouterr())
 
 
 BROKEN = {
@@ -259,9 +262,9 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_proxy_before_broken_upstream_leaves_no_canary(
-    told: list[object], kind: str, capfd: pytest.CaptureFixture[str]
+    collected: list[object], kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """An upstream that answers with something that is not HTTP is named by a fixed sentence, without its text."""
+    """A fixed sentence reports an upstream that is not HTTP, without its text."""
     head = [
         f"POST {CHAT}?key={QUERY} HTTP/1.1",
         "host: proxy",
@@ -275,12 +278,12 @@ def test_proxy_before_broken_upstream_leaves_no_canary(
     )
     with raw(BROKEN[kind]) as upstream, proxying(upstream.url, limits=QUICK) as running:
         got = running.ask(request)
-        told.append(running.mw.counts)
-        at_rest(running.mw)
+        collected.append(running.mw.counts)
+        assert_no_canary(running.mw)
     assert upstream.arrived
     if got.startswith(b"HTTP/1.1 5"):
-        told.append(got)
-    told.append(capfd.readouterr())
+        collected.append(got)
+    collected.append(capfd.readouterr())
 
 
 @pytest.mark.parametrize(
@@ -295,60 +298,60 @@ def test_proxy_before_broken_upstream_leaves_no_canary(
     ],
 )
 def test_proxy_refused_request_leaves_no_canary(
-    endpoint: Endpoint, told: list[object], request_line: str, capfd: pytest.CaptureFixture[str]
+    endpoint: Endpoint, collected: list[object], request_line: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A request that is not HTTP, or that cannot be passed on, is answered and logged without its text."""
     headers = "".join(f"{name}: {value}\r\n" for name, value in CREDENTIALS.items())
     with proxying(endpoint.url, limits=QUICK) as running:
         got = running.ask(f"{request_line}\r\nhost: proxy\r\n{headers}connection: close\r\n\r\n".encode())
-        told.append(running.mw.counts)
-        at_rest(running.mw)
+        collected.append(running.mw.counts)
+        assert_no_canary(running.mw)
     if b" 404 " not in got.split(b"\r\n")[0]:
-        told.append(got)
-    told.append(capfd.readouterr())
+        collected.append(got)
+    collected.append(capfd.readouterr())
 
 
-# --- failures of our own --------------------------------------------------------------------------------------
+# --- failures of cachemw ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError, cachemw.ConfigError])
 def test_failure_that_quotes_the_prompt_is_counted_by_class_only(
-    told: list[object], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    collected: list[object], error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An exception inside the middleware, or in a hook, may have the prompt in its text: none of it is kept."""
+    """The text of an exception inside the middleware or in a hook is kept nowhere."""
 
     def fail(*_: object, **__: object) -> None:
         raise error(PROMPTS["system"])
 
-    mw = settings(Middleware, told)
-    mw._decisions.hooks = (*mw._decisions.hooks, fail)
+    mw = middleware(Middleware, collected)
+    mw._shared.hooks = (*mw._shared.hooks, fail)
     call = mw.prepare(body())
     mw.settle(call, {"prompt_tokens": 9})
-    monkeypatch.setattr(mw._decisions, "weigh", fail)
+    monkeypatch.setattr(mw._flow.planner, "forecast_and_plan", fail)
     passed = mw.prepare(sent := body())
     assert passed.body is sent
     mw.fail(passed)
     monkeypatch.undo()
-    told += [mw.report("process"), mw.counts, passed, call]
+    collected += [mw.report("process"), mw.counts, passed, call]
     assert sum(mw.counts[name] for name in mw.counts if name.startswith("error.hook.")) > 0
     del call, passed, sent
-    mw._decisions.hooks = ()
-    at_rest(mw)
+    mw._shared.hooks = ()
+    assert_no_canary(mw)
 
 
-def test_call_and_its_events_show_no_prompt(told: list[object]) -> None:
-    """The repr of a call, which an application may log, leaves out the body; so do plans, receipts and events."""
-    mw = settings(Middleware, told)
+def test_call_and_its_events_show_no_prompt(collected: list[object]) -> None:
+    """The repr of a call, plan, receipt or event leaves out the body, because applications log them."""
+    mw = middleware(Middleware, collected)
     call = mw.prepare(body(), {"app": "support"})
     receipt = mw.settle(call, {"prompt_tokens": 9_000, "cache_creation_input_tokens": 8_000})
-    told += [call, call.plan, call.plan.explain(), receipt]
+    collected += [call, call.plan, call.plan.explain(), receipt]
     assert "support" in repr(call)
     assert call.plan.breakpoints
 
 
-def test_the_walk_finds_a_prompt_that_is_held(told: list[object]) -> None:
-    """A call that is still held is found by the search through memory."""
-    mw = settings(Middleware, told)
+def test_search_through_memory_finds_a_held_prompt(collected: list[object]) -> None:
+    """The search finds the prompt of a call that is still held."""
+    mw = middleware(Middleware, collected)
     call = mw.prepare(body())
     assert {"system", "question", "tool", "user"} <= found(texts_of(mw, call), CANARIES)
     closed: Mapping[str, object] = {"held": lambda: call}

@@ -1,4 +1,4 @@
-"""Clients that send no more: those that wait for their answer, and those that have left."""
+"""Clients that have closed their side for writing, and clients that have disconnected."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import closing
 
 import pytest
 
-from cachemw.apps.proxy import serving
-from tests.apps.proxy.proxied import proxying, raw, rest, until
+from cachemw.apps.proxy import connection
+from tests.apps.proxy.proxied import PATIENCE, proxying, raw, rest, until
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def post(size: int, version: str = "1.1") -> bytes:
-    """Return a request with a body of so many bytes."""
+    """Return a request with a body of `size` bytes."""
     head = f"POST /x HTTP/{version}\r\nhost: proxy\r\ncontent-length: {size}\r\n\r\n"
     return head.encode() + b"a" * size
 
 
 @pytest.fixture
 def released() -> Iterator[threading.Event]:
-    """Let an upstream wait for a test, at most until the test is over."""
+    """Return an event for which an upstream waits, at most until the test is over."""
     event = threading.Event()
     yield event
     event.set()
@@ -33,7 +33,7 @@ def released() -> Iterator[threading.Event]:
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize("size", [0, 3, 3_000_000])
 def test_half_closed_client_gets_its_answer(size: int, version: str) -> None:
-    """A client may close its side for writing once its request is whole: the connection ends with the answer."""
+    """A client may close its side once its request is whole; the connection ends with the answer."""
     with raw(OK) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
         made.sendall(post(size, version))
         made.shutdown(socket.SHUT_WR)
@@ -46,7 +46,7 @@ def test_half_closed_client_gets_its_answer(size: int, version: str) -> None:
 
 
 def test_half_closed_client_with_several_requests_gets_all_answers() -> None:
-    """Requests that were sent one behind another are answered in their order."""
+    """Requests sent one after another are answered in their order."""
     numbers = iter(range(3))
 
     def answer(made: socket.socket, _: bytes) -> None:
@@ -60,11 +60,11 @@ def test_half_closed_client_with_several_requests_gets_all_answers() -> None:
 
 
 def test_half_closed_client_gets_a_stream_to_its_end(released: threading.Event) -> None:
-    """An answer that has begun before the client's side closes goes on."""
+    """An answer that has begun before the client closes its side goes on."""
 
     def answer(made: socket.socket, _: bytes) -> None:
         made.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
-        assert released.wait(10)
+        assert released.wait(PATIENCE)
         made.sendall(b"3\r\nend\r\n0\r\n\r\n")
 
     with raw(answer) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
@@ -80,11 +80,11 @@ def test_half_closed_client_gets_a_stream_to_its_end(released: threading.Event) 
 def test_half_closed_client_that_waits_long_is_probed_with_interim_answers(
     released: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interim answers come before the final one, which is whole."""
-    monkeypatch.setattr(serving, "_PROBE_SECONDS", 0.01)
+    """Interim answers precede the final answer, which is whole."""
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 0.01)
 
     def answer(made: socket.socket, _: bytes) -> None:
-        assert released.wait(10)
+        assert released.wait(PATIENCE)
         made.sendall(OK)
 
     with raw(answer) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
@@ -102,8 +102,11 @@ def test_half_closed_client_that_waits_long_is_probed_with_interim_answers(
 
 @pytest.mark.parametrize("half_first", [False, True])
 @pytest.mark.parametrize("size", [3, 200_000, 3_000_000])
-def test_client_that_closes_cancels_its_upstream_request(size: int, half_first: bool) -> None:
-    """A full close is seen by the probe, however large the body was, and whether the client had half-closed before."""
+def test_client_that_closes_cancels_its_upstream_request(
+    size: int, half_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe detects a full close after any body, with or without an earlier half-close."""
+    monkeypatch.setattr(connection, "_PROBE_SECONDS", 0.01)
     with raw(lambda made, _: rest(made) and None) as upstream, proxying(upstream.url) as running:
         with closing(running.connect()) as made:
             made.sendall(post(size))
@@ -116,8 +119,8 @@ def test_client_that_closes_cancels_its_upstream_request(size: int, half_first: 
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST /x HT", post(100)[:-50], post(3) + b"POST /x HTTP/1.1\r\n"])
-def test_client_that_closes_without_a_whole_request_is_let_go(sent: bytes) -> None:
-    """A connection on which no request waits for an answer ends with the client's side."""
+def test_client_that_closes_without_a_whole_request_is_disconnected(sent: bytes) -> None:
+    """A connection without a pending request ends with the client's side."""
     with raw(OK) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
         made.sendall(sent)
         made.shutdown(socket.SHUT_WR)

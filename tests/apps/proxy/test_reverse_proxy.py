@@ -1,20 +1,17 @@
-"""What the proxy makes of answers and requests that can't pass as they are, and of who waits for one."""
+"""Answers and requests that the proxy cannot pass unchanged, and the clients that wait for them."""
 
 from __future__ import annotations
 
 import json
 import socket
-import time
 from contextlib import closing
 from typing import Any
 
 import pytest
 
-from tests.apps.proxy.proxied import QUICK, proxying, raw, rest, until
+from tests.apps.proxy.proxied import CHAT, OK, QUICK, proxying, raw, rest, until
 from tests.clients.recorder import MODEL, conversation
 
-CHAT = "/serving-endpoints/chat/completions"
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
 GET = b"GET /x HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n\r\n"
 
 
@@ -26,13 +23,13 @@ def chat(*headers: str, **more: Any) -> bytes:
 
 
 def code(got: bytes) -> tuple[int, str]:
-    """Return status and code of an error of ours."""
+    """Return the status and the code of an error of the proxy."""
     head, _, body = got.partition(b"\r\n\r\n")
     return int(head.split()[1]), json.loads(body)["error"]["code"]
 
 
-def test_who_leaves_is_heard_behind_another_request() -> None:
-    """The end of an answer does not make us deaf to the client of the next, which has begun already."""
+def test_client_that_disconnects_after_another_answer_cancels_its_stream() -> None:
+    """The end of one answer does not stop the watch on the client of the next."""
 
     def answer(made: socket.socket, whole: bytes) -> None:
         if whole.startswith(b"POST"):
@@ -44,14 +41,15 @@ def test_who_leaves_is_heard_behind_another_request() -> None:
     with raw(answer) as upstream, proxying(upstream.url) as running:
         with closing(running.connect()) as made:
             made.sendall(chat(model=MODEL) + b"GET /stream HTTP/1.1\r\nhost: proxy\r\n\r\n")
-            until(lambda: len(upstream.arrived) == 2, "the stream is asked for")
-            time.sleep(0.2)
-        until(lambda: upstream.left == 2, "the upstream hears of it", 2)
+            got = b""
+            while not got.endswith(b"2\r\nok\r\n"):
+                got = made.recv(65_536, socket.MSG_PEEK)  # unread bytes make the close a reset
+        until(lambda: upstream.left == 2, "the upstream sees the connection end")
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
-def test_an_answer_without_a_body_has_no_length(status: bytes) -> None:
-    """What it says of one is not waited for; the connection serves on."""
+def test_answer_without_a_body_has_no_length(status: bytes) -> None:
+    """The client does not wait for a body, and the connection stays usable."""
     answer = b"HTTP/1.1 " + status + b"\r\ncontent-length: 20\r\netag: x\r\nconnection: close\r\n\r\n"
     with raw(answer) as upstream, proxying(upstream.url) as running:
         got = running.ask(GET.replace(b"connection: close\r\n", b"") + GET)
@@ -59,15 +57,15 @@ def test_an_answer_without_a_body_has_no_length(status: bytes) -> None:
     assert got == head + b"\r\n" + head + b"connection: close\r\n\r\n"
 
 
-def test_a_head_is_told_the_length_of_a_body() -> None:
-    """That is what it asks for."""
+def test_head_answer_keeps_the_length() -> None:
+    """The length of the body is the purpose of HEAD."""
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\nconnection: close\r\n\r\n"
     with raw(answer) as upstream, proxying(upstream.url) as running:
         assert b"content-length: 20\r\n" in running.ask(GET.replace(b"GET", b"HEAD"))
 
 
-def test_a_target_that_is_no_path_is_refused(caplog: pytest.LogCaptureFixture) -> None:
-    """There is no URL for it that the upstream would understand."""
+def test_target_that_is_no_path_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    """No URL of the upstream corresponds to such a target."""
     with raw(OK) as upstream, proxying(upstream.url) as running:
         got = running.ask(GET.replace(b"GET /x", b"OPTIONS *"))
     assert code(got) == (400, "bad_target")
@@ -75,8 +73,8 @@ def test_a_target_that_is_no_path_is_refused(caplog: pytest.LogCaptureFixture) -
     assert not caplog.records
 
 
-def test_a_transfer_coding_is_not_lost() -> None:
-    """Where there is one besides chunked, which alone is undone, neither a request nor an answer passes."""
+def test_transfer_coding_other_than_chunked_is_refused() -> None:
+    """Only chunked is decoded, so requests and answers with other codings do not pass."""
     with raw(OK) as upstream, proxying(upstream.url) as running:
         coded = b"transfer-encoding: %s\r\nconnection: close\r\n\r\n2\r\nab\r\n0\r\n\r\n"
         head = b"POST /x HTTP/1.1\r\nhost: proxy\r\n"
@@ -99,16 +97,16 @@ def test_a_transfer_coding_is_not_lost() -> None:
         b"101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n",
     ],
 )
-def test_a_head_that_can_not_be_passed_on_is_a_502(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """The client hears of it, and the log has no traceback."""
+def test_invalid_answer_head_is_a_502(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets an error, and the log has no traceback."""
     with raw(b"HTTP/1.1 " + answer) as upstream, proxying(upstream.url) as running:
         assert code(running.ask(GET)) == (502, "upstream_invalid")
     assert not caplog.records
 
 
 @pytest.mark.parametrize("stalls", [False, True])
-def test_half_a_refusal_is_an_error_of_ours(stalls: bool) -> None:
-    """A 400 to a marked request is held until it is whole, so who waits for it has nothing yet and is told."""
+def test_incomplete_refusal_is_an_error_of_the_proxy(stalls: bool) -> None:
+    """A 400 to a marked request is held until it is whole, so its client still gets an error."""
 
     def answer(made: socket.socket, _: bytes) -> None:
         if len(upstream.arrived) == 1:

@@ -1,4 +1,4 @@
-"""Connections to the proxy as raw clients make them: upgrades, trailers, pipelines, HTTP/1.0."""
+"""Connections of raw clients to the proxy: upgrades, trailers, pipelines, HTTP/1.0."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from contextlib import closing, suppress
 
 import pytest
 
-from tests.apps.proxy.proxied import QUICK, Proxied, proxying, raw, rest, until
+from tests.apps.proxy.proxied import CHAT, OK, QUICK, Proxied, proxying, raw, rest, until
 from tests.clients.recorder import conversation
 
-CHAT = "/serving-endpoints/chat/completions"
-OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
 STREAM = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n"
 SIZED = b"content-length: 7\r\n\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n\r\n"
@@ -26,7 +24,7 @@ def bodies(arrived: list[bytes]) -> list[bytes]:
 
 
 def slowly(running: Proxied, *parts: bytes) -> bytes:
-    """Return what comes back for parts that are read one by one."""
+    """Send parts one by one, with pauses, and return the answers."""
     with closing(running.connect()) as made:
         for part in parts:
             made.sendall(part)
@@ -35,7 +33,7 @@ def slowly(running: Proxied, *parts: bytes) -> bytes:
 
 
 def taken(made: socket.socket, part: bytes) -> int:
-    """Return how many bytes of an endless sender are taken until the connection ends, or it has tried enough."""
+    """Return the bytes that an endless sender sends until the connection ends, at most 256 MB."""
     sent = 0
     with suppress(OSError):
         while sent < 256 << 20:
@@ -57,10 +55,10 @@ def taken(made: socket.socket, part: bytes) -> int:
         [SIZED[:9], SIZED[9:], b'{"a":1}' + LAST],
     ],
 )
-def test_who_asks_to_upgrade_is_served_without_it(
+def test_request_with_upgrade_is_served_without_it(
     asked: bytes, parts: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The body arrives however it is cut, the next request is one of its own, and nothing is logged."""
+    """The body arrives in any cut, the next request is separate, and no line is logged."""
     head = (
         b"POST /x?y HTTP/1.1\r\nhost: proxy\r\nx-kept: 1\r\nHTTP2-Settings: AA\r\nconnection: %s\r\n" % asked
     )
@@ -75,8 +73,8 @@ def test_who_asks_to_upgrade_is_served_without_it(
     assert not caplog.records
 
 
-def test_many_that_ask_to_upgrade_are_all_served() -> None:
-    """Also where they come at once, and the last closes the connection behind it."""
+def test_pipelined_requests_with_upgrade_are_all_served() -> None:
+    """Twenty requests in one part are served, and the last one closes the connection."""
     one = b"GET /x HTTP/1.1\r\nhost: proxy\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n"
     with raw(OK) as upstream, proxying(upstream.url) as running:
         got = running.ask(one * 20 + one.replace(b"upgrade\r\n", b"upgrade, close\r\n") + b"\r\nmore")
@@ -84,24 +82,27 @@ def test_many_that_ask_to_upgrade_are_all_served() -> None:
 
 
 @pytest.mark.parametrize("target", [b"a.com:443", b"/x"])
-def test_a_tunnel_is_refused(target: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    """In the same words for any target, and quietly."""
+def test_connect_is_refused(target: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """CONNECT gets the same answer for any target, and no line is logged."""
     with raw(OK) as upstream, proxying(upstream.url) as running:
         got = running.ask(b"CONNECT " + target + b" HTTP/1.1\r\nhost: proxy\r\n\r\nmore")
     assert got.startswith(b"HTTP/1.1 400")
+    assert got.endswith(b"\r\n\r\nCONNECT is not supported.")
     assert upstream.arrived == []
     assert not caplog.records
 
 
-def test_what_is_no_http_is_a_400() -> None:
-    """The connection ends with it, and nothing reaches the upstream."""
+def test_bytes_that_are_not_http_are_a_400() -> None:
+    """The connection ends, and no byte reaches the upstream."""
     with raw(OK) as upstream, proxying(upstream.url) as running:
-        assert running.ask(b"GET /x HTTP/1.1\r\nno header\r\n\r\n").startswith(b"HTTP/1.1 400")
+        got = running.ask(b"GET /x HTTP/1.1\r\nno header\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 400")
+    assert got.endswith(b"\r\n\r\nThe request is not valid HTTP.")
     assert upstream.arrived == []
 
 
 def test_trailers_are_no_headers() -> None:
-    """They neither name a tenant nor reach the upstream, and the next request is not touched by them."""
+    """Trailers neither name a tenant nor reach the upstream, and the next request is unaffected."""
     body = json.dumps(conversation()).encode()
     head = f"POST {CHAT} HTTP/1.1\r\nhost: proxy\r\nauthorization: Bearer %s\r\n".encode()
     answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
@@ -118,8 +119,8 @@ def test_trailers_are_no_headers() -> None:
 
 
 @pytest.mark.parametrize("endless", [b"x\r\nx-a: " + b"v" * 1000, b"v" * 1000])
-def test_endless_trailers_end(endless: bytes) -> None:
-    """Many of them, and one that is long: the connection is broken off before much of it is read."""
+def test_endless_trailers_break_the_connection_off(endless: bytes) -> None:
+    """The limit holds for many trailers and for a long one."""
     with raw(OK) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
         made.sendall(b"POST /x HTTP/1.1\r\nhost: proxy\r\n" + CHUNKED + b"2\r\nab\r\n0\r\nx-a: ")
         assert taken(made, endless * 100) < 16 << 20
@@ -127,9 +128,9 @@ def test_endless_trailers_end(endless: bytes) -> None:
     assert upstream.arrived == []
 
 
-def test_a_long_body_and_the_head_behind_it_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read that ends one and begins the other breaks nothing off."""
-    monkeypatch.setattr("cachemw.apps.proxy.serving._HEAD_BYTES", 1000)
+def test_long_body_does_not_count_for_the_next_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that ends a body and begins a head breaks no connection off."""
+    monkeypatch.setattr("cachemw.apps.proxy.connection._HEAD_BYTES", 1000)
     long = b"z" * 10_000
     first = b"POST /x HTTP/1.1\r\nhost: proxy\r\ncontent-length: %d\r\n\r\n" % len(long)
     with raw(OK) as upstream, proxying(upstream.url) as running:
@@ -138,8 +139,8 @@ def test_a_long_body_and_the_head_behind_it_are_counted_apart(monkeypatch: pytes
     assert bodies(upstream.arrived) == [long, b""]
 
 
-def test_a_body_in_many_small_chunks_is_no_endless_head() -> None:
-    """Their sizes do not add up to more than may come besides a body."""
+def test_body_in_many_small_chunks_is_no_endless_head() -> None:
+    """The sizes of chunks do not add up to the limit of a head."""
     with raw(OK) as upstream, proxying(upstream.url) as running, closing(running.connect()) as made:
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         made.sendall(b"POST /x HTTP/1.1\r\nhost: proxy\r\nconnection: close\r\n" + CHUNKED)
@@ -154,8 +155,8 @@ def test_a_body_in_many_small_chunks_is_no_endless_head() -> None:
     assert bodies(upstream.arrived) == [b"a" * 40]
 
 
-def test_an_answer_over_http_1_0_has_no_chunks() -> None:
-    """One of unknown length ends with the connection; a length that is known is told."""
+def test_answer_over_http_1_0_has_no_chunks() -> None:
+    """An answer of unknown length ends with the connection; a known length is sent."""
     asked = b"GET /x HTTP/1.0\r\nhost: proxy\r\n\r\n"
     with raw(STREAM + b"3\r\nend\r\n0\r\n\r\n") as upstream, proxying(upstream.url) as running:
         assert running.ask(asked) == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nokend"
@@ -167,8 +168,8 @@ def test_an_answer_over_http_1_0_has_no_chunks() -> None:
 
 
 @pytest.mark.parametrize("stalls", [False, True])
-def test_half_an_answer_over_http_1_0_is_never_a_whole_one(stalls: bool) -> None:
-    """The connection is reset where it would end with the answer."""
+def test_incomplete_answer_over_http_1_0_resets_the_connection(stalls: bool) -> None:
+    """A regular end of the connection would mark the answer as whole."""
 
     def answer(made: socket.socket, _: bytes) -> None:
         made.sendall(STREAM)
@@ -185,8 +186,8 @@ def test_half_an_answer_over_http_1_0_is_never_a_whole_one(stalls: bool) -> None
             list(iter(lambda: made.recv(1000), b""))
 
 
-def test_its_own_paths_have_the_limits_of_a_request() -> None:
-    """A body of theirs is read first: it is no next request, and an endless one ends."""
+def test_own_paths_have_the_limits_of_a_request() -> None:
+    """Their request bodies are read first, and an endless one ends."""
     with raw(OK) as upstream, proxying(upstream.url, max_body=1 << 20) as running:
         head = b"GET /healthz HTTP/1.1\r\nhost: proxy\r\n"
         assert slowly(running, head + SIZED, b'{"a":1}' + LAST).count(b"HTTP/1.1 200") == 2

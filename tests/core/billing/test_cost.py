@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.billing.cost import from_pico, output_cost, price, prices_for, to_pico
+from cachemw.core.billing.cost import from_pico, price, prices_for, to_pico
 from cachemw.core.billing.usage import Usage
-from cachemw.core.rules.models import MODELS, Prices
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.types import Prices
 
 HAIKU = MODELS["claude-haiku-5-5"]
 OPUS = Prices(
@@ -35,29 +36,28 @@ def usage(read: int = 0, write_5m: int = 0, write_1h: int = 0, plain: int = 0, o
         (usage(plain=1), "0.000005", "0"),
     ],
 )
-def test_bill(used: Usage, paid: str, saved: str) -> None:
-    """Each kind of token has its price; what is saved is net of the premium of writing."""
+def test_bill_prices_each_kind_of_token(used: Usage, paid: str, saved: str) -> None:
+    """Each kind of token has its price; the saving includes the premium of cache writes."""
     bill = price(used, OPUS)
     assert (bill.paid, bill.saved) == (Decimal(paid), Decimal(saved))
     assert bill.baseline == bill.paid + bill.saved
 
 
-def test_output_is_priced_apart() -> None:
-    """Output tokens are in no bill; they have their own sum."""
-    assert output_cost(usage(output=2_000), OPUS) == Decimal("0.05")
+def test_bill_with_output_tokens_covers_input_only() -> None:
+    """A bill covers input tokens only."""
     assert price(usage(output=2_000), OPUS).paid == 0
 
 
 @pytest.mark.parametrize(("total", "expected"), [(0, "0.10"), (100_000, "0.10"), (100_001, "0.50")])
-def test_long_prompts_have_prices_of_their_own(total: int, expected: str) -> None:
-    """Above the border the dearer prices hold for the whole request, so for its baseline too."""
+def test_prices_of_a_long_prompt_are_the_long_ones(total: int, expected: str) -> None:
+    """Above the limit the long prices hold for the whole request, so for its baseline too."""
     prices = prices_for(HAIKU, total)
     assert prices is not None
     assert prices.input == Decimal(expected)
 
 
-def test_models_without_long_prices() -> None:
-    """Where a prompt's length changes nothing, or no price is known, length is not asked."""
+def test_prices_of_a_model_without_long_prices_ignore_length() -> None:
+    """The length of a prompt does not matter if the model has one price list or none."""
     assert prices_for(MODELS["claude-opus-4-6"], 900_000) is MODELS["claude-opus-4-6"].prices
     assert prices_for(MODELS["claude"], 10) is None
 
@@ -71,7 +71,7 @@ any_usage = st.builds(Usage, counts, counts, counts, counts, counts, st.just("t"
 
 
 @given(st.lists(any_usage, max_size=6), any_prices)
-def test_sums_are_exact(used: list[Usage], prices: Prices) -> None:
+def test_sums_of_bills_are_exact(used: list[Usage], prices: Prices) -> None:
     """The bills of parts add up to the bill of the whole, in USD and in a ledger's whole numbers."""
     whole = Usage(
         sum(one.cache_read for one in used),
@@ -91,21 +91,21 @@ def test_sums_are_exact(used: list[Usage], prices: Prices) -> None:
 
 
 @given(any_usage, any_prices)
-def test_the_hosts_decimal_context_does_not_matter(used: Usage, prices: Prices) -> None:
-    """A host that works with three digits gets the same bill, and is left with its three digits."""
-    expected = price(used, prices), output_cost(used, prices)
+def test_bill_under_another_decimal_context_is_the_same(used: Usage, prices: Prices) -> None:
+    """An application that works with three digits gets the same bill and keeps its context."""
+    expected = price(used, prices)
     with localcontext(prec=3) as context:
-        assert (price(used, prices), output_cost(used, prices)) == expected
-        assert from_pico(to_pico(expected[0].saved)) == expected[0].saved
+        assert price(used, prices) == expected
+        assert from_pico(to_pico(expected.saved)) == expected.saved
         assert context.prec == 3
 
 
 @given(st.integers(-(10**30), 10**30))
-def test_ledgers_keep_what_they_are_given(amount: int) -> None:
-    """Pico-dollars come back as they went in, negative ones too."""
+def test_pico_dollars_survive_the_round_trip(amount: int) -> None:
+    """Pico-dollars stay the same on the way to USD and back, negative ones too."""
     assert to_pico(from_pico(amount)) == amount
 
 
-def test_what_a_ledger_cannot_hold_is_rounded_to_even() -> None:
-    """Half a pico-dollar goes to the even neighbour, so sums do not drift."""
+def test_half_a_pico_dollar_is_rounded_to_even() -> None:
+    """Half a pico-dollar is rounded to the even neighbour, so sums do not drift."""
     assert [to_pico(Decimal(text)) for text in ("5E-13", "15E-13", "-5E-13", "16E-13")] == [0, 2, 0, 2]

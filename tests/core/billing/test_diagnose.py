@@ -50,8 +50,8 @@ def missed(expected_read: int, expected_write: int, used: Usage, **given: Any) -
         "tail within slack",
     ],
 )
-def test_no_miss(read: int, write: int, used: Usage) -> None:
-    """As predicted, within the estimates' error, or better: nothing is missing."""
+def test_usage_as_predicted_is_no_miss(read: int, write: int, used: Usage) -> None:
+    """A usage within the error of the estimates, or better, is no miss."""
     assert missed(read, write, used) is None
 
 
@@ -68,23 +68,25 @@ def test_no_miss(read: int, write: int, used: Usage) -> None:
         (0, 8_000, usage(plain=8_000, rule=NO_COUNTERS), MissReason.NOT_REPORTED, 8_000, 0),
     ],
 )
-def test_reasons(read: int, write: int, used: Usage, reason: MissReason, expected: int, got: int) -> None:
-    """Each way to fall short has its reason, with the tokens that it is about."""
+def test_miss_has_the_reason_of_its_shortfall(
+    read: int, write: int, used: Usage, reason: MissReason, expected: int, got: int
+) -> None:
+    """Each shortfall has its reason and the tokens that it is about."""
     miss = missed(read, write, used)
     assert miss is not None
     assert (miss.reason, miss.expected, miss.got) == (reason, expected, got)
 
 
-def test_the_minimum_is_reached_only_beyond_doubt() -> None:
-    """A prefix is called ignored where even its low estimate reaches the minimum."""
+def test_miss_is_ignored_only_if_the_low_estimate_meets_the_minimum() -> None:
+    """A prefix counts as ignored if even its low estimate reaches the minimum."""
     sure, unsure = missed(0, 1_138, usage(plain=1_138)), missed(0, 1_137, usage(plain=1_137))
     assert sure is not None
     assert unsure is not None
     assert (sure.reason, unsure.reason) == (MissReason.IGNORED, MissReason.BELOW_MINIMUM)
 
 
-def test_without_a_breakpoint_only_a_read_can_be_missed() -> None:
-    """An unmarked request owes nothing, unless a read was expected of a provider that caches by itself."""
+def test_unmarked_request_misses_only_an_expected_read() -> None:
+    """An unmarked request has a miss only if a read was expected at a provider that caches automatically."""
     assert missed(0, 5_000, usage(plain=5_000), marked=False) is None
     miss = missed(5_000, 0, usage(plain=5_000), marked=False)
     assert miss is not None
@@ -103,14 +105,14 @@ def test_without_a_breakpoint_only_a_read_can_be_missed() -> None:
         (1_000_000, 0, usage(plain=1_000_000, rule=NO_COUNTERS), "0"),
     ],
 )
-def test_cost_of_a_miss(read: int, write: int, used: Usage, cost: str) -> None:
-    """A miss costs what its tokens were billed above the price of a read; nothing where none was to be."""
+def test_miss_costs_the_price_above_a_read(read: int, write: int, used: Usage, cost: str) -> None:
+    """A miss costs the price of its tokens above that of a read; without an expected read it is free."""
     miss = missed(read, write, used)
     assert miss is not None
     assert miss.cost == Decimal(cost)
 
 
-def test_without_prices_there_is_no_cost() -> None:
+def test_miss_without_prices_has_no_cost() -> None:
     """A model without a price has misses without money."""
     miss = missed(10_000, 0, usage(write_5m=10_000), prices=None)
     assert miss is not None
@@ -119,8 +121,8 @@ def test_without_prices_there_is_no_cost() -> None:
 
 
 @pytest.mark.parametrize("reason", MissReason)
-def test_every_reason_is_explained(reason: MissReason) -> None:
-    """Each reason is told in words with its tokens, and its money where some was lost."""
+def test_miss_explains_every_reason(reason: MissReason) -> None:
+    """Each reason has a sentence with its tokens, and with money if some was lost."""
     said = Miss(reason, 12_345, 0, Decimal("0.0125")).explain()
     assert "12,345" in said
     assert said.endswith("It cost $0.012500 more than predicted.")
@@ -135,8 +137,8 @@ counts = st.integers(0, 10**7)
     counts,
     st.builds(Usage, counts, counts, counts, counts, counts, st.sampled_from(["a", NO_COUNTERS])),
 )
-def test_a_miss_is_a_shortfall(read: int, write: int, used: Usage) -> None:
-    """Whatever is predicted and returned, a miss got less than expected and never cost less than nothing."""
+def test_miss_of_any_prediction_is_a_shortfall(read: int, write: int, used: Usage) -> None:
+    """For any prediction and usage, a miss got less than expected and cost at least nothing."""
     miss = missed(read, write, used)
     if miss is not None:
         assert miss.got < miss.expected

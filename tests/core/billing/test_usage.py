@@ -172,8 +172,8 @@ ROWS: list[tuple[str, Json, Usage]] = [
 
 
 @pytest.mark.parametrize(("raw", "expected"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
-def test_each_provider(raw: Json, expected: Usage) -> None:
-    """Each provider's usage reads as its tokens, whatever it comes in, and is not changed."""
+def test_usage_of_each_provider_is_read(raw: Json, expected: Usage) -> None:
+    """Each provider's usage is read as its tokens in any container, and is not changed."""
     before = copy.deepcopy(raw)
     shapes = [
         raw,
@@ -190,7 +190,7 @@ def test_each_provider(raw: Json, expected: Usage) -> None:
     assert raw == before
 
 
-def test_sdk_objects() -> None:
+def test_usage_of_sdk_objects_is_read() -> None:
     """Pydantic objects are read with their declared, nested and extra fields."""
     chat = CompletionUsage.model_validate(ROWS[10][1])
     responses = ResponseUsage.model_validate(
@@ -201,7 +201,7 @@ def test_sdk_objects() -> None:
     assert read_usage(SimpleNamespace(usage=CompletionUsage.model_validate(DATABRICKS))) == ROWS[3][2]
 
 
-def test_objects_with_slots() -> None:
+def test_usage_of_objects_with_slots_is_read() -> None:
     """An object without a dictionary is read by its attributes."""
 
     @dataclass(slots=True)
@@ -247,8 +247,8 @@ def test_objects_with_slots() -> None:
         ("1h", {}, (0, 0)),
     ],
 )
-def test_ttl_of_writes(ttl: Any, raw: Json, expected: tuple[int, int]) -> None:
-    """The reported split wins, within the reported total; without one the TTL asked for holds."""
+def test_ttl_of_writes_is_the_reported_one(ttl: Any, raw: Json, expected: tuple[int, int]) -> None:
+    """The reported split wins, within the reported total; without a split the TTL of the request holds."""
     for base in ({"input_tokens": 10}, {"prompt_tokens": 5000}):
         found = read_usage({**base, **raw}, ttl=ttl)
         assert found is not None
@@ -259,37 +259,37 @@ def test_ttl_of_writes(ttl: Any, raw: Json, expected: tuple[int, int]) -> None:
     ("inclusive", "plain", "rule"),
     [(True, 100, "inclusive_told"), (False, 5000, "exclusive_told"), (None, 100, "inclusive_default")],
 )
-def test_a_caller_may_know_better(inclusive: bool | None, plain: int, rule: str) -> None:
-    """What the caller says of `prompt_tokens` wins over the rules."""
+def test_inclusive_argument_wins_over_the_rules(inclusive: bool | None, plain: int, rule: str) -> None:
+    """The argument `inclusive` wins over the rules."""
     found = read_usage(DATABRICKS, inclusive=inclusive)
     assert found is not None
     assert (found.uncached, found.rule) == (plain, rule)
 
 
-def test_told_inclusive_never_goes_below_nothing() -> None:
-    """More cached than the prompt holds leaves no plain tokens, not a negative number."""
+def test_inclusive_usage_above_the_prompt_leaves_no_uncached_tokens() -> None:
+    """More cached tokens than the prompt holds leave zero uncached tokens, not a negative number."""
     found = read_usage({**DATABRICKS, "prompt_tokens": 100}, inclusive=True)
     assert found == Usage(4000, 900, 0, 0, 7, "inclusive_told")
 
 
 @pytest.mark.parametrize("bad", [None, -1, "12", float("nan"), float("inf"), 1.5, True, 10**13, [], {}, b"1"])
-def test_a_bad_number_is_absent(bad: object) -> None:
-    """What can't be a count is as if it were not there."""
+def test_bad_number_counts_as_absent(bad: object) -> None:
+    """A value that cannot be a count is treated as absent."""
     without = {key: value for key, value in DATABRICKS.items() if key != "cache_read_input_tokens"}
     assert read_usage({**DATABRICKS, "cache_read_input_tokens": bad}) == read_usage(without)
     assert read_usage({**DATABRICKS, "prompt_tokens": bad}) is None
     assert read_usage({"input_tokens": bad, "output_tokens": 5}) is None
 
 
-def test_whole_floats_count() -> None:
-    """A count that came through a language of floats is a count."""
+def test_whole_float_is_a_count() -> None:
+    """A count that passed through a language of floats is a count."""
     assert read_usage({"prompt_tokens": 12.0, "completion_tokens": 3.0}) == Usage(0, 0, 0, 12, 3, NO_COUNTERS)
 
 
 @pytest.mark.parametrize(
     "nothing", [None, {}, {"usage": None}, {"usage": {}}, "text", 7, [], {"choices": []}, object]
 )
-def test_nothing_usable(nothing: object) -> None:
+def test_answer_without_input_tokens_has_no_usage(nothing: object) -> None:
     """An answer without input tokens has no usage."""
     assert read_usage(nothing) is None
 
@@ -414,8 +414,8 @@ def same(found: Usage | None, expected: Usage) -> bool:
 
 @pytest.mark.parametrize("render", [inclusive, exclusive, anthropic, litellm, bedrock])
 @given(usage=usages)
-def test_rendering_and_reading_agree(render: Callable[[Usage], Json], usage: Usage) -> None:
-    """A usage written in a provider's shape is read as the same usage, TTLs included."""
+def test_usage_survives_each_format(render: Callable[[Usage], Json], usage: Usage) -> None:
+    """A usage written in a provider's format is read as the same usage, TTLs included."""
     found = read_usage(json.loads(json.dumps(render(usage))))
     assert same(found, usage)
     assert found is not None
@@ -424,8 +424,10 @@ def test_rendering_and_reading_agree(render: Callable[[Usage], Json], usage: Usa
 
 @pytest.mark.parametrize("render", [openai, responses])
 @given(usage=usages, hour=st.booleans())
-def test_shapes_without_a_split(render: Callable[[Usage], Json], usage: Usage, hour: bool) -> None:
-    """Where writes are reported without their TTL, the one asked for holds for all."""
+def test_writes_without_a_ttl_have_that_of_the_request(
+    render: Callable[[Usage], Json], usage: Usage, hour: bool
+) -> None:
+    """Cache writes that are reported without a TTL have the TTL of the request."""
     written = usage.cache_write
     expected = Usage(
         usage.cache_read, 0 if hour else written, written if hour else 0, usage.uncached, usage.output, ""
@@ -435,14 +437,14 @@ def test_shapes_without_a_split(render: Callable[[Usage], Json], usage: Usage, h
 
 @pytest.mark.parametrize("render", [gemini, deepseek])
 @given(usage=st.builds(Usage, tokens, st.just(0), st.just(0), tokens, tokens, st.just("")))
-def test_shapes_without_writes(render: Callable[[Usage], Json], usage: Usage) -> None:
-    """Providers that only tell reads are read as having no writes."""
+def test_format_with_reads_only_has_no_writes(render: Callable[[Usage], Json], usage: Usage) -> None:
+    """Providers that report only reads have zero writes."""
     assert same(read_usage(render(usage)), usage)
 
 
 @given(usages)
-def test_exclusive_without_a_total(usage: Usage) -> None:
-    """Without a total, what can't be inclusive is still told by size; the rest is the known doubt."""
+def test_exclusive_usage_without_a_total_is_recognised_by_size(usage: Usage) -> None:
+    """Without a total, cached tokens above the prompt prove an exclusive count; the rest stays in doubt."""
     assume(usage.uncached < usage.cache_read + usage.cache_write)
     raw = exclusive(usage)
     del raw["total_tokens"]
@@ -464,8 +466,8 @@ junk = st.recursive(
 
 
 @given(junk, st.sampled_from([None, "5m", "1h"]), st.sampled_from([None, True, False]))
-def test_never_raises_on_any_json(value: Any, ttl: Any, told: bool | None) -> None:
-    """Any JSON gives a usage of whole numbers from 0, or none, and is left as it was."""
+def test_read_usage_of_any_json_raises_nothing(value: Any, ttl: Any, told: bool | None) -> None:
+    """Any JSON gives a usage of whole numbers from 0, or none, and is not changed."""
     before = repr(value)
     found = read_usage(value, ttl=ttl, inclusive=told)
     assert repr(value) == before
@@ -475,8 +477,8 @@ def test_never_raises_on_any_json(value: Any, ttl: Any, told: bool | None) -> No
 
 
 @given(st.lists(junk, max_size=4))
-def test_fold_never_raises_on_any_json(chunks: list[Any]) -> None:
-    """A stream of any JSON folds to something that reads, and no chunk is changed."""
+def test_merge_of_any_json_raises_nothing(chunks: list[Any]) -> None:
+    """A stream of any JSON merges to something readable, and no chunk is changed."""
     before = repr(chunks)
     folded: object = None
     for chunk in chunks:
@@ -493,13 +495,13 @@ def _folded(*chunks: object) -> Usage | None:
 
 
 def test_usage_in_every_chunk_counts_once() -> None:
-    """Where each chunk repeats the usage, the last one that has any is the stream's."""
+    """If each chunk repeats the usage, the last one counts."""
     early = {"usage": {**DATABRICKS, "completion_tokens": 1, "total_tokens": 5001}}
     assert _folded(early, {"usage": DATABRICKS}, {"usage": None}, {"choices": []}) == ROWS[3][2]
 
 
-def test_sdk_chunks() -> None:
-    """Chunks as the SDK parses them fold like the JSON they came from."""
+def test_sdk_chunks_merge_like_their_json() -> None:
+    """Chunks as the SDK parses them merge like the JSON that they came from."""
     frame = {"id": "x", "choices": [], "created": 1, "model": "m", "object": "chat.completion.chunk"}
     chunks = [
         ChatCompletionChunk.model_validate({**frame, "usage": usage}) for usage in (None, DATABRICKS, None)
@@ -507,31 +509,31 @@ def test_sdk_chunks() -> None:
     assert _folded(*chunks) == ROWS[3][2]
 
 
-def test_messages_stream() -> None:
-    """Anthropic's start has the input, its deltas overwrite counters and never add to them."""
+def test_messages_stream_overwrites_counters() -> None:
+    """The start of Anthropic's stream has the input; its deltas overwrite counters and never add to them."""
     start = {"type": "message_start", "message": {"usage": {**ANTHROPIC, "output_tokens": 1}}}
     delta = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": 4, "input_tokens": None}}
     last = {"type": "message_delta", "usage": {"output_tokens": 7, "cache_read_input_tokens": 4000}}
     assert _folded(start, {"type": "ping"}, delta, last, {"type": "message_stop"}) == ROWS[0][2]
 
 
-def test_messages_stream_by_any_mapping_keeps_the_first_as_it_was() -> None:
-    """Folding makes a new mapping each time."""
+def test_messages_stream_of_mappings_changes_none() -> None:
+    """Merging makes a new mapping each time."""
     first = merge_chunk(None, ANTHROPIC)
     kept = copy.deepcopy(first)
     assert merge_chunk(first, {"output_tokens": 9}) != first
     assert first == kept
 
 
-def test_responses_stream() -> None:
+def test_responses_stream_has_its_usage_at_the_end() -> None:
     """The completed event of a Responses stream carries the whole usage."""
     created = {"type": "response.created", "response": {"usage": None}}
     done = {"type": "response.completed", "response": {"usage": ROWS[12][1]}}
     assert _folded(created, done) == ROWS[12][2]
 
 
-def test_an_empty_stream_has_no_usage() -> None:
-    """A stream that reported nothing folds to nothing."""
+def test_stream_without_usage_has_none() -> None:
+    """A stream that reported no usage merges to None."""
     assert _folded() is None
     assert _folded({"choices": []}, None) is None
 
@@ -545,7 +547,7 @@ def _nested(depth: int) -> list[Any]:
 
 @pytest.mark.parametrize("ttl", [_nested(5_000), {"a": _nested(5_000)}, "x" * 1_000_000, 5, None])
 def test_usage_with_a_lifetime_of_no_known_form_is_read_without_it(ttl: object) -> None:
-    """Details that no provider sends cost nothing, however deep or long they are, and the total still counts."""
+    """Details of any depth or length that no provider sends are ignored, and the total counts."""
     usage = {
         "inputTokens": 10,
         "outputTokens": 1,

@@ -1,4 +1,4 @@
-"""OpenAI's hints: the keys' arithmetic, what a request says for itself, and the equality."""
+"""OpenAI's hints: the number of keys, breakpoints of OpenAI and of clients, and the equality."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def spread(keys: PromptCacheKeys, seen: int, now: float, namespace: str = "n") -
     return {come(keys, seen, now, trunk=trunk, namespace=namespace) for trunk in TRUNKS}
 
 
-def test_one_key_for_a_head_that_is_not_busy() -> None:
-    """All conversations under one head go under one key: 40 characters, no text, by secret and head."""
+def test_calm_shared_prefix_has_one_key() -> None:
+    """All conversations under one shared prefix have one key of 40 characters, by secret and prefix."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, 10)
     (key,) = spread(keys, 220, now)
@@ -69,15 +69,15 @@ def test_one_key_for_a_head_that_is_not_busy() -> None:
 
 
 @pytest.mark.parametrize(("rate", "ways"), [(4, 1), (12, 1), (13, 2), (24, 2), (25, 4), (90, 8), (5000, 64)])
-def test_a_busy_head_has_several_keys(rate: int, ways: int) -> None:
+def test_busy_shared_prefix_has_several_keys(rate: int, ways: int) -> None:
     """Each key takes at most twelve requests a minute, and at least half as many, up to 64 keys."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, rate)
     assert len(spread(keys, 100 + 12 * rate, now)) == ways
 
 
-def test_conversations_keep_their_key() -> None:
-    """A conversation has one key from turn to turn; when keys double, half of them keep theirs."""
+def test_conversation_keeps_its_key() -> None:
+    """A conversation has one key from turn to turn; if keys double, half of the keys stay."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, 20)
     before = {trunk: come(keys, 340, now, trunk=trunk) for trunk in TRUNKS}
@@ -88,8 +88,8 @@ def test_conversations_keep_their_key() -> None:
     assert 400 < kept < 600
 
 
-def test_keys_are_given_up_slowly() -> None:
-    """A head that is as busy as half its keys keeps them; one that calms down goes back to one."""
+def test_keys_of_a_calming_prefix_are_merged_slowly() -> None:
+    """A prefix that is half as busy keeps its keys; a calm one returns to one key."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, 90)
     now = familiar(keys, 45, minutes=3, seen=1180, start=now)
@@ -98,8 +98,8 @@ def test_keys_are_given_up_slowly() -> None:
     assert len(spread(keys, 1321, now)) == 1
 
 
-def test_records_that_were_forgotten() -> None:
-    """Sightings that begin anew are no negative rate."""
+def test_arrivals_that_start_anew_are_no_negative_rate() -> None:
+    """A forgotten record starts to count anew, which is no negative rate."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, 90)
     assert come(keys, 20, now + 60) is not None
@@ -110,15 +110,15 @@ def test_records_that_were_forgotten() -> None:
     ("seen", "after", "given"),
     [(0, 0, False), (15, 3600, False), (16, 599, False), (16, 600, True), (999, 1, False), (1000, 0, True)],
 )
-def test_what_is_new_gets_no_key(seen: int, after: float, given: bool) -> None:
-    """A head must have come for ten minutes, or very often: one with the time in it never does."""
+def test_new_shared_prefix_gets_no_key(seen: int, after: float, given: bool) -> None:
+    """A shared prefix must arrive for ten minutes, or very often; one with the time in it never does."""
     keys = PromptCacheKeys(b"secret")
     come(keys, 0, 0.0)
     assert (come(keys, seen, after) is not None) == given
 
 
-def test_heads_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many heads come, what is kept of them is bounded."""
+def test_shared_prefixes_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of remembered prefixes is bounded."""
     monkeypatch.setattr(openai_hints, "_REMEMBERED", 100)
     keys = PromptCacheKeys(b"secret")
     for number in range(1050):
@@ -128,10 +128,10 @@ def test_heads_are_forgotten_oldest_first(monkeypatch: pytest.MonkeyPatch) -> No
     assert come(keys, 16, 600.0, head=(0).to_bytes(16)) is None
 
 
-def test_keys_of_a_namespace_with_few_heads_are_kept_however_many_another_has(
+def test_keys_of_a_small_namespace_survive_a_flood_of_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A namespace within its fair share loses no head to one that sends new ones without end."""
+    """A namespace within its fair share loses no prefix to one that sends new ones without end."""
     monkeypatch.setattr(openai_hints, "_REMEMBERED", 100)
     keys = PromptCacheKeys(b"secret")
     mine = [number.to_bytes(16) for number in range(40)]
@@ -144,7 +144,7 @@ def test_keys_of_a_namespace_with_few_heads_are_kept_however_many_another_has(
 
 
 @pytest.mark.parametrize("count", [100, 101, 500])
-def test_keys_of_more_namespaces_than_are_remembered_are_those_of_the_latest(
+def test_keys_of_too_many_namespaces_are_those_of_the_latest(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     """The table stays full: only as much is forgotten as is needed for the newest."""
@@ -156,8 +156,8 @@ def test_keys_of_more_namespaces_than_are_remembered_are_those_of_the_latest(
     assert come(keys, 16, 600.0, namespace=str(count - 1)) is not None
 
 
-def test_keys_of_a_namespace_follow_its_own_heads() -> None:
-    """One namespace's busy head is new in another, and spreads no key there."""
+def test_keys_of_a_namespace_follow_its_own_prefixes() -> None:
+    """One namespace's busy prefix is new in another, and spreads no key there."""
     keys = PromptCacheKeys(b"secret")
     now = familiar(keys, 90, namespace="busy")
     assert come(keys, 99, now, namespace="new") is None
@@ -168,7 +168,7 @@ def test_keys_of_a_namespace_follow_its_own_heads() -> None:
 
 
 def test_keys_learn_nothing_from_a_request_that_was_not_accepted() -> None:
-    """A key is asked for as often as anyone likes: the head is as new as before, and as calm."""
+    """A request without an accepted response leaves a prefix as new and as calm as before."""
     keys = PromptCacheKeys(b"secret")
     for minute in range(60):
         assert keys.key("n", HEAD, TRUNKS[0], 900, 60.0 * minute) is None
@@ -179,17 +179,16 @@ def test_keys_learn_nothing_from_a_request_that_was_not_accepted() -> None:
     assert len(spread(keys, 230, now + 60)) == 1
 
 
-def test_any_secret_does() -> None:
+def test_key_takes_a_secret_of_any_length() -> None:
     """The hash takes secrets of any length."""
     for secret in (b"", b"x" * 1000):
         assert come(PromptCacheKeys(secret), 5000, 0.0)
 
 
 def parsed(body: dict[str, Any]) -> ParsedRequest:
-    """Return a body as it is read before OpenAI's rules."""
+    """Return a parsed body with the breakpoint that OpenAI adds."""
     found = Parser().parse({"model": "gpt-5.6", **body}, MODELS["gpt-5.6"])
-    with_automatic_breakpoint(found, body, 4)
-    return found
+    return with_automatic_breakpoint(found, body, 4)
 
 
 def said(role: str, *parts: Any) -> dict[str, Any]:
@@ -201,8 +200,8 @@ PLAIN = {"type": "text", "text": "Hello."}
 MARKED = {**PLAIN, "prompt_cache_breakpoint": {"mode": "explicit"}}
 
 
-def test_openai_marks_the_end_itself() -> None:
-    """Its own breakpoint takes one of the four; an assistant's words and calls take none."""
+def test_automatic_breakpoint_takes_one_slot() -> None:
+    """OpenAI's breakpoint takes one of four slots; assistant messages and calls take no breakpoint."""
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     body = {
         "messages": [
@@ -217,8 +216,8 @@ def test_openai_marks_the_end_itself() -> None:
     assert [block.markable for block in found.blocks] == [True, True, False, False, True]
 
 
-def test_markers_of_claude_are_no_markers_there() -> None:
-    """`cache_control` says nothing to OpenAI."""
+def test_cache_control_is_no_marker_for_openai() -> None:
+    """`cache_control` means nothing to OpenAI."""
     found = parsed({"messages": [said("user", {**PLAIN, "cache_control": {"type": "ephemeral"}})]})
     assert [block.marker for block in found.blocks] == [None]
     assert found.client_marker_count == 1
@@ -232,19 +231,19 @@ def test_markers_of_claude_are_no_markers_there() -> None:
         {"messages": [said("user")], "prompt_cache_options": {"mode": "explicit"}},
     ],
 )
-def test_a_client_that_decides_itself(body: dict[str, Any]) -> None:
-    """Breakpoints of its own, or the word that it sets them all, leave none to us."""
+def test_client_with_own_breakpoints_leaves_no_slot(body: dict[str, Any]) -> None:
+    """Breakpoints of the client, or its explicit mode, leave no slot for added ones."""
     assert (parsed(body).client_marker_count, parsed(body).automatic_marker) == (4, None)
 
 
 @pytest.mark.parametrize("options", [{"mode": "implicit"}, {"ttl": "30m"}, {}, "odd", None])
-def test_options_that_decide_nothing(options: Any) -> None:
-    """A lifetime or the default mode is no decision."""
+def test_options_without_a_decision_leave_slots(options: Any) -> None:
+    """A TTL or the default mode is no decision."""
     assert parsed({"messages": [said("user")], "prompt_cache_options": options}).client_marker_count == 1
 
 
-def test_the_equality() -> None:
-    """Keys and breakpoints are dropped, a string is its one part, and all else counts."""
+def test_canonical_ignores_hints_only() -> None:
+    """Keys and breakpoints are dropped, a string is its one part, and everything else counts."""
     one = {"model": "m", "messages": [said("user", {**PLAIN, "text": "Hello there."})]}
     hinted = {**one, KEY: "k", "messages": [said("user", {**MARKED, "text": "Hello there."})]}
     assert canonical(one) == canonical(hinted) == canonical({**one, "messages": [said("user")]})
@@ -258,12 +257,12 @@ def test_the_equality() -> None:
 
 
 @given(st.binary(max_size=80), st.lists(st.tuples(st.integers(0, 3000), st.floats(0, 900)), max_size=20))
-def test_any_course_gives_keys_or_none(secret: bytes, steps: list[tuple[int, float]]) -> None:
-    """Whatever comes when, a key is none or one of the 64 of its head."""
+def test_any_series_of_arrivals_gives_valid_keys(secret: bytes, steps: list[tuple[int, float]]) -> None:
+    """For any arrivals, a key is None or one of the 64 of its prefix."""
     keys, now = PromptCacheKeys(secret), 0.0
     found = set()
     for seen, pause in steps:
         now += pause
         found.add(come(keys, seen, now, trunk=TRUNKS[seen % 1000]))
     assert all(key is None or key.startswith("cachemw-") for key in found)
-    assert all(pace.ways in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())
+    assert all(pace.keys in (1, 2, 4, 8, 16, 32, 64) for pace in keys._paces.values())

@@ -1,4 +1,4 @@
-"""Tools in one order: which, whose keys, what is left alone, and nothing else changed."""
+"""The order of sorted tools and keys, the lists that stay, and the equality."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sorted_names(*tools: Any) -> list[str]:
 
 
 def keys(value: Any) -> Any:
-    """Return what order all keys in a value have."""
+    """Return the order of all keys in a value."""
     if isinstance(value, dict):
         return [(key, keys(inner)) for key, inner in value.items()]
     return [keys(inner) for inner in value] if isinstance(value, list) else None
@@ -63,19 +63,19 @@ def keys(value: Any) -> Any:
         [native("c"), {"type": "web_search_20250305", "name": "a"}, chat("b")],
     ],
 )
-def test_by_name(tools: list[Body]) -> None:
-    """Whatever the wire, tools leave by name."""
+def test_tools_are_sent_by_name(tools: list[Body]) -> None:
+    """Tools are sorted by name in either wire format."""
     assert sorted_names(*tools) == ["a", "b", "c"]
 
 
-def test_equal_names_by_content() -> None:
-    """Where names do not tell, what the tools say does: the order they came in never."""
+def test_tools_of_one_name_are_sorted_by_content() -> None:
+    """Equal names are sorted by content, never by the order of arrival."""
     one, two, nameless = native("a", description="x"), native("a", description="y"), {"type": "z"}
     ways = [[one, two, nameless], [nameless, two, one], [two, nameless, one]]
     assert len({str(sort_tools({"tools": tools})["tools"]) for tools in ways}) == 1
 
 
-def test_keys_at_any_depth() -> None:
+def test_keys_are_sorted_at_any_depth() -> None:
     """Keys are sorted in schemas and lists of schemas; the order of a list is content and stays."""
     schema = {"type": "object", "required": ["b", "a"], "anyOf": [{"y": {"d": 1, "c": 2}, "x": 0}]}
     (tool,) = sort_tools({"tools": [chat("f", parameters=schema)]})["tools"]
@@ -85,8 +85,8 @@ def test_keys_at_any_depth() -> None:
     assert keys(tool["function"]["parameters"]["anyOf"]) == [[("x", None), ("y", [("c", None), ("d", None)])]]
 
 
-def test_shuffled_twice_is_the_same() -> None:
-    """However tools and keys were shuffled, the same bytes leave; and once sorted, the body itself."""
+def test_shuffled_tools_leave_as_the_same_bytes() -> None:
+    """The same bytes leave for any order of tools and keys, and sorted tools leave as the body itself."""
     one = {"model": "m", "tools": [chat("a", strict=True), chat("b")], "messages": []}
     other = {
         **one,
@@ -117,8 +117,8 @@ def test_shuffled_twice_is_the_same() -> None:
         [MappingProxyType(chat("b")), chat("a")],
     ],
 )  # fmt: skip
-def test_what_is_left_alone(tools: Any) -> None:
-    """No list of tools, a client's marker, what JSON would not carry as it is: the body itself leaves."""
+def test_unsortable_tools_leave_as_they_came(tools: Any) -> None:
+    """Tools that are no list, are marked by the client, or would change through JSON stay."""
     body = {"tools": tools}
     assert sort_tools(body) is body
     assert sort_tools({}) == {}
@@ -126,8 +126,8 @@ def test_what_is_left_alone(tools: Any) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "c", ""]), SCHEMA), max_size=5), st.randoms())
-def test_the_same_tools_leave(drawn: list[tuple[str, Any]], random: Any) -> None:
-    """Random tools, shuffled: the same ones leave, in the same order each time, the caller's objects unchanged."""
+def test_any_tools_leave_complete_and_in_one_order(drawn: list[tuple[str, Any]], random: Any) -> None:
+    """Random shuffled tools leave complete and in one order; the caller's objects stay unchanged."""
     tools = [chat(name, parameters=schema) for name, schema in drawn]
     body: Body = {"tools": tools, "messages": []}
     before = copy.deepcopy(body)
@@ -144,8 +144,8 @@ def test_the_same_tools_leave(drawn: list[tuple[str, Any]], random: Any) -> None
 
 @settings(max_examples=200, deadline=None)
 @given(bodies())
-def test_only_tools_are_touched(drawn: tuple[Wire, Body]) -> None:
-    """Of random bodies only the list of tools is another, and only where no marker of the client's is in it."""
+def test_any_body_changes_in_its_tools_only(drawn: tuple[Wire, Body]) -> None:
+    """Only the list of tools changes in a random body, and only if it has no marker of the client."""
     _, body = drawn
     before = copy.deepcopy(body)
     left = sort_tools(body)
@@ -160,8 +160,8 @@ def test_only_tools_are_touched(drawn: tuple[Wire, Body]) -> None:
         assert sort_tools(left) is left
 
 
-def test_other_tools_are_not_equal() -> None:
-    """The equality tells tools apart that say something else, and markers do not count."""
+def test_unordered_distinguishes_other_tools() -> None:
+    """The equality distinguishes tools with other content; markers do not count."""
     one = {"messages": [], "tools": [chat("a"), chat("b")]}
     assert unordered(one) == unordered(
         {"messages": [], "tools": [chat("b"), {**chat("a"), "cache_control": EPHEMERAL}]}

@@ -1,4 +1,4 @@
-"""Texts in parts: where they are cut, what stays as it was, and that joined they are what came."""
+"""The cuts of long texts, the texts that stay whole, and the equality of joined parts."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def parts(
 # -- where -----------------------------------------------------------------------------------------
 
 
-def test_a_dated_prompt() -> None:
-    """The first text tells nothing; the second shows where they part, and each later one is cut there."""
+def test_dated_prompt_is_cut_before_its_date() -> None:
+    """The second text shows the branch point of the first, and each later one is cut there."""
     splitter = Splitter(300.0)
     texts = [f"{HEAD}The time is {hour}:00." for hour in range(10, 15)]
     assert parts(splitter, texts[0]) == [texts[0]]
@@ -65,16 +65,16 @@ def test_a_dated_prompt() -> None:
         assert parts(splitter, text) == [HEAD, text.removeprefix(HEAD)]
 
 
-def test_a_text_that_was_seen_stays_as_it_was() -> None:
-    """The first of the dated prompts is sent again, in a conversation that goes on: in one part as before."""
+def test_known_text_keeps_its_cuts() -> None:
+    """The first of the dated prompts comes again in a conversation that goes on, in one part as before."""
     splitter = Splitter(300.0)
     first = f"{HEAD}The time is 10:00."
     for text in (first, f"{HEAD}The time is 11:00.", first, f"{HEAD}The time is 12:00.", first):
         assert len(parts(splitter, text)) == (1 if text == first else 2)
 
 
-def test_a_later_cut_higher_up_leaves_the_deeper_one() -> None:
-    """Entries end at a deep cut: that another text parts higher up does not move it."""
+def test_earlier_branch_point_leaves_a_deeper_cut() -> None:
+    """Entries end at a deep cut; a text that branches earlier does not move it."""
     splitter = Splitter(300.0)
     deep = [f"{HEAD}{lines('Rules', 20)}{lines(tail, 40)}" for tail in "abcd"]
     parts(splitter, deep[0])
@@ -84,8 +84,8 @@ def test_a_later_cut_higher_up_leaves_the_deeper_one() -> None:
     assert [len(part) for part in parts(splitter, f"{HEAD}{lines('Third', 40)}")] == [5120, 2560]
 
 
-def test_too_late() -> None:
-    """Nothing is cut where the text that it parts from came too long ago for an entry to live."""
+def test_text_that_came_too_long_ago_causes_no_cut() -> None:
+    """A text is not cut if the earlier text came too long ago for its entry to be cached."""
     for passed, count in ((299.0, 2), (300.0, 2), (301.0, 1)):
         splitter = Splitter(300.0)
         parts(splitter, f"{HEAD}a", now=1000.0)
@@ -94,20 +94,20 @@ def test_too_late() -> None:
     for now in (0.0, 250.0, 500.0, 750.0):  # it comes again and again
         parts(splitter, f"{HEAD}a", now=now)
     assert len(parts(splitter, f"{HEAD}b", now=1000.0)) == 2
-    # Where it has been cut it is, however late.
+    # A known text keeps its cut at any later time.
     assert len(parts(splitter, f"{HEAD}b", now=9000.0)) == 2
     assert len(parts(splitter, f"{HEAD}c", now=90_000.0)) == 2
 
 
-def test_a_first_part_is_worth_it() -> None:
-    """What so short a head could save is less than what another part costs."""
+def test_short_first_part_is_not_cut_off() -> None:
+    """The saving of a short first part is smaller than the cost of one more part."""
     splitter = Splitter(300.0)
     assert {len(parts(splitter, lines("Short", 12) + lines(name, 30))) for name in "abc"} == {1}
     assert [len(part) for part in parts(splitter, lines("Short", 12) + lines("c", 25) + "!")] == [2304, 65]
 
 
-def test_several_levels() -> None:
-    """A policy, a document, a question in one text: cut after each that others share."""
+def test_text_with_several_levels_is_cut_after_each() -> None:
+    """A policy, a document and a question in one text are cut after each shared part."""
     splitter = Splitter(300.0)
     for document in ("A", "B"):
         for question in ("x?", "y?"):
@@ -115,8 +115,8 @@ def test_several_levels() -> None:
     assert [len(part) for part in found] == [5120, 2048, 2]
 
 
-def test_a_question_after_its_document() -> None:
-    """Once such texts have parted near their ends, a new document is cut before anything parts from it."""
+def test_new_document_is_cut_in_advance() -> None:
+    """Once such texts have branched near their ends, a new document is cut before its first branch."""
     splitter = Splitter(300.0)
 
     def asked(document: str, question: str) -> list[int]:
@@ -143,21 +143,21 @@ def test_a_question_after_its_document() -> None:
         ([400, 500], 800, 0),  # all of it is a tail
     ],
 )
-def test_ahead(tails: list[int], length: int, expected: int) -> None:
-    """Which tail is left where a text is cut in advance; 0 where it isn't."""
-    borders = [(offset, b"") for offset in range(256, length, 256)]
-    assert split_text._ahead(borders, 0, length, tails) == expected
+def test_cut_in_advance_leaves_the_best_tail(tails: list[int], length: int, expected: int) -> None:
+    """The tail is the one that shares the most text; 0 means no cut."""
+    boundaries = [(offset, b"") for offset in range(256, length, 256)]
+    assert split_text._cut_in_advance(boundaries, 0, length, tails) == expected
 
 
-def test_ahead_starts_where_something_new_does() -> None:
-    """What is shared already is no reason to cut: a long question is left whole."""
-    borders = [(offset, b"") for offset in range(256, 10_000, 256)]
-    assert split_text._ahead(borders, 8_960, 10_000, [500, 600]) == 0
-    assert split_text._ahead(borders, 2_048, 10_000, [500, 600]) == 9_216
+def test_cut_in_advance_needs_new_text() -> None:
+    """A shared text gives no reason for a cut: a long question stays whole."""
+    boundaries = [(offset, b"") for offset in range(256, 10_000, 256)]
+    assert split_text._cut_in_advance(boundaries, 8_960, 10_000, [500, 600]) == 0
+    assert split_text._cut_in_advance(boundaries, 2_048, 10_000, [500, 600]) == 9_216
 
 
-def test_a_text_that_grows() -> None:
-    """A text that goes on where one ended is cut there: what was sent whole is its first part."""
+def test_growing_text_is_cut_at_its_earlier_end() -> None:
+    """A text that continues an earlier one is cut there: the whole earlier text is its first part."""
     splitter = Splitter(300.0)
     text, cut = HEAD, []
     assert parts(splitter, text) == [text]
@@ -169,8 +169,8 @@ def test_a_text_that_grows() -> None:
         assert ["".join(found[:count]) for count in range(1, len(found))] == cut
 
 
-def test_what_left_comes_back() -> None:
-    """A client that keeps what was sent as its history: the parts are not cut again."""
+def test_split_text_in_the_history_is_not_cut_again() -> None:
+    """A client that keeps the sent parts as its history gets no further cuts."""
     splitter = Splitter(300.0)
     for hour in range(10, 13):
         left = sent(splitter, user(f"{HEAD}The time is {hour}:00."))
@@ -178,7 +178,7 @@ def test_what_left_comes_back() -> None:
     assert sent(splitter, left) is left
 
 
-def test_where_no_line_ends() -> None:
+def test_text_without_lines_is_cut_after_a_word() -> None:
     """A text of one line is cut after a word, and one without words between characters."""
     splitter = Splitter(300.0)
     words = " ".join(f"word{number}" for number in range(500))
@@ -194,8 +194,8 @@ def test_where_no_line_ends() -> None:
 
 
 @pytest.mark.parametrize("blank", ["\n" * 3, " \n\t\n", "\u3000\n", "\u00a0"])
-def test_no_blank_part(blank: str) -> None:
-    """Where only white space follows a cut, it stays with what is before it: providers refuse blank texts."""
+def test_white_space_makes_no_part_of_its_own(blank: str) -> None:
+    """White space after a cut stays with the part before it, since providers refuse blank texts."""
     splitter = Splitter(300.0)
     for hour in range(10, 13):
         parts(splitter, f"{HEAD}The time is {hour}:00.")
@@ -205,8 +205,8 @@ def test_no_blank_part(blank: str) -> None:
     assert [len(part) for part in parts(splitter, f"{blanks}{lines('c', 40)}!")] == [3840, 1]
 
 
-def test_never_more_than_so_many() -> None:
-    """However many levels there are, a text has no more than sixteen parts."""
+def test_text_has_at_most_sixteen_parts() -> None:
+    """A text with any number of levels has at most sixteen parts."""
     splitter = Splitter(300.0)
     text = HEAD
     for step in range(30):
@@ -215,8 +215,8 @@ def test_never_more_than_so_many() -> None:
     assert len(parts(splitter, text + "!")) == 16
 
 
-def test_short_texts_are_left_alone() -> None:
-    """Under a kilobyte there is nothing to gain."""
+def test_short_text_is_not_cut() -> None:
+    """A text under a kilobyte has nothing to gain."""
     splitter = Splitter(300.0)
     assert [len(parts(splitter, lines("Short", 14) + tail)) for tail in "abc"] == [1, 1, 1]
     assert len(splitter._texts) == 0
@@ -226,21 +226,21 @@ def test_short_texts_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "user"])
-def test_roles_that_are_cut(role: str) -> None:
-    """Texts of the system and of users are."""
+def test_texts_of_system_and_user_are_cut(role: str) -> None:
+    """Texts of the system and of users are cut."""
     splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 2, 2]
 
 
 @pytest.mark.parametrize("role", ["assistant", "tool", "function", None, 3])
-def test_roles_that_are_not(role: Any) -> None:
+def test_texts_of_other_roles_stay_whole(role: Any) -> None:
     """Answers and results stay whole."""
     splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, role)) for tail in "abc"] == [1, 1, 1]
 
 
-def test_owners_learn_nothing_of_each_other() -> None:
-    """Another namespace or model, another role: where texts part is learned anew."""
+def test_cuts_of_one_owner_do_not_reach_another() -> None:
+    """Branch points are learned anew for another namespace, model or role."""
     splitter = Splitter(300.0)
     assert [len(parts(splitter, HEAD + tail, owner="one")) for tail in "ab"] == [1, 2]
     assert len(parts(splitter, f"{HEAD}c", owner="two")) == 1
@@ -249,8 +249,8 @@ def test_owners_learn_nothing_of_each_other() -> None:
     assert len(parts(splitter, f"{HEAD}f", owner="one", model="another")) == 1
 
 
-def test_parts_of_a_message() -> None:
-    """Each text part by itself, in its place; the marker of the client's at the end of its text."""
+def test_each_part_of_a_message_is_cut_in_its_place() -> None:
+    """Each text part is cut by itself; a marker of the client stays at the end of its text."""
     splitter = Splitter(300.0)
     image = {"type": "image_url", "image_url": {"url": "data:"}}
     for tail in "ab":
@@ -269,16 +269,16 @@ def test_parts_of_a_message() -> None:
 
 
 @pytest.mark.parametrize("rest", [{"citations": None}, {"citations": {"enabled": True}}, {"id": 1}])
-def test_parts_with_fields_of_their_own(rest: Body) -> None:
-    """What a part says beside its text may be about the whole of it."""
+def test_part_with_other_fields_stays_whole(rest: Body) -> None:
+    """Other fields of a part may concern its whole text."""
     splitter = Splitter(300.0)
     for tail in "abc":
         body = user([{"type": "text", "text": HEAD + tail, **rest}])
         assert sent(splitter, body) is body
 
 
-def test_the_native_system_field() -> None:
-    """A string or blocks; on the chat wire there is no such field."""
+def test_native_system_field_is_cut() -> None:
+    """The field is a string or blocks; the chat format has no such field."""
     splitter = Splitter(300.0)
     for tail in "ab":
         body = {"system": HEAD + tail, "messages": []}
@@ -302,15 +302,15 @@ def test_the_native_system_field() -> None:
         user("\ud800" * 2000), user([{"type": "text", "text": "x" * 2000, 1: 2}]), user({"type": "text", "text": "x" * 2000}),
     ],
 )  # fmt: skip
-def test_what_is_no_text_is_left_alone(body: Any) -> None:
-    """Bodies that the parser will refuse come back as they are."""
+def test_body_without_texts_stays_as_it_is(body: Any) -> None:
+    """Bodies that the parser will refuse come back unchanged."""
     splitter = Splitter(300.0)
     for _ in range(3):
         assert sent(splitter, body) is body
 
 
-def test_only_the_way_is_copied() -> None:
-    """Messages that are not cut are the caller's own objects, and the caller's own are not changed."""
+def test_unchanged_parts_are_the_callers_own_objects() -> None:
+    """Objects off the path to a change are shared with the caller, and the caller's own are not changed."""
     splitter = Splitter(300.0)
     sent(splitter, user(f"{HEAD}a"))
     body = user(f"{HEAD}b")
@@ -322,11 +322,11 @@ def test_only_the_way_is_copied() -> None:
     assert body == before
 
 
-# -- what is kept ----------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------
 
 
-def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was seen longest ago is forgotten; what is seen again and again is not."""
+def test_tables_of_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts that came longest ago are forgotten; a text that comes again stays."""
     for name, most in (("_TEXTS", 50), ("_PIECES", 200), ("_OWNERS", 5)):
         monkeypatch.setattr(split_text, name, most)
     splitter = Splitter(300.0)
@@ -353,7 +353,7 @@ def sizes(splitter: Splitter, owner: str) -> list[int]:
     return [len(table.read(owner)) for table in tables]
 
 
-def test_texts_of_a_namespace_are_kept_however_many_another_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_a_small_namespace_survive_a_flood_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """A namespace within its fair share loses no text and no cut to one that sends new texts without end."""
     splitter = bounded(monkeypatch)
     texts = [f"{HEAD}The time is {hour}:00." for hour in range(10, 20)]
@@ -368,7 +368,7 @@ def test_texts_of_a_namespace_are_kept_however_many_another_has(monkeypatch: pyt
     assert len(parts(splitter, f"{HEAD}The time is 23:00.")) == 2
 
 
-def test_texts_of_a_namespace_teach_no_other_one_where_they_end() -> None:
+def test_tails_of_one_namespace_do_not_reach_another() -> None:
     """A cut in advance follows the namespace's own texts only."""
     splitter = Splitter(300.0)
     for document in "ABC":
@@ -408,7 +408,7 @@ def test_texts_of_requests_at_the_same_time_stay_as_the_first_left() -> None:
     assert parts(splitter, text) == [text]
 
 
-def test_texts_are_named_by_the_key() -> None:
+def test_hashes_of_texts_depend_on_the_key() -> None:
     """Without the key no hash in the tables can be computed from a text."""
     kept = []
     for key in (b"one", b"other", b"one"):
@@ -419,17 +419,19 @@ def test_texts_are_named_by_the_key() -> None:
     assert not kept[0] & kept[1]
 
 
-def test_a_long_text_has_few_pieces() -> None:
-    """Pieces grow with what stands before them: a megabyte has hundreds, not thousands."""
+def test_long_text_has_few_pieces() -> None:
+    """Pieces grow with the text before them: a megabyte has hundreds, not thousands."""
     raw = lines("Row", 16_384).encode()
-    borders = [offset for offset, _ in split_text._borders(raw, 0)]
-    assert len(borders) < 700
-    starts = [0, *borders[:-1]]
-    assert all(end - start <= max(256, start // 128) + 64 for start, end in zip(starts, borders, strict=True))
+    boundaries = [offset for offset, _ in split_text._boundaries(raw, 0)]
+    assert len(boundaries) < 700
+    starts = [0, *boundaries[:-1]]
+    assert all(
+        end - start <= max(256, start // 128) + 64 for start, end in zip(starts, boundaries, strict=True)
+    )
 
 
-def test_nothing_kept_is_text() -> None:
-    """Hashes, offsets and counts are."""
+def test_tables_hold_no_text() -> None:
+    """The tables hold hashes, offsets and counts."""
     splitter = Splitter(300.0)
     for tail in ("xyzzy", "plugh"):
         parts(splitter, f"{HEAD}{tail} {HEAD}")
@@ -456,8 +458,8 @@ def plain_texts(body: Body) -> list[str]:
     ]
 
 
-def test_joined_they_are_what_came() -> None:
-    """Random bodies that come again: joined texts are equal, objects unchanged, no part blank, markers kept."""
+def test_joined_parts_equal_the_original_texts() -> None:
+    """Random bodies come again: joined texts are equal, objects unchanged, no part blank, markers kept."""
     cut = 0
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -481,7 +483,7 @@ def test_joined_they_are_what_came() -> None:
             assert all(text.strip() for text in plain_texts(left) if text not in came)
             cut += left is not body
             first.append(left)
-        # What was seen leaves as it left before.
+        # A known text leaves with the same cuts.
         assert first[: len(drawn)] == first[len(drawn) :]
 
     arrive()
@@ -490,15 +492,15 @@ def test_joined_they_are_what_came() -> None:
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(long_bodies(), min_size=1, max_size=3))
-def test_the_opt_ins_do_not_meet(drawn: list[tuple[Wire, Body]]) -> None:
-    """Sorted before or after, the same leaves."""
+def test_split_and_sort_are_independent(drawn: list[tuple[Wire, Body]]) -> None:
+    """Sorting before or after the split gives the same body."""
     one, other = Splitter(300.0), Splitter(300.0)
     for wire, body in drawn:
         assert sort_tools(sent(one, body, wire)) == sent(other, sort_tools(body), wire)
 
 
-def test_other_texts_are_not_equal() -> None:
-    """The equality sees a changed, lost or moved text, and no markers."""
+def test_joined_distinguishes_other_texts() -> None:
+    """The equality sees a changed, lost or moved text, and ignores markers."""
     one = user([{"type": "text", "text": "ab"}, {"type": "image"}, {"type": "text", "text": "c"}])
     same_texts = [{"type": "text", "text": "a", "cache_control": EPHEMERAL}, {"type": "text", "text": "b"}]
     assert joined(one) == joined(user([*same_texts, {"type": "image"}, {"type": "text", "text": "c"}]))
@@ -509,8 +511,8 @@ def test_other_texts_are_not_equal() -> None:
     assert joined(one) != joined(user([{"type": "text", "text": "abc"}, {"type": "image"}]))
 
 
-def test_text_of_a_request_under_way_is_parted_from_until_it_is_released() -> None:
-    """A request that leaves before the answer to another finds where the texts part; a failed one leaves nothing."""
+def test_text_in_flight_gives_a_branch_point_until_released() -> None:
+    """A request that leaves before another's response finds the branch point; a failed one leaves none."""
     splitter, first = Splitter(300.0), user(f"{HEAD}one {HEAD}")
     _, texts = splitter.split(first, "chat", "me", 0.0)
     splitter.mark_in_flight("me", texts, 0.0)

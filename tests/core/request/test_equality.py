@@ -11,7 +11,7 @@ from cachemw.core.request import markers
 from cachemw.core.request.equality import same_structure
 from cachemw.core.request.parser import Parser
 from cachemw.core.rules.models import MODELS
-from cachemw.core.rules.providers import MarkerKey
+from cachemw.core.rules.types import MarkerKey
 from cachemw.errors import BodyError
 from tests.bodies import bodies
 

@@ -143,7 +143,7 @@ def test_pixels_of_a_text_that_is_no_image_are_unknown(text: str) -> None:
     assert pixels(text) is None
 
 
-def test_pixels_after_a_line_break_are_still_read() -> None:
+def test_pixels_of_wrapped_base64_are_read() -> None:
     """Base64 that was wrapped into lines has the size that it has in one line."""
     assert pixels(base64.encodebytes(base64.b64decode(REAL["jpeg, grey"])).decode()) == SIZE
 

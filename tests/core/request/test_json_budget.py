@@ -1,4 +1,4 @@
-"""Which JSON texts are too much work to read, and how that is found out in slices."""
+"""The JSON texts that cost too much to read, and their cost in slices."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_hostile_request_is_refused_after_a_few_slices(name: str, text: bytes) -
 def test_cost_of_strings_does_not_depend_on_where_slices_end(
     texts: list[str], size: int, escaped: bool
 ) -> None:
-    """Nothing inside a string counts as structure: not behind escaped quotes, nor where a slice cuts an escape."""
+    """A string has no structure inside, also behind escaped quotes or at a slice within an escape."""
     raw = json.dumps(texts, ensure_ascii=escaped, separators=(",", ":")).encode()
     structure = 400 + 5 * (len(texts) + 1) + 50 * len(texts) + 80 * (len(texts) - 1)
     cheapest = structure + 12 * raw.count(b"\\") + 0.6 * (len(raw) - len(texts) - 1)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical, insert, marker_value, strip
+from cachemw.core.request.equality import canonical
+from cachemw.core.request.markers import insert, marker_value, strip
 from cachemw.core.request.parser import Parser, WireFormat
-from cachemw.core.rules.providers import Model, Ttl
+from cachemw.core.rules.types import Model, Ttl
 from tests.bodies import SAME, Body, Path, bodies, listed, unmarked, walk
 
 MARK = {"type": "ephemeral"}
@@ -42,14 +43,14 @@ def at(body: Any, path: Path) -> Any:
     return body
 
 
-def test_a_markers_words() -> None:
-    """5m is what a marker without a TTL means; 1h is said."""
+def test_marker_value_names_one_hour_only() -> None:
+    """A marker without a TTL means 5m; 1h is named."""
     assert marker_value("5m") == {"type": "ephemeral"}
     assert marker_value("1h") == {"type": "ephemeral", "ttl": "1h"}
     assert marker_value("5m") is not marker_value("5m")
 
 
-def test_nothing_to_write() -> None:
+def test_insert_without_a_place_returns_the_body() -> None:
     """Without a place the body itself comes back."""
     body = agent()
     assert insert(body, []) is body
@@ -68,8 +69,8 @@ def test_nothing_to_write() -> None:
         (("messages", 3, "content"), [{"type": "text", "text": "11", "cache_control": MARK}]),
     ],
 )
-def test_each_place(path: Path, expected: Any) -> None:
-    """A marker stands beside the content; only a string that is marked becomes a list, nothing else changes."""
+def test_insert_marks_each_place(path: Path, expected: Any) -> None:
+    """A marker stands beside the content; a marked string becomes a list, and nothing else changes."""
     body = agent()
     marked = insert(body, [(path, "5m")])
     assert at(marked, path) == expected
@@ -82,7 +83,7 @@ def test_each_place(path: Path, expected: Any) -> None:
     assert rest == agent()
 
 
-def test_the_whole_system_field() -> None:
+def test_insert_marks_the_system_field() -> None:
     """A native system string becomes a list, a block in it is marked in place."""
     body = {"model": "m", "system": "s", "messages": []}
     assert insert(body, [(("system",), "1h")])["system"] == [
@@ -94,8 +95,8 @@ def test_the_whole_system_field() -> None:
     ]
 
 
-def test_only_the_way_is_copied() -> None:
-    """Everything off the way to a marker is the caller's own object; on it, nothing is."""
+def test_unchanged_parts_are_the_callers_own_objects() -> None:
+    """Objects off the path to a change are shared with the caller, and the caller's own are not changed."""
     body = agent()
     marked = insert(body, [(("messages", 1, "content", 0), "5m"), (("messages", 2, "tool_calls", 0), "5m")])
     assert marked["tools"] is body["tools"]
@@ -114,8 +115,8 @@ def test_only_the_way_is_copied() -> None:
         assert at(marked, path) is not at(body, path)
 
 
-def test_one_object_in_two_places() -> None:
-    """A message that stands twice in a body is marked where it was meant, and once."""
+def test_insert_marks_a_repeated_object_once() -> None:
+    """A message that stands twice in a body is marked only at the given place."""
     message = {"role": "user", "content": [{"type": "text", "text": "Hi."}]}
     body = {"model": "m", "messages": [message, message]}
     marked = insert(body, [(("messages", 1, "content", 0), "5m")])
@@ -124,8 +125,8 @@ def test_one_object_in_two_places() -> None:
     assert "cache_control" not in message["content"][0]
 
 
-def test_tuples_and_other_mappings() -> None:
-    """What is no list or dict on the way becomes one in the copy."""
+def test_insert_copies_tuples_and_other_mappings() -> None:
+    """A tuple or other mapping on the path becomes a list or dict in the copy."""
     body = MappingProxyType({"messages": (MappingProxyType({"role": "user", "content": "a"}),)})
     marked = insert(body, [(("messages", 0, "content"), "5m")])
     assert marked == {
@@ -137,8 +138,8 @@ def test_tuples_and_other_mappings() -> None:
 # -- strip and canonical --------------------------------------------------------------------------
 
 
-def test_strip_takes_every_marker_and_nothing_else() -> None:
-    """Markers go wherever they are markers; properties and arguments of that name stay."""
+def test_strip_removes_markers_only() -> None:
+    """Markers are removed wherever they are markers; properties and arguments of that name stay."""
     body = agent()
     body["cache_control"] = MARK
     body["tools"][0]["cache_control"] = MARK
@@ -152,8 +153,8 @@ def test_strip_takes_every_marker_and_nothing_else() -> None:
     assert body == before
 
 
-def test_strip_reaches_into_results() -> None:
-    """A native tool result's inner parts lose theirs, its call's input keeps what is called so."""
+def test_strip_reaches_into_tool_results() -> None:
+    """Inner parts of a native tool result lose their markers; a call's input keeps keys of that name."""
     inner = {"type": "text", "text": "a"}
     body = {
         "system": [{**inner, "cache_control": MARK}],
@@ -178,8 +179,8 @@ def test_strip_reaches_into_results() -> None:
         {"messages": [{"content": 5, "tool_calls": "x"}]}, {"messages": [{"content": [None, [1]]}], "tools": [7]}, {"system": 3},
     ],
 )  # fmt: skip
-def test_odd_bodies_have_a_canonical_form(body: Any) -> None:
-    """Comparing never fails, whatever the body."""
+def test_canonical_of_odd_bodies_raises_nothing(body: Any) -> None:
+    """Comparing never fails, for any body."""
     assert canonical(body) == canonical(copy.deepcopy(body))
     assert strip(body) == body
 
@@ -197,8 +198,8 @@ def test_odd_bodies_have_a_canonical_form(body: Any) -> None:
         (lambda node: "n", ("model",)),
     ],
 )
-def test_canonical_tells_apart(change: Callable[[Any], Any], path: Path) -> None:
-    """Anything but a marker or a one-part list makes another request, None and absence apart."""
+def test_canonical_distinguishes_every_other_change(change: Callable[[Any], Any], path: Path) -> None:
+    """Any change but a marker or a one-part list makes another request; absence differs from None."""
     body = agent()
     changed = insert(copy.deepcopy(body), [])
     node: Any = changed
@@ -210,8 +211,8 @@ def test_canonical_tells_apart(change: Callable[[Any], Any], path: Path) -> None
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.data())
-def test_what_leaves_is_what_came(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
-    """Any markers at any places: the same canonical form, and the caller's objects as they were."""
+def test_any_markers_keep_the_canonical_form(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
+    """Markers at any places keep the canonical form and the caller's objects."""
     wire, body = drawn
     parsed = Parser().parse(body, KEPT, wire)
     free = [index for index, block in enumerate(parsed.blocks) if block.markable and block.marker is None]
@@ -237,10 +238,22 @@ def test_what_leaves_is_what_came(drawn: tuple[WireFormat, Body], data: st.DataO
             assert value is body[key]
 
 
+def test_canonical_of_an_empty_system_string_is_no_blank_block() -> None:
+    """An empty string means no system prompt; a blank text block is content, and has a prefix of its own."""
+    messages = [{"role": "user", "content": "Hi."}]
+    blank = [{"type": "text", "text": ""}]
+    empty, listed_blank = ({"model": "m", "system": system, "messages": messages} for system in ("", blank))
+    assert canonical(empty) != canonical(listed_blank)
+    assert len(Parser().parse(empty, KEPT, "messages").blocks) == 1
+    assert len(Parser().parse(listed_blank, KEPT, "messages").blocks) == 2
+
+
 @settings(max_examples=100, deadline=None)
 @given(bodies(), st.sampled_from([copy.deepcopy, unmarked, listed]))
-def test_canonical_is_stable(drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]) -> None:
-    """Markers and one-part lists change nothing of it; it is its own form, has no marker, and shares no change."""
+def test_canonical_of_any_body_is_stable(
+    drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]
+) -> None:
+    """Markers and one-part lists do not change the form; it is its own form and has no marker."""
     _, body = drawn
     before = copy.deepcopy(body)
     form = canonical(body)

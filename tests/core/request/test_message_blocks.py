@@ -1,4 +1,4 @@
-"""Every shape of a tool, system block or message: its blocks, their paths, and what of it is content."""
+"""Every form of a tool, system block or message: its blocks, their paths and their content."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cachemw.core.request.canonical_json import canonical_json
 from cachemw.core.request.message_blocks import (
     Block,
     ParsedMessage,
     ReadingContext,
-    canonical_json,
     chat_message,
     native_message,
     system_block,
     tool,
 )
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 from cachemw.errors import BodyError
 from tests.bodies import PNG
 
@@ -142,16 +142,16 @@ NATIVE: list[tuple[str, Any, list[tuple[str, str, tuple[str | int, ...], bool, s
 
 
 @pytest.mark.parametrize(("message", "expected"), [case[1:] for case in CHAT], ids=[case[0] for case in CHAT])
-def test_chat_shapes(message: Any, expected: Any) -> None:
-    """Each shape of a chat message is the blocks that the provider makes of it."""
+def test_chat_message_is_read_as_its_blocks(message: Any, expected: Any) -> None:
+    """Each form of a chat message is read as the blocks that the provider makes of it."""
     assert shapes(chat(message)) == expected
 
 
 @pytest.mark.parametrize(
     ("message", "expected"), [case[1:] for case in NATIVE], ids=[case[0] for case in NATIVE]
 )
-def test_native_shapes(message: Any, expected: Any) -> None:
-    """Each shape of an Anthropic message is one block a part."""
+def test_native_message_is_one_block_a_part(message: Any, expected: Any) -> None:
+    """Each form of an Anthropic message is one block a part."""
     assert shapes(native(message)) == expected
 
 
@@ -172,12 +172,12 @@ def test_native_shapes(message: Any, expected: Any) -> None:
         ),
     ],
 )
-def test_tools(definition: Any, marker: str | None) -> None:
-    """A tool of either wire shape is one block; its marker may stand beside or inside `function`."""
+def test_tool_is_one_block(definition: Any, marker: str | None) -> None:
+    """A tool of either wire format is one block; its marker may stand beside or inside `function`."""
     assert shapes(tool(definition, ReadingContext())) == [("tool", "tool_definition", (), True, marker)]
 
 
-def test_system_blocks() -> None:
+def test_native_system_is_a_string_or_blocks() -> None:
     """The Messages API's system is a string or text blocks."""
     assert shapes(system_block("Be kind.", ReadingContext())) == [("system", "text", (), True, None)]
     marked = {"type": "text", "text": "Be kind.", "cache_control": MARK}
@@ -209,14 +209,16 @@ BAD: list[tuple[Callable[[Any], ParsedMessage], Any, str]] = [
 
 
 @pytest.mark.parametrize(("read", "value", "reason"), BAD)
-def test_wrong_types(read: Callable[[Any], ParsedMessage], value: Any, reason: str) -> None:
-    """What is no message at all is told by a reason, and the reason holds none of it."""
+def test_malformed_message_is_refused_with_a_reason(
+    read: Callable[[Any], ParsedMessage], value: Any, reason: str
+) -> None:
+    """A malformed message is refused with a reason that holds no part of it."""
     with pytest.raises(BodyError) as caught:
         read(value)
     assert (caught.value.reason, str(caught.value)) == (reason, reason)
 
 
-# -- what is content ------------------------------------------------------------------------------
+# -- content --------------------------------------------------------------------------------------
 
 EQUAL: list[tuple[str, Callable[[Any], ParsedMessage], Any, Any]] = [
     ("string or part", chat, {"role": "user", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "a"}]}),
@@ -279,22 +281,24 @@ def digests(item: ParsedMessage) -> list[bytes]:
 @pytest.mark.parametrize(
     ("read", "one", "other"), [case[1:] for case in EQUAL], ids=[case[0] for case in EQUAL]
 )
-def test_equal_content(read: Callable[[Any], ParsedMessage], one: Any, other: Any) -> None:
-    """What says the same has the same digests."""
+def test_equal_content_has_equal_digests(read: Callable[[Any], ParsedMessage], one: Any, other: Any) -> None:
+    """Messages with equal content have equal digests."""
     assert digests(read(one)) == digests(read(other))
 
 
 @pytest.mark.parametrize(
     ("read", "one", "other"), [case[1:] for case in DIFFERENT], ids=[case[0] for case in DIFFERENT]
 )
-def test_different_content(read: Callable[[Any], ParsedMessage], one: Any, other: Any) -> None:
-    """What the provider could tell apart has other digests."""
+def test_different_content_has_different_digests(
+    read: Callable[[Any], ParsedMessage], one: Any, other: Any
+) -> None:
+    """Contents that the provider could distinguish have different digests."""
     assert digests(read(one)) != digests(read(other))
 
 
 @given(st.lists(st.text(max_size=6), min_size=2, max_size=5))
-def test_texts_differ_as_strings_do(texts: list[str]) -> None:
-    """Two texts have one digest only if they are equal, whatever is in them."""
+def test_texts_have_one_digest_only_if_equal(texts: list[str]) -> None:
+    """Two texts have one digest only if they are equal."""
     try:
         found = [chat({"role": "user", "content": text}).blocks[0].digest for text in texts]
     except UnicodeEncodeError:
@@ -329,13 +333,13 @@ OWNED: list[tuple[str, ParsedMessage, int]] = [
 
 
 @pytest.mark.parametrize(("item", "count"), [case[1:] for case in OWNED], ids=[case[0] for case in OWNED])
-def test_the_clients_markers_are_counted(item: ParsedMessage, count: int) -> None:
-    """Every marker of the client takes a slot, wherever it stands; a property of that name is none."""
+def test_client_markers_are_counted_anywhere(item: ParsedMessage, count: int) -> None:
+    """Every marker of the client takes a slot at any place; a property of that name is no marker."""
     assert item.client_marker_count == count
 
 
-def test_images_are_noticed() -> None:
-    """An image counts inside a tool result too: one more anywhere changes the key of the messages."""
+def test_image_is_found_in_tool_results_too() -> None:
+    """An image anywhere, also in a tool result, changes the key of the messages."""
     assert not chat({"role": "user", "content": "a"}).has_image
     assert chat({"role": "user", "content": [URL]}).has_image
     assert chat({"role": "tool", "content": [T, DATA]}).has_image
@@ -343,8 +347,8 @@ def test_images_are_noticed() -> None:
     assert native({"role": "user", "content": [inner]}).has_image
 
 
-def test_citations_are_noticed() -> None:
-    """A document asks for citations; what an answer cites, and an empty field, are something else."""
+def test_citations_are_found_on_documents_only() -> None:
+    """A document asks for citations; citations in an answer, or an empty field, do not."""
     document = {"type": "document", "source": {}, "citations": {"enabled": True}}
     assert native({"role": "user", "content": [document]}).has_citations
     assert native(
@@ -370,16 +374,16 @@ def test_citations_are_noticed() -> None:
         (native({"role": "user", "content": [{"type": "tool_result", "content": "a"}, T]}), True),
     ],
 )
-def test_what_starts_a_turn(item: ParsedMessage, turn: bool) -> None:
-    """A user message is a new turn unless it holds tool results only."""
+def test_user_message_starts_a_turn(item: ParsedMessage, turn: bool) -> None:
+    """A user message starts a turn unless it holds only tool results."""
     assert item.starts_user_turn is turn
 
 
 # -- sizes and bytes ------------------------------------------------------------------------------
 
 
-def test_sizes_grow_with_bytes() -> None:
-    """A text's size follows its UTF-8 bytes; JSON kinds count what is around them too."""
+def test_size_grows_with_bytes() -> None:
+    """The size of a text follows its UTF-8 bytes; JSON kinds count their envelope too."""
     sizes = [part({"type": "text", "text": text}).size for text in ("a", "aa", "éé", "a" * 100)]
     assert sizes == sorted(sizes)
     assert sizes[1] * 2 == sizes[2]
@@ -387,15 +391,15 @@ def test_sizes_grow_with_bytes() -> None:
     assert call.size > part({"type": "text", "text": "get_weather"}).size
 
 
-def test_an_images_size_is_by_its_pixels() -> None:
-    """A tiny image is tiny, one that can't be read is taken for the largest."""
+def test_size_of_an_image_follows_its_pixels() -> None:
+    """A tiny image is tiny; an unreadable one counts as the largest."""
     tiny = part({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PNG}"}})
     unread = part({"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}})
     assert tiny.size < 1 < unread.size == 1600
 
 
-def test_a_counter_counts() -> None:
-    """Where a counter is given, sizes are its counts."""
+def test_size_with_a_counter_is_its_count() -> None:
+    """If a counter is given, sizes are its counts."""
     reading = ReadingContext(counter=len)
     assert chat_message({"role": "user", "content": "four"}, reading).blocks[0].size == 4
     call = chat_message({"role": "assistant", "tool_calls": [{"id": "1"}]}, reading).blocks[0]
@@ -414,13 +418,13 @@ class Word(str, enum.Enum):  # noqa: UP042 - what users have
         {"a": [None] * 30, "b": float("nan")}, {"text": "null", "list": [0.1] * 30, "x": float("-inf")},
     ],
 )  # fmt: skip
-def test_what_json_cant_carry(value: Any) -> None:
+def test_values_that_json_cannot_carry_are_refused(value: Any) -> None:
     """Lone surrogates, NaN at any depth, integers over 64 bits and foreign objects are refused."""
     with pytest.raises(BodyError, match="not_json"):
         canonical_json(value)
 
 
-def test_nesting_and_loops() -> None:
+def test_deep_nesting_and_loops_are_refused() -> None:
     """Ten thousand levels and a list inside itself are refused, not followed."""
     deep: Any = "a"
     for _ in range(10_000):
@@ -432,8 +436,8 @@ def test_nesting_and_loops() -> None:
             canonical_json(value)
 
 
-def test_what_json_carries() -> None:
-    """Nulls are no NaNs, and what the serialiser takes is taken."""
+def test_values_that_json_carries_are_accepted() -> None:
+    """A null is no NaN, and every value that the serialiser accepts is accepted."""
     assert canonical_json({"a": [None] * 40, "b": (1.5, True), "c": Word.USER}) == b'{"a":[' + b",".join([b"null"] * 40) + b'],"b":[1.5,true],"c":"user"}'  # fmt: skip
     assert canonical_json(None) == b"null"
     assert canonical_json({"b": 1, "a": 2}) == b'{"b":1,"a":2}'
@@ -443,7 +447,7 @@ def test_what_json_carries() -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.just("null") | st.text("ab", max_size=3),
                     lambda inner: st.lists(inner, max_size=30) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=4), max_leaves=60))  # fmt: skip
-def test_no_nan_gets_through(value: Any) -> None:
+def test_any_value_passes_only_if_its_floats_are_finite(value: Any) -> None:
     """A value passes exactly if no float in it is NaN or infinite."""
     finite = "NaN" not in (text := json.dumps(value)) and "Infinity" not in text
     try:
@@ -454,7 +458,7 @@ def test_no_nan_gets_through(value: Any) -> None:
         assert finite
 
 
-def test_image_data_is_never_decoded_whole() -> None:
+def test_image_data_is_decoded_at_its_head_only() -> None:
     """A huge image costs no more than its head."""
     data = PNG[:-4] + base64.b64encode(b"\0" * 9_000_000).decode()
     block = part({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})

@@ -1,4 +1,4 @@
-"""A whole body as blocks: sections and their order, paths, what keys an entry, what is no chat request."""
+"""A whole body as blocks: sections and their order, paths, keys of an entry, unreadable bodies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from cachemw.core.request import parser as module
 from cachemw.core.request.parser import ParsedRequest, Parser, WireFormat
-from cachemw.core.rules.providers import Model
+from cachemw.core.rules.types import Model
 from cachemw.errors import BodyError
 from tests.bodies import Body, bodies
 
@@ -47,7 +47,7 @@ THOUGHT = {"type": "reasoning", "summary": []}
 TEXT = {"type": "text", "text": "t"}
 
 
-def test_order_is_the_providers() -> None:
+def test_blocks_are_in_the_providers_order() -> None:
     """Tools come first, then system, then messages, each block with the path of its marker."""
     parsed = parse({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [TEXT, TEXT]}, CALLS, RESULT],
                     "tools": [TOOL, TOOL], "model": "claude-x"})  # fmt: skip
@@ -61,8 +61,8 @@ def test_order_is_the_providers() -> None:
     ] * 3 + ["user"]
 
 
-def test_native_order() -> None:
-    """The Messages API's system is a field: a string's own path, or one of each block."""
+def test_native_blocks_are_in_the_providers_order() -> None:
+    """The Messages API's system is a field: a string has its own path, or each block has one."""
     body: Body = {
         "model": "claude-x",
         "messages": [{"role": "user", "content": "u"}],
@@ -78,8 +78,8 @@ def test_native_order() -> None:
         assert parse({**body, "system": empty}, wire="messages").system_end == 1
 
 
-def test_a_system_field_is_nothing_in_a_chat_body() -> None:
-    """On the chat wire `system` is some other parameter."""
+def test_system_field_of_a_chat_body_is_ignored() -> None:
+    """In the chat format `system` is some other parameter."""
     assert len(parse(chat("u", system="s")).blocks) == 1
 
 
@@ -90,22 +90,22 @@ def test_leading_system_messages_are_the_system_section() -> None:
     assert (parsed.tools_end, parsed.system_end, len(parsed.blocks)) == (0, 4, 5)
 
 
-def test_a_late_system_message_is_hoisted() -> None:
-    """Where the model has no place for it, a late system message joins the system section, path and all."""
+def test_late_system_message_is_hoisted() -> None:
+    """A model without mid-list system messages reads a late one in the system section, path and all."""
     parsed = parse(chat("s", "u", "a", "s2", "u2"))
     assert paths(parsed) == [f"messages.{index}.content" for index in (0, 3, 1, 2, 4)]
     assert parsed.system_end == 2
 
 
-def test_a_late_system_message_stays_where_the_model_keeps_it() -> None:
-    """Where the model reads system messages in the middle, they keep their place."""
+def test_late_system_message_stays_for_models_that_keep_it() -> None:
+    """A model with mid-list system messages reads a late one in its place."""
     parsed = parse(chat("s", "u", "a", "s2", "u2"), MID)
     assert paths(parsed) == [f"messages.{index}.content" for index in range(5)]
     assert parsed.system_end == 1
 
 
-def test_hoisting_breaks_the_prefix() -> None:
-    """A hoisted message changes what stands before the conversation, a kept one doesn't."""
+def test_hoisted_message_changes_the_prefix() -> None:
+    """A hoisted message changes the blocks before the conversation, a kept one does not."""
     before, after = chat("s", "u"), chat("s", "u", "a", "s2")
     for model, same in ((KEPT, 1), (MID, 2)):
         one, two = parse(before, model), parse(after, model)
@@ -124,13 +124,13 @@ def test_hoisting_breaks_the_prefix() -> None:
     ],
 )
 def test_old_thinking_is_stripped(messages: list[Any], left: int) -> None:
-    """A strip model forgets thinking before the user's last own message; a tool result is not one."""
+    """A strip model forgets thinking before the user's last own message; a tool result is no such message."""
     assert len(parse(chat(*messages), STRIPPED).blocks) == left
     assert sum(str(block.kind) == "reasoning" for block in parse(chat(*messages)).blocks) == 1
 
 
-def test_markers_are_counted_even_on_what_is_stripped() -> None:
-    """The request leaves with every marker, whatever the model forgets."""
+def test_markers_on_stripped_blocks_are_counted() -> None:
+    """The request leaves with every marker, even on blocks that the model forgets."""
     old = {
         "role": "assistant",
         "content": [{**THOUGHT, "cache_control": MARK}, {**TEXT, "cache_control": HOUR}],
@@ -141,7 +141,7 @@ def test_markers_are_counted_even_on_what_is_stripped() -> None:
     assert parse(chat("u")).client_marker_count == 0
 
 
-# -- what else is part of an entry's key ----------------------------------------------------------
+# -- other parts of an entry's key ----------------------------------------------------------------
 
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://example.com"}}]}
 CITED = {"role": "user", "content": [{"type": "document", "source": {}, "citations": {"enabled": True}}]}
@@ -163,7 +163,7 @@ KEYS: list[tuple[str, Body, str]] = [
 
 
 @pytest.mark.parametrize(("rest", "column"), [case[1:] for case in KEYS], ids=[case[0] for case in KEYS])
-def test_parameters_key_what_the_provider_says(rest: Body, column: str) -> None:
+def test_parameter_keys_its_sections(rest: Body, column: str) -> None:
     """Each parameter is part of the key from the section on where a change of it loses entries."""
     plain, keyed = parse(chat("u")), parse(chat("u", **rest))
     changed = {
@@ -172,7 +172,7 @@ def test_parameters_key_what_the_provider_says(rest: Body, column: str) -> None:
     assert changed == {column}
 
 
-def test_parameters_key_by_value() -> None:
+def test_parameter_values_have_different_keys() -> None:
     """No two values of a parameter share a key."""
     parsed = [parse(chat("u", **rest)) for _, rest, _ in KEYS] + [parse(chat("u"))]
     found = {(p.root, p.system_params, p.params) for p in parsed}
@@ -186,16 +186,16 @@ def test_parameters_key_by_value() -> None:
         {"temperature": 0.5}, {"max_tokens": 9}, {"user": "u"}, {"stream": True, "n": 1}, {"metadata": {"thinking": 1}},
     ],
 )  # fmt: skip
-def test_what_keys_nothing(rest: Body) -> None:
-    """Defaults said aloud, and parameters that the prompt doesn't see, are no part of a key."""
+def test_parameters_outside_the_prompt_key_nothing(rest: Body) -> None:
+    """Explicit defaults, and parameters that the prompt does not contain, are no part of a key."""
     plain, keyed = parse(chat("u")), parse(chat("u", **rest))
     assert [getattr(plain, n) for n in ("root", "system_params", "params")] == [
         getattr(keyed, n) for n in ("root", "system_params", "params")
     ]
 
 
-def test_order_in_a_parameter() -> None:
-    """A parameter's own key order is no content, a schema's inside it is."""
+def test_key_order_of_a_parameter_is_ignored() -> None:
+    """A parameter's own key order is no content, that of a schema inside it is."""
     one = parse(chat("u", thinking={"type": "enabled", "budget_tokens": 9}))
     assert one.root == parse(chat("u", thinking={"budget_tokens": 9, "type": "enabled"})).root
     schemas = [{"a": 1, "b": 2}, {"b": 2, "a": 1}]
@@ -206,8 +206,8 @@ def test_order_in_a_parameter() -> None:
     assert len(roots) == 2
 
 
-def test_images_and_citations_key() -> None:
-    """An image anywhere keys the messages, citations the system section; both are once said."""
+def test_images_and_citations_change_the_key() -> None:
+    """An image anywhere keys the messages, citations key the system section; a second one changes nothing."""
     plain, image, cited = parse(chat("u")), parse(chat("u", IMAGE)), parse(chat("u", CITED))
     assert (plain.system_params, plain.params) == (b"", b"")
     assert (image.system_params, bool(image.params)) == (b"", True)
@@ -215,7 +215,7 @@ def test_images_and_citations_key() -> None:
     assert parse(chat("u", IMAGE, IMAGE)).params == image.params
 
 
-# -- what is no chat request ----------------------------------------------------------------------
+# -- unreadable bodies ----------------------------------------------------------------------------
 
 USER = {"role": "user", "content": "u"}
 BAD: list[tuple[Any, str]] = [
@@ -247,14 +247,14 @@ BAD_NATIVE: list[tuple[Any, str]] = [
     ("body", "reason", "wire"),
     [(*case, "chat") for case in BAD] + [(*case, "messages") for case in BAD_NATIVE],
 )
-def test_what_is_no_chat_request(body: Any, reason: str, wire: WireFormat) -> None:
-    """What can't be read is told by a short reason."""
+def test_unreadable_body_is_refused_with_a_reason(body: Any, reason: str, wire: WireFormat) -> None:
+    """A body that is no chat request is refused with a short reason."""
     with pytest.raises(BodyError) as caught:
         parse(body, wire=wire)
     assert caught.value.reason == reason
 
 
-def test_any_mapping_and_tuples_will_do() -> None:
+def test_body_may_be_any_mapping_with_tuples() -> None:
     """A body need not be a dict, nor its lists lists."""
     body = MappingProxyType(
         {"model": "m", "messages": (USER, {"role": "assistant", "content": (TEXT,)}), "tools": ()}
@@ -265,8 +265,8 @@ def test_any_mapping_and_tuples_will_do() -> None:
 # -- the memo -------------------------------------------------------------------------------------
 
 
-def test_a_message_is_read_once() -> None:
-    """Read again, in another body or place, a message gives the very same blocks."""
+def test_known_message_gives_the_same_blocks() -> None:
+    """A message that is read again, in another body or place, gives the very same blocks."""
     parser = Parser()
     one = parser.parse(chat("u", "a"), KEPT)
     parser.learn("", one)
@@ -275,8 +275,8 @@ def test_a_message_is_read_once() -> None:
     assert two.blocks[2] is one.blocks[1]
 
 
-def test_wires_do_not_share_readings() -> None:
-    """The same bytes are read by the wire they came on."""
+def test_wire_formats_share_no_memo_entry() -> None:
+    """The same bytes are read by the wire format of their request."""
     parser = Parser()
     body = {"model": "m", "messages": [{"role": "tool", "tool_call_id": "1", "content": "a"}]}
     assert [str(parser.parse(body, KEPT, wire).blocks[0].kind) for wire in ("chat", "messages")] == [
@@ -322,8 +322,8 @@ def test_memo_of_a_flooding_namespace_evicts_only_its_own_items(monkeypatch: pyt
     assert not parser.parse(chat("u", "a"), KEPT, namespace="victim").new_items
 
 
-def test_the_memo_holds_no_text() -> None:
-    """What is remembered of a message has no piece of its text."""
+def test_memo_holds_no_text() -> None:
+    """The memo holds no piece of a message's text."""
     parser = Parser()
     parser.learn("", parser.parse(chat("u secret words", tools=[{"function": {"name": "secret"}}]), KEPT))
     assert len(parser._memo) == 2
@@ -363,8 +363,8 @@ def test_steps_of_a_long_body_pause_between_slices() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(bodies())
-def test_every_path_leads_to_its_block(drawn: tuple[WireFormat, Body]) -> None:
-    """Each markable block's path is unique and ends at a string, or an object that holds the block's marker."""
+def test_path_of_any_block_leads_to_it(drawn: tuple[WireFormat, Body]) -> None:
+    """Each markable block's path is unique and ends at a string, or at an object that holds its marker."""
     wire, body = drawn
     for model in (KEPT, MID, STRIPPED):
         parsed = parse(body, model, wire)
@@ -382,7 +382,7 @@ def test_every_path_leads_to_its_block(drawn: tuple[WireFormat, Body]) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(bodies())
-def test_parsing_changes_nothing(drawn: tuple[WireFormat, Body]) -> None:
+def test_parsing_any_body_changes_nothing(drawn: tuple[WireFormat, Body]) -> None:
     """A body is only read, and reads the same twice, with a warm memo or a cold one."""
     wire, body = drawn
     before, parser = copy.deepcopy(body), Parser()

@@ -1,4 +1,4 @@
-"""The chain of digests: what shares a prefix and what does not, and which depths are watched."""
+"""Prefix hashes: requests that share a prefix and those that do not, and the tracked blocks."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.request.parser import Parser, WireFormat
-from cachemw.core.request.prefix_hashes import hash_prefixes, track_prefixes
-from cachemw.core.rules.providers import Model
+from cachemw.core.request.prefix_hashes import hash_prefixes
+from cachemw.core.request.tracked_prefixes import track_prefixes
+from cachemw.core.rules.types import Model
 from cachemw.errors import BodyError
-from tests.bodies import SAME, Body, bodies
+from tests.bodies import SAME, Body, bodies, listed
 
 KEPT = Model("claude-kept", 1024, None)
 STRIPPED = Model("claude-stripped", 1024, None, thinking="stripped")
@@ -100,8 +101,8 @@ CHANGES: list[tuple[str, Callable[[Body], Any], int]] = [
 @pytest.mark.parametrize(
     ("change", "kept"), [case[1:] for case in CHANGES], ids=[case[0] for case in CHANGES]
 )
-def test_what_a_change_loses(change: Callable[[Body], Any], kept: int) -> None:
-    """Each change keeps just the prefixes that the provider's table of invalidation keeps."""
+def test_change_keeps_the_prefixes_before_it(change: Callable[[Body], Any], kept: int) -> None:
+    """Each change keeps exactly the prefixes that the provider's table of invalidation keeps."""
     other = agent()
     change(other)
     assert shared(digests(agent()), digests(other)) == kept
@@ -117,15 +118,15 @@ def test_what_a_change_loses(change: Callable[[Body], Any], kept: int) -> None:
         ("main.services.our-own", "system.ai.our-own", False),
     ],
 )
-def test_spellings_of_a_model(one: str, other: str, same: bool) -> None:
-    """The gateway's name and the alias are one model, another model shares nothing."""
+def test_spellings_of_one_model_share_prefixes(one: str, other: str, same: bool) -> None:
+    """A gateway's name and an alias are one model; another model shares no prefix."""
     chains = [digests({**agent(), "model": name}) for name in (one, other)]
     assert (chains[0] == chains[1]) is same
     assert shared(*chains) == (ALL if same else 0)
 
 
-def test_tenants_share_nothing() -> None:
-    """Another namespace, wire or place of the border between them has no prefix in common."""
+def test_tenants_share_no_prefix() -> None:
+    """Another namespace or wire format has no prefix in common."""
     namespaces = ["n", "m", "", "n\x00", "n\x00observed", "N"]
     chains = [digests(agent(), namespace) for namespace in namespaces]
     chains.append(digests({**agent(), "model": "observed\x00databricks-claude-sonnet-4-6"}, "n"))
@@ -135,35 +136,35 @@ def test_tenants_share_nothing() -> None:
     assert digests(plain) != digests(plain, wire="messages")
 
 
-def test_names_that_json_cant_carry() -> None:
-    """A lone surrogate in the model's name is told like one in a text."""
+def test_model_name_that_json_cannot_carry_is_refused() -> None:
+    """A lone surrogate in the model's name is refused like one in a text."""
     with pytest.raises(BodyError, match="not_json"):
         digests({**agent(), "model": "\ud800"})
 
 
-def test_a_chain_is_one_digest_a_block() -> None:
-    """Digests are 16 bytes, one a block, all different."""
+def test_each_block_has_a_prefix_hash() -> None:
+    """Hashes have 16 bytes, one a block, all different."""
     found = digests(agent())
     assert len(found) == len(set(found)) == ALL
     assert {len(digest) for digest in found} == {16}
 
 
-def test_repeated_blocks_have_digests_of_their_own() -> None:
+def test_repeated_block_has_another_prefix_hash() -> None:
     """The same block twice is two prefixes."""
     body = {"model": "m", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 5}]}
     assert len(set(digests(body))) == 5
 
 
-def test_an_empty_section_passes_on_its_key() -> None:
-    """What keys the system section keys the messages too where there is no system section."""
+def test_empty_section_passes_on_its_key() -> None:
+    """Parameters of the system section key the messages too if there is no system section."""
     body = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
     assert (
         len({digests({**body, **rest})[0] for rest in ({}, {"speed": "fast"}, {"tool_choice": "auto"})}) == 3
     )
 
 
-def test_thinking_is_forgotten_where_the_model_strips() -> None:
-    """A strip model's prompt is the same with the old thinking sent along or not, until the turn is over."""
+def test_stripped_thinking_changes_no_hash() -> None:
+    """A strip model's prompt is the same with or without old thinking, until the turn is over."""
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm.", "signature": "s"}]}
     text = {"type": "text", "text": "So."}
     user = {"role": "user", "content": "Why?"}
@@ -191,8 +192,11 @@ def test_thinking_is_forgotten_where_the_model_strips() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.sampled_from(SAME))
-def test_the_same_in_other_words(drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]) -> None:
-    """Markers, one-part lists, envelope order and empty fields change no digest."""
+@example(("messages", {"model": "m", "system": "", "messages": [{"role": "user", "content": "Hi."}]}), listed)
+def test_equal_bodies_have_equal_hashes(
+    drawn: tuple[WireFormat, Body], change: Callable[[Body], Body]
+) -> None:
+    """Markers, one-part lists, envelope order and empty fields change no hash."""
     wire, body = drawn
     other = change(copy.deepcopy(body))
     for model in (KEPT, STRIPPED):
@@ -201,8 +205,8 @@ def test_the_same_in_other_words(drawn: tuple[WireFormat, Body], change: Callabl
 
 @settings(max_examples=150, deadline=None)
 @given(bodies(), st.data())
-def test_appending_keeps_the_prefix(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
-    """A conversation that goes on keeps the prefixes it had, on a model that keeps thinking."""
+def test_appended_messages_keep_the_prefix(drawn: tuple[WireFormat, Body], data: st.DataObject) -> None:
+    """A conversation that goes on keeps its prefixes on a model that keeps thinking."""
     wire, body = drawn
     cut = data.draw(st.integers(1, len(body["messages"])))
     messages = body["messages"][:cut]
@@ -215,7 +219,7 @@ def test_appending_keeps_the_prefix(drawn: tuple[WireFormat, Body], data: st.Dat
     assert digests(body, wire=wire)[: len(short)] == short
 
 
-# -- what is watched ------------------------------------------------------------------------------
+# -- tracked blocks -------------------------------------------------------------------------------
 
 
 def turns(count: int, tools: int = 0, system: int = 0, width: int = 0, **rest: Any) -> Body:
@@ -240,7 +244,7 @@ def turns(count: int, tools: int = 0, system: int = 0, width: int = 0, **rest: A
 
 
 def watched(body: Body) -> list[int]:
-    """Return what of a body is watched."""
+    """Return the tracked blocks of a body."""
     return track_prefixes(Parser().parse(body, KEPT))
 
 
@@ -248,8 +252,8 @@ def watched(body: Body) -> list[int]:
     "body",
     [turns(1), turns(3), turns(40), turns(900), turns(1, tools=60), turns(1, system=60), turns(30, tools=9, system=9, width=24), turns(2, width=400)],
 )  # fmt: skip
-def test_the_watched_are_few_and_hold_the_ends(body: Body) -> None:
-    """However long the request: under 90, in order, the end of each section, and the last block."""
+def test_tracked_blocks_are_few_and_include_the_ends(body: Body) -> None:
+    """A request of any length has under 90 tracked blocks with the end of each section and the last block."""
     parsed = Parser().parse(body, KEPT)
     found = track_prefixes(parsed)
     assert found == sorted(set(found))
@@ -260,8 +264,8 @@ def test_the_watched_are_few_and_hold_the_ends(body: Body) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, 5, 24, 60])
-def test_a_requests_end_is_watched_in_the_next_turns(width: int) -> None:
-    """The end of a request, where its entry is, is watched in the five turns that follow."""
+def test_end_of_a_request_is_tracked_in_later_turns(width: int) -> None:
+    """The end of a request, where its entry is, is tracked in the five turns that follow."""
     ends: list[int] = []
     for count in range(1, 60):
         body = turns(count, tools=3, system=1, width=width)
@@ -270,8 +274,8 @@ def test_a_requests_end_is_watched_in_the_next_turns(width: int) -> None:
         ends.append(len(Parser().parse(body, KEPT).blocks) - 1)
 
 
-def test_old_ends_are_watched_at_a_stride() -> None:
-    """What is watched of a long conversation's past was watched when it was shorter."""
+def test_old_ends_are_tracked_at_a_stride() -> None:
+    """A tracked block of a long conversation's past was tracked when the conversation was shorter."""
     short, long = set(watched(turns(150))), set(watched(turns(151)))
     past = {index for index in long if 8 < index < 200}
     assert past
@@ -280,15 +284,15 @@ def test_old_ends_are_watched_at_a_stride() -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 7])
 @pytest.mark.parametrize("count", [1, 50])
-def test_the_clients_markers_are_watched(at: int, count: int) -> None:
-    """A block that the client marked is watched wherever it stands: what is ours must know of it."""
+def test_blocks_with_client_markers_are_tracked(at: int, count: int) -> None:
+    """A block that the client marked is tracked at any place, since added breakpoints depend on it."""
     body = turns(count, tools=9)
     body["tools"][at]["cache_control"] = MARK
     assert at in watched(body)
 
 
-def test_a_system_section_alone() -> None:
-    """A body of nothing but system messages is watched to its end."""
+def test_system_section_alone_is_tracked() -> None:
+    """A body of system messages only is tracked to its end."""
     for count in (3, 40):
         body = {"model": "m", "messages": [{"role": "system", "content": f"s{n}"} for n in range(count)]}
         assert watched(body)[-1] == count - 1
@@ -296,8 +300,8 @@ def test_a_system_section_alone() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(bodies())
-def test_watching_any_body(drawn: tuple[WireFormat, Body]) -> None:
-    """Whatever the body, the watched are blocks of it, bounded, and end with the last."""
+def test_tracked_blocks_of_any_body_are_bounded(drawn: tuple[WireFormat, Body]) -> None:
+    """For any body the tracked blocks exist, are bounded, and end with the last."""
     wire, body = drawn
     for model in (KEPT, STRIPPED):
         parsed = Parser().parse(body, model, wire)

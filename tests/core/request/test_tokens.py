@@ -1,4 +1,4 @@
-"""Sizes, what usage teaches about them, and tiktoken's counts."""
+"""Sizes, their calibration by usage, and tiktoken's counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachemw.core.request.tokens import Calibration, estimate, image_size, load_counter
-from cachemw.core.rules.providers import Kind
+from cachemw.core.rules.types import Kind
 
 
 def png(width: int, height: int) -> str:
@@ -23,8 +23,8 @@ def png(width: int, height: int) -> str:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.IMAGE])
-def test_estimates(kind: Kind) -> None:
-    """A size is in proportion to the bytes, two to five of them a token."""
+def test_estimate_is_proportional_to_bytes(kind: Kind) -> None:
+    """A size is proportional to the bytes, two to five bytes a token."""
     assert estimate(kind, 0) == 0
     assert estimate(kind, 2000) == 2 * estimate(kind, 1000)
     assert 200 < estimate(kind, 1000) < 500
@@ -34,8 +34,8 @@ def test_estimates(kind: Kind) -> None:
     ("width", "height", "tokens"),
     [(750, 1, 1), (200, 150, 40), (1000, 750, 1000), (1092, 1092, 1589.952), (4000, 3000, 1600)],
 )
-def test_images_by_their_pixels(width: int, height: int, tokens: float) -> None:
-    """Width times height over 750, up to what larger ones are scaled down to."""
+def test_image_size_follows_pixels(width: int, height: int, tokens: float) -> None:
+    """The size is width times height over 750, up to that of a scaled-down image."""
     assert image_size(png(width, height)) == pytest.approx(tokens)
 
 
@@ -54,8 +54,8 @@ def test_images_by_their_pixels(width: int, height: int, tokens: float) -> None:
         "AAAA" * 20_000,
     ],
 )
-def test_images_that_cant_be_read(data: str) -> None:
-    """Whatever is not the head of an image has the largest size."""
+def test_unreadable_image_has_the_largest_size(data: str) -> None:
+    """A text that is no head of an image has the largest size."""
     assert image_size(data) == 1600
 
 
@@ -63,13 +63,13 @@ def test_images_that_cant_be_read(data: str) -> None:
     st.binary(max_size=80),
     st.sampled_from([b"", b"\xff\xd8\xff\xe0", b"II*\x00", b"<svg width='", b"RIFF\x24\0\0\0WEBPVP8 "]),
 )
-def test_images_never_raise(data: bytes, head: bytes) -> None:
+def test_any_image_has_a_bounded_size(data: bytes, head: bytes) -> None:
     """Any bytes have a size within the bounds."""
     assert 0 < image_size(base64.b64encode(head + data).decode()) <= 1600
 
 
-def test_the_first_usage_counts_most() -> None:
-    """One answer sets the scale, whatever was assumed."""
+def test_first_usage_sets_the_scale() -> None:
+    """One answer sets the scale, for any assumed one."""
     for start in ("old", "new", "openai"):
         assert Calibration.start(start).learn(1000, 1300).scale == pytest.approx(1.3)
     assert Calibration.start("new").scale > Calibration.start("old").scale > Calibration.start("openai").scale
@@ -88,15 +88,15 @@ def test_usage_that_agrees_narrows_the_spread() -> None:
     assert calibration.count == 60
 
 
-def test_usage_that_disagrees_widens_it() -> None:
-    """A content that is counted otherwise brings the spread back, never over where it began."""
+def test_usage_that_disagrees_widens_the_spread() -> None:
+    """A content that is counted otherwise raises the spread, never above its first value."""
     calibration = Calibration(1.0, 0.03, 50)
     for tokens in (1500, 700, 1500, 700, 1500, 700, 1500, 700):
         calibration = calibration.learn(1000, tokens)
     assert 0.2 < calibration.spread <= 0.3
 
 
-def test_drift_is_followed() -> None:
+def test_drift_of_the_scale_is_followed() -> None:
     """A hundred answers later an old scale is forgotten."""
     calibration = Calibration.start("old")
     for tokens in [1000] * 100 + [1300] * 100:
@@ -105,15 +105,15 @@ def test_drift_is_followed() -> None:
 
 
 @pytest.mark.parametrize(("size", "tokens"), [(49, 1000), (1000, 49), (0, 0), (0, 1000)])
-def test_tiny_requests_teach_nothing(size: float, tokens: int) -> None:
-    """What is mostly frame says nothing of text."""
+def test_tiny_request_teaches_nothing(size: float, tokens: int) -> None:
+    """A request that is mostly overhead says nothing about text."""
     calibration = Calibration.start("old")
     assert calibration.learn(size, tokens) is calibration
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e9), st.integers(0, 10**9)), max_size=30))
-def test_calibration_stays_in_bounds(answers: list[tuple[float, int]]) -> None:
-    """No answer, however absurd, takes the scale or the spread out of bounds."""
+def test_calibration_after_any_answers_is_bounded(answers: list[tuple[float, int]]) -> None:
+    """No answer takes the scale or the spread out of bounds."""
     calibration = Calibration.start("new")
     for size, tokens in answers:
         calibration = calibration.learn(size, tokens)
@@ -134,14 +134,14 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("encodings")
 @pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 300_000, "é" * 120_001])
-def test_tiktoken_on_monotonous_texts(text: str) -> None:
-    """Texts on which the encoder as such overflows its stack are counted in pieces."""
+def test_counter_survives_monotonous_texts(text: str) -> None:
+    """Texts on which the encoder itself overflows its stack are counted in pieces."""
     assert 0 < load_counter()(text) < len(text.encode())
 
 
 @pytest.mark.usefixtures("encodings")
-def test_tiktoken() -> None:
-    """The counter gives sizes: exact counts of the encoding, times what Claude's tokenizer makes more."""
+def test_counter_scales_exact_counts() -> None:
+    """The counter gives sizes: exact counts of the encoding, times the factor of Claude's tokenizer."""
     counter = load_counter()
     text = "The quick brown fox jumps over the lazy dog. <|endoftext|> " * 50
     import tiktoken
@@ -188,8 +188,8 @@ def test_counter_with_a_long_text_encodes_eight_parts_of_it(
     assert sum("a" in part for part in encoded) == sum("b" in part for part in encoded) == 4
 
 
-def test_an_encoding_that_cant_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tiktoken raises where it can't load passes on: the caller decides, off the request path."""
+def test_counter_that_cannot_load_raises_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of tiktoken's loading is raised to the caller, off the request path."""
     import tiktoken
 
     def refuse(name: str) -> None:

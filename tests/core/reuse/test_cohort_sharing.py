@@ -1,12 +1,12 @@
-"""What workers tell each other of classes: which sums, in which tables, and how much of it."""
+"""The exchange of cohort counts: the sums, their tables, and their bounds."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
-from cachemw.core.reuse import cohort_sharing
 from cachemw.core.reuse.cohort_sharing import (
     BEGUN,
     ENDED_THERE,
@@ -21,10 +21,11 @@ from cachemw.core.reuse.cohort_sharing import (
 SECRET = b"a secret"
 START = 1_000 * 600.0  # where a table begins
 Table = dict[str, dict[str, int]]
+Tune = Callable[[str, float], None]
 
 
 class Counting(CohortExchange):
-    """A worker with what it has counted."""
+    """A worker with its counts."""
 
     def __init__(self, secret: bytes) -> None:
         super().__init__(secret)
@@ -34,8 +35,8 @@ class Counting(CohortExchange):
         """Count one of a kind in a class."""
         self.counted.setdefault(name, [0] * 5)[kind] += 1
 
-    def tells(self, now: float) -> tuple[str, dict[str, int]]:
-        """Return what is told now."""
+    def publishes(self, now: float) -> tuple[str, dict[str, int]]:
+        """Return the amounts to publish now."""
         return self.drain_updates(now, self.counted)
 
 
@@ -49,52 +50,52 @@ def begun(*groups: list[str]) -> dict[str, int]:
     return {name + "b": 1 for group in groups for name in group}
 
 
-def tell(worker: Counting, tables: Table, now: float) -> None:
+def publish(worker: Counting, tables: Table, now: float) -> None:
     """Let a worker add to the tables."""
-    name, amounts = worker.tells(now)
+    name, amounts = worker.publishes(now)
     sums = tables.setdefault(name, {})
     for field, amount in amounts.items():
         sums[field] = sums.get(field, 0) + amount
 
 
-def hear(worker: CohortExchange, tables: Table, now: float) -> list[tuple[str, RemoteCounts]]:
+def read(worker: CohortExchange, tables: Table, now: float) -> list[tuple[str, RemoteCounts]]:
     """Let a worker read the tables that it asks for."""
     return [
         told for name in worker.tables(now) for told in worker.merge_updates(name, tables.get(name, {}), now)
     ]
 
 
-def test_others_are_heard_once_and_never_oneself() -> None:
-    """Each hears what the others counted since it last looked, and nothing of its own."""
+def test_exchange_reads_other_workers_once_and_never_itself() -> None:
+    """Each worker reads the counts of the others since its last look, and never its own."""
     one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name("me", ("messages", 0))
     for kind in (BEGUN, BEGUN, REUSED_5M, REUSED_1H, NOT_REUSED, ENDED_THERE, ENDED_THERE):
         one.count(name, kind)
     other.count(name, BEGUN)
     for worker in (one, other, one):
-        tell(worker, tables, START)
-    assert hear(one, tables, START + 10) == [(name, RemoteCounts(START + 5, 1, 0, 0, 0, 0))]
-    assert hear(other, tables, START + 10) == [(name, RemoteCounts(START + 5, 2, 1, 1, 1, 2))]
+        publish(worker, tables, START)
+    assert read(one, tables, START + 10) == [(name, RemoteCounts(START + 5, 1, 0, 0, 0, 0))]
+    assert read(other, tables, START + 10) == [(name, RemoteCounts(START + 5, 2, 1, 1, 1, 2))]
     one.count(name, REUSED_5M)
-    tell(one, tables, START + 20)
-    assert hear(other, tables, START + 30) == [(name, RemoteCounts(START + 20, 0, 1, 0, 0, 0))]
-    assert hear(one, tables, START + 30) == hear(other, tables, START + 31) == []
+    publish(one, tables, START + 20)
+    assert read(other, tables, START + 30) == [(name, RemoteCounts(START + 20, 0, 1, 0, 0, 0))]
+    assert read(one, tables, START + 30) == read(other, tables, START + 31) == []
 
 
-def test_what_is_on_its_way_is_not_mistaken() -> None:
-    """A store may add what was told only later: until then nothing is heard that nobody said."""
+def test_exchange_with_delayed_counts_invents_none() -> None:
+    """A store may add published counts late; until then a worker reads no count that was not published."""
     one, other, tables = Counting(SECRET), Counting(SECRET), Table()
     name = one.name("me", ("tools",))
     one.count(name, BEGUN)
-    table, late = one.tells(START)
-    assert hear(one, tables, START + 1) == []
+    table, late = one.publishes(START)
+    assert read(one, tables, START + 1) == []
     other.count(name, BEGUN)
     other.count(name, BEGUN)
-    tell(other, tables, START + 2)
-    assert [told.began for _, told in hear(one, tables, START + 3)] == [1]
+    publish(other, tables, START + 2)
+    assert [told.began for _, told in read(one, tables, START + 3)] == [1]
     for field, amount in late.items():
         tables[table][field] += amount
-    assert [told.began for _, told in hear(one, tables, START + 4)] == [1]
+    assert [told.began for _, told in read(one, tables, START + 4)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -110,11 +111,11 @@ def test_what_is_on_its_way_is_not_mistaken() -> None:
         (100, -700, range(998, 999)),
     ],
 )
-def test_which_tables_are_read(read_at: float | None, now: float, slots: range) -> None:
-    """An hour's at first, then those that may have changed since: as a rule one, whatever the clock does."""
+def test_exchange_reads_tables_that_may_have_changed(read_at: float | None, now: float, slots: range) -> None:
+    """A worker reads the tables of an hour at first, then those that may have changed, usually one."""
     worker = Counting(SECRET)
     if read_at is not None:
-        hear(worker, {}, START + read_at)
+        read(worker, {}, START + read_at)
     assert worker.tables(START + now) == [f"chances:{slot}" for slot in slots]
 
 
@@ -125,13 +126,13 @@ def test_which_tables_are_read(read_at: float | None, now: float, slots: range) 
         {"x" * 24 + "b": 0}, {"x" * 24 + "b": -5}, {"x" * 16 + "b": 1}, {"refused|databricks|model|text": 3},
     ],
 )  # fmt: skip
-def test_garbage_is_not_heard(sums: dict[str, int]) -> None:
-    """What another version, or nobody, wrote into a table is left out."""
+def test_exchange_ignores_unknown_names(sums: dict[str, int]) -> None:
+    """Names of another version or program are left out."""
     assert Counting(SECRET).merge_updates("chances:1000", sums, START + 1) == []
 
 
-def test_names_are_keyed() -> None:
-    """A name and a letter are all that leaves: the name says nothing without the secret."""
+def test_cohort_names_are_keyed() -> None:
+    """Only a name and a letter leave the process; the name reveals nothing without the secret."""
     key = ("messages", 0, "user", "text", "inner", 1, -1, 0, b"a digest of a prompt")
     worker = Counting(SECRET)
     name = worker.name("me", key)
@@ -139,36 +140,36 @@ def test_names_are_keyed() -> None:
     assert name not in {CohortExchange(b"another").name("me", key), worker.name("me", key[:-1])}
     assert CohortExchange(b"x" * 500).name("me", key) != CohortExchange(b"x" * 501).name("me", key)
     worker.count(name, ENDED_THERE)
-    _, amounts = worker.tells(START)
+    _, amounts = worker.publishes(START)
     assert [re.fullmatch("[0-9a-f]{24}[bslow]", field) is not None for field in amounts] == [True]
 
 
-def test_what_is_told_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes with the most to tell come first; the others wait."""
-    monkeypatch.setattr(cohort_sharing, "_TOLD", 3)
+def test_exchange_publishes_a_bounded_number_of_cohorts(tune: Tune) -> None:
+    """Cohorts with the highest counts come first; the others wait."""
+    tune("sharing.published_at_once", 3)
     worker = Counting(SECRET)
     for number in range(10):
         for _ in range(10 - number):
             worker.count(f"{number:024}", BEGUN)
-    told = [[field[:-1] for field in worker.tells(START)[1]] for _ in range(5)]
+    told = [[field[:-1] for field in worker.publishes(START)[1]] for _ in range(5)]
     expected = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (9,), ())
     assert told == [[f"{number:024}" for number in numbers] for numbers in expected]
 
 
-def test_tables_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a table is full no new class is told of, and little more than it may hold is taken in."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 2)
+def test_tables_of_cohorts_are_bounded(tune: Tune) -> None:
+    """A full table gets no new cohort, and a worker reads at most four times as many."""
+    tune("sharing.cohorts_per_table", 2)
     worker = Counting(SECRET)
     sums = {f"{number:024}b": 1 for number in range(50)}
     assert len(worker.merge_updates("chances:1000", sums, START)) == 8
     worker.count(f"{0:024}", REUSED_5M)
     worker.count(f"{40:024}", REUSED_5M)
-    assert worker.tells(START)[1] == {f"{0:024}s": 1}
-    assert worker.tells(START + 600) == ("chances:1001", {})
+    assert worker.publishes(START)[1] == {f"{0:024}s": 1}
+    assert worker.publishes(START + 600) == ("chances:1001", {})
 
 
-def test_old_tables_are_forgotten() -> None:
-    """A worker remembers only of tables that it may still read what it heard in them."""
+def test_exchange_forgets_old_tables() -> None:
+    """A worker remembers the counts only of tables that it may still read."""
     worker, sums = Counting(SECRET), {f"{0:024}b": 1}
     for step in range(200):
         now = START + step * 30.0
@@ -178,20 +179,20 @@ def test_old_tables_are_forgotten() -> None:
     assert len(worker._seen) == 1
 
 
-def test_they_are_forgotten_where_none_can_be_read() -> None:
-    """A worker that only tells, since reads fail, remembers no more tables than it would read."""
+def test_exchange_forgets_tables_if_reads_fail() -> None:
+    """A worker that only publishes, since reads fail, remembers no more tables than it would read."""
     worker, name = Counting(SECRET), f"{0:024}"
     for step in range(50):
         worker.count(name, BEGUN)
-        assert worker.tells(START + step * 600.0) == (f"chances:{1000 + step}", {name + "b": 1})
+        assert worker.publishes(START + step * 600.0) == (f"chances:{1000 + step}", {name + "b": 1})
         assert len(worker._seen) <= 7
 
 
 # -- owners ----------------------------------------------------------------------------------------
 
 
-def test_names_of_one_key_differ_by_owner_in_both_parts() -> None:
-    """A name begins with its owner's tag, and no part of it shows that two owners have the same class."""
+def test_cohort_names_differ_by_owner_in_both_parts() -> None:
+    """A name begins with its owner's tag, and no part of it shows that two owners have the same cohort."""
     merge, key = CohortExchange(SECRET), ("messages", 0)
     one, other = merge.name("one", key), merge.name("other", key)
     assert one[:TAG_LENGTH] != other[:TAG_LENGTH]
@@ -203,9 +204,9 @@ def test_names_of_one_key_differ_by_owner_in_both_parts() -> None:
     )
 
 
-def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much one owner counted, the busiest class of every owner comes first."""
-    monkeypatch.setattr(cohort_sharing, "_TOLD", 6)
+def test_exchange_of_a_busy_owner_leaves_each_other_owner_its_turn(tune: Tune) -> None:
+    """The busiest cohort of every owner comes first, for any counts of one owner."""
+    tune("sharing.published_at_once", 6)
     worker = Counting(SECRET)
     for name in names(worker, "busy", 100):
         for _ in range(50):
@@ -214,32 +215,32 @@ def test_news_of_a_busy_owner_leave_each_other_one_its_turn(monkeypatch: pytest.
     for times, name in enumerate([*calm, *quiet], 1):
         for _ in range(times):
             worker.count(name, REUSED_5M)
-    told = {field[:-1] for field in worker.tells(START)[1]}
+    told = {field[:-1] for field in worker.publishes(START)[1]}
     assert len(told) == 6
     assert {calm[2], calm[1], *quiet} <= told
-    assert calm[0] in {field[:-1] for field in worker.tells(START)[1]}
+    assert calm[0] in {field[:-1] for field in worker.publishes(START)[1]}
 
 
-def test_news_of_an_owner_have_room_where_a_busy_one_filled_the_table(
-    monkeypatch: pytest.MonkeyPatch,
+def test_full_table_has_room_for_another_owner(
+    tune: Tune,
 ) -> None:
-    """A table that one owner filled still takes the classes of another, up to its share, and no more of the first."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 20)
+    """A table that one owner filled still takes the cohorts of another, up to its share."""
+    tune("sharing.cohorts_per_table", 20)
     worker = Counting(SECRET)
     busy, calm = names(worker, "busy", 50), names(worker, "calm", 6)
     for name in busy:
         worker.count(name, BEGUN)
-    assert len(worker.tells(START)[1]) == 20
+    assert len(worker.publishes(START)[1]) == 20
     for name in [*busy, *calm]:
         worker.count(name, BEGUN)
-    told = {field[:-1] for field in worker.tells(START)[1]}
+    told = {field[:-1] for field in worker.publishes(START)[1]}
     assert set(calm) <= told
     assert len(told & set(busy)) == 20
 
 
-def test_table_that_a_busy_owner_filled_is_heard_of_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker takes in the classes of an owner after those of a busy one, in one reading and in the next."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 5)
+def test_table_of_a_busy_owner_is_read_for_another(tune: Tune) -> None:
+    """A worker reads the cohorts of an owner after those of a busy one, in one reading and in the next."""
+    tune("sharing.cohorts_per_table", 5)
     for together in (True, False):
         worker = Counting(SECRET)
         busy, calm = names(worker, "busy", 1000), names(worker, "calm", 6)
@@ -251,9 +252,9 @@ def test_table_that_a_busy_owner_filled_is_heard_of_for_another(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("owners", [2, 3, 5, 10])
-def test_table_of_several_busy_owners_has_room_for_each(monkeypatch: pytest.MonkeyPatch, owners: int) -> None:
-    """Whichever owners fill a table first, each later one is heard of too, and the table stays bounded."""
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 20)
+def test_table_of_several_busy_owners_has_room_for_each(tune: Tune, owners: int) -> None:
+    """Each later owner is read too, for any order of owners, and the table stays bounded."""
+    tune("sharing.cohorts_per_table", 20)
     worker = Counting(SECRET)
     groups = [names(worker, f"owner {number}", 200) for number in range(owners)]
     for number, group in enumerate(groups):

@@ -1,369 +1,241 @@
-"""What classes of prefixes make of their trials, by one worker and by several that tell each other."""
+"""Timelines of requests, and the reuse probabilities that follow."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cachemw.core.reuse import cohort_sharing
-from cachemw.core.reuse import cohorts as module
-from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
-from cachemw.settings import Settings
+from cachemw.core.request.parser import Parser
+from cachemw.core.request.prefix_hashes import hash_prefixes
+from cachemw.core.request.tracked_prefixes import track_prefixes
+from cachemw.core.reuse.forecast import ArrivedRequest, PrefixForecast, ReuseModel, with_current_entries
+from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record, record_arrival
+from cachemw.core.rules.types import Model
 
-SECRET = b"a secret"
-NAME: CohortName = ("messages", 0, "user", "text", "inner")
-LEVELS: list[CohortName] = [(), (0,), (0, b"tools")]
-START = 6_000_000.0
-OWNER = "me"
+MODEL = Model("claude-test", 1024, None)
+SYSTEM = {"role": "system", "content": "Be kind."}
+TOOL = {"type": "function", "function": {"name": "look_up"}}
 
 
-def begin(
-    classes: CohortTable,
-    now: float,
-    *,
-    owner: str = OWNER,
-    name: CohortName = NAME,
-    levels: list[CohortName] = LEVELS,
-) -> None:
-    """Let a prefix arrive for the first time, in a request that the provider accepts."""
-    classes.observe(owner, (), classes.trials_begun(name, 1, -1, levels), now)
+class Traffic:
+    """Requests of one namespace, the records of their prefixes, and the forecasts of the latest request.
 
+    `play` takes a timeline such as "a question arrives, 10 s pass, the question arrives again".
+    """
 
-def end(
-    classes: CohortTable,
-    now: float,
-    passed: float = 10.0,
-    *,
-    owner: str = OWNER,
-    name: CohortName = NAME,
-    whole: bool = False,
-) -> None:
-    """Let one come again."""
-    classes.observe(owner, classes.trials_ended(name, 1, -1, LEVELS, passed, whole=whole), (), now)
+    def __init__(self, *, hours: bool = False) -> None:
+        self._model, self._parser = ReuseModel(hours=hours), Parser()
+        self._records: dict[bytes, PrefixRecord] = {}
+        self._now, self._number = 1_000_000.0, 0
+        self._body: dict[str, Any] = {}
+        self.forecasts: list[PrefixForecast] = []
+        self.arrived: ArrivedRequest
 
+    def play(self, timeline: str) -> Traffic:
+        """Let each step of a timeline happen."""
+        for step in filter(None, timeline.split(", ")):
+            if found := re.fullmatch(r"([\d,]+) s pass", step):
+                self._now += float(found[1])
+            elif found := re.fullmatch(r"(\d+) times: (.*)", step):
+                self.play(", ".join([found[2].replace(" then ", ", ")] * int(found[1])))
+            else:
+                getattr(self, step.replace(" ", "_"))()
+        return self
 
-def chance(
-    classes: CohortTable,
-    now: float,
-    *,
-    owner: str = OWNER,
-    name: CohortName = NAME,
-    prior: float = 0.5,
-    ends: Iterable[TrialEnd] = (),
-) -> float:
-    """Return how likely such a prefix is to come again within five minutes, after these ends of trials."""
-    return classes.p_reuse_5m(classes.view(owner, ends, now), name, 1, -1, LEVELS, prior, own=False)
+    # -- steps --------------------------------------------------------------------------------
 
+    def a_question_arrives(self) -> None:
+        """Send a new question without tools under the shared system prompt."""
+        self._send({"messages": [SYSTEM, self._user()]})
 
-def late_chance(
-    classes: CohortTable, now: float, *, owner: str = OWNER, ends: Iterable[TrialEnd] = ()
-) -> float:
-    """Return how likely it is to come again within the hour if it does not within five minutes."""
-    return classes.p_late_reuse(classes.view(owner, ends, now), NAME, 1, LEVELS)
+    def a_request_under_a_new_system_prompt_arrives(self) -> None:
+        """Send a new question under a system prompt with a number in it."""
+        system = {"role": "system", "content": f"It is {self._number} o'clock."}
+        self._send({"messages": [system, self._user()]})
 
+    def an_agent_starts(self) -> None:
+        """Send the first request of a conversation with tools."""
+        self._send({"tools": [TOOL], "messages": [SYSTEM, self._user()]})
 
-def whole_share(classes: CohortTable, now: float) -> float:
-    """Return the share of returns that came as a whole prompt."""
-    return classes.share_ended_there(classes.view(OWNER, (), now), NAME, 1, -1)
+    def the_conversation_goes_on(self) -> None:
+        """Send the latest request with the answer and one more turn."""
+        answer = {"role": "assistant", "content": f"Answer {self._number}."}
+        self._send({**self._body, "messages": [*self._body["messages"], answer, self._user()]})
 
+    def the_same_request_arrives(self) -> None:
+        """Send the latest request again."""
+        self._send(self._body)
 
-def counted(classes: CohortTable, owner: str = OWNER, name: CohortName = NAME) -> list[tuple[float, ...]]:
-    """Return the counts in each level, 0 where there are none."""
-    found = [classes._counts_of(owner, (*name, 1, -1, *level), START) for level in LEVELS]
-    classes._cohorts.close(owner)
-    return [(c.reused_5m, c.reused_1h, c.not_reused, c.ended_there, c.pending_trials) for c in found]
+    def the_provider_refuses_a_question(self) -> None:
+        """Send a new question that the provider does not accept, so it counts nowhere."""
+        self._send({"messages": [SYSTEM, self._user()]}, accepted=False)
 
+    def _user(self) -> Mapping[str, str]:
+        self._number += 1
+        return {"role": "user", "content": f"Question {self._number}?"}
 
-class Fleet:
-    """Some workers with one set of tables; any of them may begin a trial, end one, or exchange."""
+    def _send(self, body: dict[str, Any], *, accepted: bool = True) -> None:
+        self._body = body
+        parsed = self._parser.parse({"model": "m", **body}, MODEL)
+        hashes, tracked = hash_prefixes(parsed, "n"), track_prefixes(parsed)
+        records = [self._records.get(hashes[index]) for index in tracked]
+        self.arrived = ArrivedRequest(parsed, hashes, tracked, records, self._now)
+        self.forecasts = self._model.forecast(self.arrived)
+        if not accepted:
+            return
+        self._model.observe(self.arrived)
+        for index, record in zip(tracked, records, strict=True):
+            ends = int(index == tracked[-1])
+            self._records[hashes[index]] = (
+                record_arrival(record, ends, self._now) if record else new_record(ends, self._now)
+            )
 
-    def __init__(self, count: int, *, hours: bool = False) -> None:
-        self.workers = [CohortTable(hours=hours, secret=SECRET) for _ in range(count)]
-        self.tables: dict[str, dict[str, int]] = {}
+    # -- outcomes -----------------------------------------------------------------------------
 
-    def begin(self, worker: int, now: float) -> None:
-        """Let a prefix arrive for the first time."""
-        begin(self.workers[worker], now)
+    @property
+    def end(self) -> PrefixForecast:
+        """Return the forecast of the whole latest request."""
+        return self.forecasts[-1]
 
-    def end(self, worker: int, now: float, passed: float = 10.0, *, whole: bool = False) -> None:
-        """Let one come again."""
-        end(self.workers[worker], now, passed, whole=whole)
-
-    def exchange(self, worker: int, now: float) -> None:
-        """Let a worker tell and hear."""
-        told = self.workers[worker]
-        table, amounts = told.drain_updates(now)
-        sums = self.tables.setdefault(table, {})
-        for name, amount in amounts.items():
-            sums[name] = sums.get(name, 0) + amount
-        for table in told.tables(now):
-            told.merge_updates(table, dict(self.tables.get(table, {})), now)
-
-    def chance(self, worker: int, now: float) -> float:
-        """Return what a worker thinks of such prefixes."""
-        return chance(self.workers[worker], now)
-
-    def sums(self, worker: int) -> list[tuple[float, ...]]:
-        """Return a worker's counts in each level, 0 where it has none."""
-        return counted(self.workers[worker])
+    @property
+    def shared(self) -> PrefixForecast:
+        """Return the forecast of the latest request's tools and system prompt."""
+        ends_at = self.arrived.parsed.system_end - 1
+        return next(forecast for forecast in self.forecasts if forecast.block == ends_at)
 
 
 @pytest.mark.parametrize(
-    ("timeline", "chances"),
+    ("timeline", "shared", "end"),
     [
-        # Nothing is known: the prior. Then two trials, of which nothing is heard yet.
-        ("", (0.5, 0.5)),
-        ("A begins, A begins", (0.3, 0.5)),
-        # They are heard of, and fail.
-        ("A begins, A begins, A tells, B hears", (0.3, 0.3)),
-        # They end where they began, or elsewhere: whoever hears first, it is the same two trials.
-        ("A begins, A begins, A ends, A ends, A tells, B hears", (0.7, 0.7)),
-        ("A begins, A begins, A tells, B hears, B ends, B ends, B tells, A hears", (0.7, 0.7)),
-        ("A begins, A begins, B ends, B ends, B tells, A hears, A tells, B hears", (0.7, 0.7)),
-        ("A begins, A begins, A tells, B ends, B ends, B tells, A hears, B hears", (0.7, 0.7)),
-        # One ends late: it is lost for the five minutes.
-        ("A begins, A begins, A tells, B lags, B hears, B ends, B tells, A hears", (0.5, 0.5)),
+        # A single turn stays alone; an agent, or a conversation in progress, is likely to go on.
+        ("a question arrives", 0.30, 0.10),
+        ("an agent starts", 0.60, 0.60),
+        ("a question arrives, 10 s pass, the conversation goes on", 0.60, 0.60),
+        ("an agent starts, 10 s pass, the conversation goes on", 0.60, 0.60),
+        # A whole request that comes again is a retry, not the start of a series.
+        ("a question arrives, 10 s pass, the same request arrives", 0.30, 0.20),
     ],
 )
-def test_timelines_of_two_workers(timeline: str, chances: tuple[float, float]) -> None:
-    """A trial that begins at one worker and ends at another is one trial at both."""
-    fleet = Fleet(2)
-    for step in filter(None, timeline.split(", ")):
-        who, what = "AB".index(step[0]), step[2:]
-        if what in ("tells", "hears"):
-            fleet.exchange(who, START + 1)
-        elif what == "begins":
-            fleet.begin(who, START)
-        else:
-            fleet.end(who, START, passed=400.0 if what == "lags" else 10.0)
-    for who in (0, 1):
-        assert fleet.chance(who, START + 90) == pytest.approx(chances[who], abs=0.01)
+def test_forecast_without_history_is_the_prior(timeline: str, shared: float, end: float) -> None:
+    """Before any evidence the kind of request decides."""
+    traffic = Traffic().play(timeline)
+    assert traffic.shared.p_reuse_5m == pytest.approx(shared)
+    assert traffic.end.p_reuse_5m == pytest.approx(end)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.sampled_from(["begin", "end", "late", "over", "whole", "exchange"])),
-        max_size=40,
-    ),
-    st.permutations(range(3)),
+@pytest.mark.parametrize(
+    ("timeline", "shared", "end"),
+    [
+        # The first reuses of a shared prefix prove nothing. From the 4th arrival on its own history counts.
+        ("3 times: a question arrives then 10 s pass", 0.300, 0.074),
+        ("4 times: a question arrives then 10 s pass", 0.598, 0.056),
+        # From the 8th on only its own history counts, and it nears certainty.
+        ("7 times: a question arrives then 10 s pass", 0.855, 0.028),
+        ("21 times: a question arrives then 10 s pass", 0.897, 0.010),
+        # System prompts that are new each time teach their cohort soon that they are not shared.
+        ("21 times: a request under a new system prompt arrives then 60 s pass", 0.043, 0.014),
+        # Conversations that go on teach the same to later turns; those that stop teach the opposite.
+        ("an agent starts, 10 times: 10 s pass then the conversation goes on", 0.846, 0.890),
+        ("11 times: an agent starts then 60 s pass", 0.846, 0.121),
+        # Questions that are each retried: the next new one is expected to be retried too.
+        (
+            "10 times: a question arrives then 10 s pass then the same request arrives then 10 s pass, "
+            "a question arrives",
+            0.897,
+            0.827,
+        ),
+        # Reuse after more than five minutes is no reuse of a 5m entry.
+        ("an agent starts, 9 times: 400 s pass then the same request arrives", 0.164, 0.164),
+    ],
 )
-def test_any_order_gives_the_same_sums(steps: list[tuple[int, str]], order: list[int]) -> None:
-    """Whoever counts what, and whenever they exchange: in the end all have counted what one would have."""
-    fleet, alone = Fleet(3), Fleet(1)
-    passed = {"end": 10.0, "whole": 10.0, "late": 400.0, "over": 4000.0}
-    for who, what in steps:
-        for workers, worker in ((fleet, who), (alone, 0)):
-            if what == "begin":
-                workers.begin(worker, START)
-            elif what in passed:
-                workers.end(worker, START, passed[what], whole=what == "whole")
-            else:
-                workers.exchange(worker, START)
-    for _ in range(2):
-        for who in order:
-            fleet.exchange(who, START)
-    for who in range(3):
-        assert fleet.sums(who) == alone.sums(0)
+def test_forecast_with_history_follows_it(timeline: str, shared: float, end: float) -> None:
+    """A prefix's own arrivals and those of its cohort move the probability of reuse within five minutes."""
+    traffic = Traffic().play(timeline)
+    assert traffic.shared.p_reuse_5m == pytest.approx(shared, abs=0.001)
+    assert traffic.end.p_reuse_5m == pytest.approx(end, abs=0.001)
 
 
-def test_a_worker_that_joins_knows_what_the_others_do() -> None:
-    """After one exchange a fresh worker's chances are those of the others, the later ones too."""
-    fleet, steps = Fleet(3, hours=True), []
-    for number in range(60):
-        begun, passed = START + number * 20, 5.0 if number % 2 else 900.0
-        steps += [(begun, number, 0.0), (begun + 6, number, -1.0)]
-        if number % 3:
-            steps.append((begun + passed, 60 - number, passed))
-    for now, who, passed in sorted(steps):
-        if passed > 0.0:
-            fleet.end(who % 2, now, passed, whole=True)
-        elif passed == 0.0:
-            fleet.begin(who % 2, now)
-        else:
-            fleet.exchange(who % 2, now)
-    now = START + 2200
-    for who in (0, 1, 0, 2):
-        fleet.exchange(who, now)
-    assert fleet.chance(2, now) == pytest.approx(fleet.chance(0, now), abs=0.02)
-    assert abs(fleet.chance(2, now) - 0.5) > 0.15
-    late = [late_chance(worker, now) for worker in fleet.workers]
-    assert late[2] == pytest.approx(late[0], abs=0.1)
-    assert late[2] > 0.3
-    whole = [whole_share(worker, now) for worker in fleet.workers]
-    assert whole[2] == pytest.approx(whole[0], abs=0.05)
-    assert whole[2] > 0.8
+@pytest.mark.parametrize(
+    ("timeline", "shared", "end"),
+    [
+        ("a question arrives", 0.440, 0.280),
+        # Ten minutes between turns: lost for five minutes, almost sure within the hour.
+        (
+            "10 times: an agent starts then 400 s pass then the conversation goes on then 400 s pass, "
+            "an agent starts",
+            0.938,
+            0.986,
+        ),
+        # Prompts that never return: lost for the hour too.
+        ("21 times: a request under a new system prompt arrives then 60 s pass", 0.045, 0.016),
+    ],
+)
+def test_forecast_within_the_hour_learns_late_reuse(timeline: str, shared: float, end: float) -> None:
+    """With 1h entries allowed, the share of late returns is learned apart from that of early ones."""
+    traffic = Traffic(hours=True).play(timeline)
+    assert traffic.shared.p_reuse_1h == pytest.approx(shared, abs=0.001)
+    assert traffic.end.p_reuse_1h == pytest.approx(end, abs=0.001)
 
 
-def test_what_was_told_long_ago_counts_less() -> None:
-    """Evidence that is an hour old when it is heard counts about half, as one's own does."""
-    fleet = Fleet(2)
-    for _ in range(20):
-        fleet.begin(0, START)
-        fleet.end(0, START)
-    fleet.exchange(0, START)
-    fleet.exchange(1, START + 3590)
-    soon = [sums[0] for sums in fleet.sums(1)]
-    assert soon == pytest.approx([20 * 0.5 ** (3290 / 3600)] * 3, rel=0.01)
+@pytest.mark.parametrize(
+    ("timeline", "further"),
+    [
+        # p / (1 - p) further reads where each is as likely as the one before.
+        ("an agent starts", 1.5),
+        ("a question arrives", 0.11),
+        # A retried question is read once more, and then seldom.
+        (
+            "10 times: a question arrives then 10 s pass then the same request arrives then 10 s pass, "
+            "a question arrives",
+            0.06,
+        ),
+    ],
+)
+def test_forecast_of_further_reads_follows_the_series(timeline: str, further: float) -> None:
+    """A conversation is read turn by turn; a retry ends a series."""
+    assert Traffic().play(timeline).end.further_reads_5m == pytest.approx(further, abs=0.01)
 
 
-def test_what_is_told_is_held_to_the_window() -> None:
-    """However much others have counted, it can be outweighed by what comes next."""
-    fleet = Fleet(2)
-    for number in range(1000):
-        fleet.begin(0, START + number / 10)
-        fleet.end(0, START + number / 10)
-    fleet.exchange(0, START + 100)
-    fleet.exchange(1, START + 101)
-    assert fleet.chance(1, START + 101) > 0.95
-    assert all(0 < sums[0] <= 65 for sums in fleet.sums(1))
+def test_forecast_of_a_refused_request_changes_nothing() -> None:
+    """A request that the provider did not accept leaves no trace in any later forecast."""
+    refused = Traffic().play("20 times: the provider refuses a question then 10 s pass, a question arrives")
+    fresh = Traffic().play("a question arrives")
+    assert [f.p_reuse_5m for f in refused.forecasts] == [f.p_reuse_5m for f in fresh.forecasts]
 
 
-def test_garbage_changes_no_chance() -> None:
-    """What nobody told, and what was told of classes that are none, is not seen."""
-    fleet = Fleet(1)
-    fleet.begin(0, START)
-    before = fleet.chance(0, START + 60)
-    garbage = {"": 5, "x" * 25: 9, "f" * 24 + "b": 10**15, "f" * 24 + "s": -3}
-    fleet.tables["chances:10000"] = garbage
-    fleet.exchange(0, START + 1)
-    assert fleet.chance(0, START + 60) == before
+def test_forecast_of_a_prefix_never_exceeds_that_of_a_new_shared_prefix() -> None:
+    """A prefix comes again at most as often as the new system prompt that it begins with."""
+    traffic = Traffic().play("12 times: a question arrives then 10 s pass then the conversation goes on")
+    traffic.play("a request under a new system prompt arrives")
+    assert all(f.p_reuse_5m <= traffic.shared.p_reuse_5m for f in traffic.forecasts)
 
 
-def test_classes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither one's own classes nor those of others grow without end, and what is dropped is begun anew."""
-    monkeypatch.setattr(module, "_CLASSES", 10)
-    one = CohortTable(hours=False, secret=SECRET)
-    for number in range(50):
-        begin(one, START + number, name=("messages", number), levels=[()])
-        assert len(one._cohorts) <= 10
-        assert len(one._named) <= 10
-    table, amounts = one.drain_updates(START + 60)
-    assert len(amounts) == len(one._named)
-    other = CohortTable(hours=False, secret=SECRET)
-    for number in range(50):
-        other.merge_updates(table, {f"{number:024}b": 1}, START + 61)
-    assert len(other._named) == 10
+# -- entries ----------------------------------------------------------------------------------
 
 
-def test_a_worker_by_itself_tells_nothing() -> None:
-    """Without a secret there are no others: nothing is told, nothing read, nothing taken in."""
-    alone = CohortTable(hours=True)
-    begin(alone, START)
-    assert alone.drain_updates(START) == ("", {})
-    assert alone.tables(START) == []
-    alone.merge_updates("chances:10000", {"f" * 24 + "b": 1}, START)
-    assert len(alone._named) == 0
-    end(alone, START, 5.0, name=("tools",))
-    assert chance(alone, START, name=("tools",), prior=0.3) == pytest.approx(0.3)
+def test_entry_in_flight_is_cached_once_a_later_request_holds_its_answer() -> None:
+    """The answer to a prompt follows only after its response started, so its entry has been written."""
+    traffic = Traffic().play("a question arrives, 10 s pass, the conversation goes on")
+    now, parsed = traffic.arrived.now, traffic.arrived.parsed
+    ended = new_record(1, now - 10.0)._replace(in_flight_until=now + 50.0, ttl=300)
+    went_on = ended._replace(request_ended_here=0)
+    for record, outcome in ((ended, ("5m", False)), (went_on, (None, True))):
+        records = [None, record, *[None] * (len(traffic.arrived.tracked_blocks) - 2)]
+        request = ArrivedRequest(
+            parsed, traffic.arrived.prefix_hashes, traffic.arrived.tracked_blocks, records, now
+        )
+        found = ReuseModel(hours=False).forecast(request)[1]
+        assert (found.cached_ttl, found.in_flight) == outcome
 
 
-# -- owners ----------------------------------------------------------------------------------------
-
-
-def taught(classes: CohortTable, owner: str, count: int = 20) -> CohortTable:
-    """Let an owner's prefixes come again so many times, and return the classes."""
-    for number in range(count):
-        begin(classes, START + number, owner=owner)
-        end(classes, START + number, owner=owner)
-    return classes
-
-
-@pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_of_two_owners_learn_apart(secret: bytes | None) -> None:
-    """One owner's returns change no chance and no count of another's, at this worker and at the next."""
-    classes = taught(CohortTable(hours=True, secret=secret), "one")
-    assert chance(classes, START + 30, owner="one") > 0.9
-    assert chance(classes, START + 30, owner="other") == 0.5
-    assert late_chance(classes, START + 30, owner="other") == late_chance(CohortTable(hours=True), START)
-    assert counted(classes, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
-
-
-def test_classes_that_others_published_are_those_of_their_owner() -> None:
-    """An exchange brings an owner its own counts, and nothing of another owner's."""
-    teller, hearer = (
-        taught(CohortTable(hours=False, secret=SECRET), "one"),
-        CohortTable(hours=False, secret=SECRET),
-    )
-    table, amounts = teller.drain_updates(START + 20)
-    hearer.merge_updates(table, amounts, START + 20)
-    assert counted(hearer, "other") == [(0.0, 0.0, 0.0, 0.0, 0.0)] * 3
-    for found in counted(hearer, "one"):
-        assert found == pytest.approx((20.0, 0.0, 0.0, 0.0, 0.0), rel=0.01)
-
-
-def test_classes_of_a_group_are_those_of_all_its_namespaces() -> None:
-    """Namespaces that the operator put into one group learn together, all others by themselves."""
-    settings = Settings(cohort_groups={"team-*": "product"})
-    classes = taught(CohortTable(hours=False), settings.cohort_group("team-a"))
-    seen = {
-        space: chance(classes, START + 30, owner=settings.cohort_group(space))
-        for space in ("team-a", "team-b", "stranger", "product")
-    }
-    assert seen["team-a"] == seen["team-b"] > 0.9
-    assert seen["stranger"] == seen["product"] == 0.5
-
-
-@pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_of_an_owner_are_kept_however_many_another_has(
-    monkeypatch: pytest.MonkeyPatch, secret: bytes | None
-) -> None:
-    """An owner within its fair share loses no count to one that has new classes without end."""
-    monkeypatch.setattr(module, "_CLASSES", 100)
-    classes = taught(CohortTable(hours=False, secret=secret), "mine")
-    before = chance(classes, START + 60, owner="mine")
-    for number in range(500):
-        begin(classes, START + 60, owner="flood", name=("messages", number), levels=[()])
-    assert len(classes._cohorts) <= 100
-    assert len(classes._named) <= 100
-    assert chance(classes, START + 60, owner="mine") == before > 0.9
-
-
-def test_classes_that_others_published_are_bounded_for_each_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What others counted for one owner pushes out nothing that was counted here for another."""
-    monkeypatch.setattr(module, "_CLASSES", 100)
-    monkeypatch.setattr(cohort_sharing, "_CLASSES", 1000)
-    classes = taught(CohortTable(hours=False, secret=SECRET), "mine")
-    told, elsewhere = (
-        sum(classes.drain_updates(START + 60)[1].values()),
-        CohortTable(hours=False, secret=SECRET),
-    )
-    assert told == 2 * 20 * len(LEVELS)
-    for number in range(500):
-        begin(elsewhere, START + 60, owner="flood", name=("messages", number), levels=[()])
-        table, amounts = elsewhere.drain_updates(START + 60)
-        classes.merge_updates(table, amounts, START + 60)
-    end(classes, START + 60, owner="mine")
-    assert len(classes._named) <= 100
-    assert sum(classes.drain_updates(START + 61)[1].values()) == len(LEVELS)
-
-
-@pytest.mark.parametrize("secret", [None, SECRET])
-def test_classes_are_not_changed_by_a_request_that_was_not_accepted(secret: bytes | None) -> None:
-    """A forecast counts nothing, and publishes nothing, however often it is made."""
-    classes = taught(CohortTable(hours=True, secret=secret), OWNER)
-    classes.drain_updates(START + 60)
-    before, later = counted(classes), chance(classes, START + 60)
-    ends = classes.trials_ended(NAME, 1, -1, LEVELS, 400.0, whole=True)
-    for _ in range(50):
-        assert chance(classes, START + 60, ends=ends) < later
-        assert late_chance(classes, START + 60, ends=ends) > 0.0
-    assert chance(classes, START + 60) == later
-    for found, once in zip(counted(classes), before, strict=True):
-        assert found == pytest.approx(once, rel=0.02)  # evidence ages by a minute
-    assert classes.drain_updates(START + 60)[1] == {}
-
-
-def test_classes_forecast_with_the_returns_of_the_request_itself() -> None:
-    """A request's own returns count in its forecast before they are learned."""
-    classes = CohortTable(hours=False)
-    for _ in range(4):
-        begin(classes, START)
-    ends = classes.trials_ended(NAME, 1, -1, LEVELS, 10.0, whole=False) * 4
-    ahead = chance(classes, START + 60, ends=ends)
-    assert chance(classes, START + 60) < 0.5 < ahead
-    classes.observe(OWNER, ends, (), START + 60)
-    assert chance(classes, START + 60) == pytest.approx(ahead, abs=0.01)
+def test_entries_of_a_later_look_replace_those_of_the_forecast() -> None:
+    """A request that waited reads the entry that another one wrote meanwhile; its probabilities stay."""
+    before = Traffic().play("a question arrives").forecasts
+    cached = in_flight_record(0.0)._replace(expires=2e6, ttl=3600)
+    pending = in_flight_record(2e6)
+    after = with_current_entries(before, [cached, pending], 1_000_000.0)
+    assert [(f.cached_ttl, f.in_flight) for f in after] == [("1h", False), (None, True)]
+    assert [f.p_reuse_5m for f in after] == [f.p_reuse_5m for f in before]

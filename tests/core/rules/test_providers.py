@@ -11,19 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.rules.providers import (
-    MODELS,
-    PROVIDERS,
-    Kind,
-    Prices,
-    check,
-    find_model,
-    find_provider,
-    model_key,
-    relative_prices,
-    resolve,
-    takes_breakpoints,
-)
+from cachemw.core.rules.model_names import find_model, model_key
+from cachemw.core.rules.models import MODELS
+from cachemw.core.rules.providers import PROVIDERS, find_provider
+from cachemw.core.rules.resolve import check, relative_prices, resolve, takes_breakpoints
+from cachemw.core.rules.types import Kind, Prices
 from cachemw.errors import ConfigError
 
 MINIMUMS = {
@@ -41,7 +33,7 @@ def claude(names: str) -> set[str]:
     return {f"claude-{name}" for name in names.split()}
 
 
-def test_minimums() -> None:
+def test_minimum_of_each_claude_is_the_published_one() -> None:
     """Every Claude has the minimum of the published table, and none is missing from it."""
     rows = {
         name: row.minimum for name, row in MODELS.items() if row.caching == "explicit" and name != "claude"
@@ -49,15 +41,15 @@ def test_minimums() -> None:
     assert rows == {name: least for least, names in MINIMUMS.items() for name in claude(names)}
 
 
-def test_thinking_and_tokenizer() -> None:
-    """Old thinking is stripped, and the older tokenizer used, exactly where the documents say."""
+def test_thinking_and_tokenizer_follow_the_documents() -> None:
+    """Old thinking is stripped, and the older tokenizer used, exactly for the documented models."""
     rows = [row for row in MODELS.values() if row.caching == "explicit"]
     assert {row.name for row in rows if row.thinking == "stripped"} == claude(STRIPPED)
     assert {row.name for row in rows if row.tokenizer == "old"} == claude(OLD_TOKENIZER)
 
 
-def test_every_price_has_a_source_and_fits_a_ledger() -> None:
-    """Prices name where and when they were read, and are whole pico-dollars a token."""
+def test_price_has_a_source_and_fits_a_ledger() -> None:
+    """Prices have a source and a date, and are whole pico-dollars a token."""
     for row in MODELS.values():
         for prices in (row.prices, row.long_prices):
             if prices is not None:
@@ -68,7 +60,7 @@ def test_every_price_has_a_source_and_fits_a_ledger() -> None:
         assert (row.long is None) == (row.long_prices is None)
 
 
-# What genai-prices calls a model, where it is not our name with its provider "anthropic".
+# Names in genai-prices that differ from those of the rows.
 SPELLED = {
     "claude-haiku-3": "claude-3-haiku",
     "claude-haiku-3-5": "claude-3-5-haiku",
@@ -76,11 +68,11 @@ SPELLED = {
 }
 ABSENT = {"claude-mythos-5", "claude-mythos-5-1"}  # Anthropic's tables price them as Fable of that version
 SELLERS = {"claude": "anthropic", "gemini": "google", "deepseek": "deepseek"}
-# Where a long prompt costs more there than here, and why ours is right.
+# Models whose long prompts cost more there, with the reason why the row is right.
 DEARER_THERE = {"claude-sonnet-4-5": "its window is 200K tokens since its 1M preview ended: out of reach"}
 
 
-def _theirs(name: str, tokens: int) -> tuple[Decimal, ...]:
+def _independent_prices(name: str, tokens: int) -> tuple[Decimal, ...]:
     """Return input, write 5m, write 1h, read and output per million tokens for a prompt this long."""
     kinds: list[dict[str, int]] = [
         {},
@@ -109,13 +101,13 @@ PRICED = [name for name, row in MODELS.items() if row.prices is not None and nam
 
 
 @pytest.mark.parametrize("name", PRICED)
-def test_prices_agree_with_genai_prices(name: str) -> None:
-    """Short and long prompts cost what an independent table says, but for the differences listed."""
+def test_prices_agree_with_an_independent_table(name: str) -> None:
+    """Short and long prompts cost as much as in an independent table, except for the listed differences."""
     row = MODELS[name]
     border = row.long or 200_000
-    assert _ours(row.prices) == _theirs(name, 1_000)
-    assert _ours(row.prices) == _theirs(name, border)
-    above = _theirs(name, border + 1)
+    assert _ours(row.prices) == _independent_prices(name, 1_000)
+    assert _ours(row.prices) == _independent_prices(name, border)
+    above = _independent_prices(name, border + 1)
     if name in DEARER_THERE:
         assert above > _ours(row.prices)
     else:
@@ -123,10 +115,10 @@ def test_prices_agree_with_genai_prices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ABSENT))
-def test_models_absent_from_genai_prices(name: str) -> None:
-    """A model left out of the comparison is really unknown there, and priced as its sibling is."""
+def test_models_left_out_of_the_comparison_are_absent_there(name: str) -> None:
+    """A model left out of the comparison is unknown there, and priced as its sibling is."""
     with pytest.raises(LookupError):
-        _theirs(name, 1_000)
+        _independent_prices(name, 1_000)
     assert MODELS[name].prices == MODELS[name.replace("mythos", "fable")].prices
 
 
@@ -166,7 +158,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("spelled", "row"), NAMES)
-def test_spellings_find_their_row(spelled: str, row: str) -> None:
+def test_spelling_of_a_model_finds_its_row(spelled: str, row: str) -> None:
     """Each way to write a known model's name finds its row and hashes under the row's name."""
     assert find_model(spelled) is MODELS[row]
     assert model_key(spelled) == row
@@ -180,8 +172,8 @@ def test_spellings_find_their_row(spelled: str, row: str) -> None:
     st.sampled_from(["", "-20270101", "-latest", "@20270101", "-v1:0", "-20270101-v2:0"]),
     st.booleans(),
 )
-def test_route_date_and_case_do_not_matter(name: str, before: str, after: str, upper: bool) -> None:
-    """A model is the same whatever route, date, revision and case its name is written with."""
+def test_route_date_and_case_of_a_name_are_ignored(name: str, before: str, after: str, upper: bool) -> None:
+    """A model is the same for any route, date, revision and case of its name."""
     spelled = before + name + after
     assert model_key(spelled.upper() if upper else spelled) == name
     assert find_model(spelled) is MODELS[name]
@@ -197,8 +189,8 @@ def test_route_date_and_case_do_not_matter(name: str, before: str, after: str, u
         ("claude-3-opus-20240229", "claude-3-opus-20240229"),
     ],
 )
-def test_unknown_claude_is_taken_safely(spelled: str, key: str) -> None:
-    """A Claude without a row is marked from 4096 tokens on, has no price, and keeps a name of its own."""
+def test_unknown_claude_gets_the_safe_row(spelled: str, key: str) -> None:
+    """A Claude without a row is marked from 4096 tokens on, has no price, and keeps its own name."""
     found = find_model(spelled)
     assert found is not None
     assert (found.name, found.minimum, found.prices, found.caching) == (key, 4096, None, "explicit")
@@ -206,7 +198,7 @@ def test_unknown_claude_is_taken_safely(spelled: str, key: str) -> None:
 
 
 def test_variants_share_a_row_but_not_a_key() -> None:
-    """A router's variant has its model's rules, while its prefixes stay apart."""
+    """A router's variant has its model's rules, but prefixes of its own."""
     assert find_model("anthropic/claude-3.7-sonnet:thinking") is MODELS["claude-sonnet-3-7"]
     assert model_key("anthropic/claude-3.7-sonnet:thinking") == "claude-sonnet-3-7:thinking"
 
@@ -232,7 +224,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("name", "minimum", "hints"), OTHERS)
-def test_other_models_cache_by_themselves(name: str, minimum: int, hints: bool) -> None:
+def test_other_models_cache_automatically(name: str, minimum: int, hints: bool) -> None:
     """A model of OpenAI, Gemini or DeepSeek without a row needs no breakpoint and has no price."""
     found = find_model(name)
     assert found is not None
@@ -241,14 +233,14 @@ def test_other_models_cache_by_themselves(name: str, minimum: int, hints: bool) 
 
 
 def test_only_automatic_models_take_hints() -> None:
-    """Breakpoints of OpenAI's sort are for its models from GPT-5.6 on, and none that takes `cache_control`."""
+    """Breakpoints in OpenAI's form are for its models from GPT-5.6 on only."""
     hinted = {row.name for row in MODELS.values() if row.hints}
     assert hinted == {name for name in MODELS if name.startswith(("gpt-5.6", "gpt-6"))}
     assert all(MODELS[name].caching == "automatic" for name in hinted)
 
 
-def test_writes_are_free_or_a_quarter_more() -> None:
-    """Models that cache by themselves bill written tokens as plain ones, or, from GPT-5.6 on, a quarter more."""
+def test_writes_of_automatic_models_are_free_or_a_quarter_more() -> None:
+    """Automatic models bill written tokens as uncached ones or, from GPT-5.6 on, a quarter more."""
     for row in MODELS.values():
         for prices in (row.prices, row.long_prices) if row.caching == "automatic" else ():
             if prices is not None:
@@ -269,15 +261,15 @@ def test_writes_are_free_or_a_quarter_more() -> None:
         "main.ai.support",
     ],
 )
-def test_what_nothing_identifies(name: str) -> None:
-    """A name that tells nothing has no row, and its key is only lower-cased and freed of its alias."""
+def test_unknown_name_has_no_row(name: str) -> None:
+    """An unknown name has no row; its key is only lower-cased and freed of its alias."""
     assert find_model(name) is None
     assert model_key(name.upper()) == name.removeprefix("databricks-")
 
 
 @given(st.text())
-def test_any_text_is_a_name(text: str) -> None:
-    """No name whatever raises, and a row found has the key as its name unless it is a known one."""
+def test_any_text_as_a_name_raises_nothing(text: str) -> None:
+    """No name raises, and a found row has the key as its name unless it is a known one."""
     key, found = model_key(text), find_model(text)
     assert found is None or found.name in MODELS or found.name == key
 
@@ -312,15 +304,15 @@ URLS = [
 
 
 @pytest.mark.parametrize(("url", "name"), URLS)
-def test_provider_by_base_url(url: str, name: str | None) -> None:
-    """A base URL tells its provider by host, then by path, and nothing by likeness."""
+def test_provider_of_a_base_url_is_found_by_host_then_path(url: str, name: str | None) -> None:
+    """A base URL belongs to a provider by its host, then by its path, never by likeness."""
     found = find_provider(url)
     assert (found and found.name) == name
 
 
 @pytest.mark.parametrize("provider", PROVIDERS.values(), ids=lambda row: row.name)
-def test_what_is_never_marked(provider: Any) -> None:
-    """Every kind has its mark; unknown parts never carry one, nor thinking unless it is to be learned."""
+def test_unknown_parts_and_thinking_are_never_marked(provider: Any) -> None:
+    """Every kind has its policy; unknown parts and thinking never carry a marker."""
     assert set(provider.kinds) == set(Kind)
     assert provider.kinds[Kind.OPAQUE] == "off"
     assert provider.kinds[Kind.REASONING] == ("learn" if provider.name == "databricks" else "off")
@@ -330,8 +322,8 @@ def test_what_is_never_marked(provider: Any) -> None:
 @pytest.mark.parametrize("hints", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_what_may_be_marked(provider: str, name: str, hints: bool) -> None:
-    """Only Claude is marked, but for OpenAI's own models at OpenAI, where that is asked for."""
+def test_only_claude_and_hinted_models_take_breakpoints(provider: str, name: str, hints: bool) -> None:
+    """Only Claude is marked, and with the opt-in OpenAI's own models at OpenAI."""
     rules = resolve(provider, name)
     assert rules is not None
     if provider == "openai":
@@ -342,8 +334,8 @@ def test_what_may_be_marked(provider: str, name: str, hints: bool) -> None:
         )
 
 
-def test_litellms_databricks_route_is_databricks_without_what_it_drops() -> None:
-    """Neither tool definitions, whose markers it drops, nor what would have to be tried; all else is the same."""
+def test_litellm_databricks_row_differs_in_dropped_kinds_only() -> None:
+    """The route drops markers on tool definitions and cannot try a kind; all else equals Databricks."""
     route, databricks = PROVIDERS["litellm-databricks"], PROVIDERS["databricks"]
     differ = {kind for kind in Kind if route.kinds[kind] != databricks.kinds[kind]}
     assert differ == {Kind.TOOL, Kind.REASONING}
@@ -353,8 +345,8 @@ def test_litellms_databricks_route_is_databricks_without_what_it_drops() -> None
     )  # fmt: skip
 
 
-def test_openai_has_one_lifetime() -> None:
-    """Half an hour, whatever TTL the user would take elsewhere; one of four breakpoints is OpenAI's own."""
+def test_openai_has_one_ttl() -> None:
+    """Entries are cached for half an hour at any TTL setting; one of four breakpoints is OpenAI's own."""
     rules = resolve("openai", "gpt-5.6", ttl="1h")
     assert rules is not None
     assert (rules.ttl, rules.provider.ttl_seconds["5m"], rules.provider.max_markers) == ("5m", 1800, 4)
@@ -364,8 +356,8 @@ def test_openai_has_one_lifetime() -> None:
 OWN = {"input": 3, "write_5m": 3.75, "write_1h": 6, "read": 0.3, "output": 15}
 
 
-def test_rules_without_settings() -> None:
-    """The rows hold where nothing is set; the TTL is 5 minutes."""
+def test_rules_without_settings_are_the_rows() -> None:
+    """The rows hold if nothing is set; the TTL is 5 minutes."""
     rules = resolve("databricks", "databricks-claude-opus-4-6")
     assert rules is not None
     assert rules.provider is PROVIDERS["databricks"]
@@ -375,8 +367,8 @@ def test_rules_without_settings() -> None:
     assert resolve("databricks", "databricks-llama-4-maverick") is None
 
 
-def test_settings_lie_over_rows() -> None:
-    """Kinds, TTL, minimum and prices that are set win, and the rows stay as they are."""
+def test_settings_override_the_rows() -> None:
+    """Kinds, TTL, minimum and prices that are set win, and the rows stay unchanged."""
     rules = resolve(
         "databricks",
         "claude-haiku-5-5",
@@ -396,8 +388,8 @@ def test_settings_lie_over_rows() -> None:
     assert MODELS["claude-haiku-5-5"].long == 100_000
 
 
-def test_custom_names_by_exact_match_then_pattern() -> None:
-    """`models` is asked first: the exact name, then the first pattern that matches, case aside."""
+def test_custom_name_is_mapped_by_exact_match_then_pattern() -> None:
+    """`models` is asked first: the exact name, then the first pattern that matches, ignoring case."""
     models = {
         "main.*": "claude-haiku-4-5",
         "main.ai.Support": "databricks-claude-opus-4.6",
@@ -416,7 +408,7 @@ def test_custom_names_by_exact_match_then_pattern() -> None:
 
 
 def test_prices_of_a_custom_name_win_over_those_of_its_model() -> None:
-    """A price may be given to the service's own name or to the model behind it; the nearer one holds."""
+    """A price may be given for the service's own name or for its model; the nearer one holds."""
     models = {"main.ai.support": "claude-opus-4-6"}
     other = {**OWN, "input": 4}
     prices = {"main.ai.support": OWN, "claude-opus-4-6": other}
@@ -450,8 +442,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("settings", "said"), WRONG)
-def test_wrong_settings_say_what_is_allowed(settings: dict[str, Any], said: list[str]) -> None:
-    """A wrong setting is named with its value and what is allowed, by `check` and `resolve` alike."""
+def test_wrong_setting_names_the_allowed_values(settings: dict[str, Any], said: list[str]) -> None:
+    """A wrong setting is named with its value and the allowed ones, by `check` and `resolve` alike."""
     settings = {"provider": "databricks", **settings}
     for call in (check, lambda **given: resolve(model="claude-opus-5", **given)):
         with pytest.raises(ConfigError) as caught:
@@ -460,7 +452,7 @@ def test_wrong_settings_say_what_is_allowed(settings: dict[str, Any], said: list
 
 
 def test_auto_is_a_setting_but_no_provider() -> None:
-    """`auto` passes the check of settings; rules are for a provider that has been found."""
+    """`auto` passes the check of settings; rules need a provider."""
     check("auto", models={"x": "claude", "y": "system.ai.claude-opus-4-6"}, prices={"x": OWN})
     with pytest.raises(ConfigError):
         resolve("auto", "claude-opus-5")
@@ -475,13 +467,13 @@ def test_auto_is_a_setting_but_no_provider() -> None:
         ("claude-haiku-3", (1.2, 2.0, 0.12)),
     ],
 )
-def test_relative_prices(name: str, expected: tuple[float, float, float]) -> None:
-    """Writes and reads are told in plain tokens, by the model's own price."""
+def test_relative_prices_are_in_uncached_tokens(name: str, expected: tuple[float, float, float]) -> None:
+    """Writes and reads are priced in uncached tokens, by the model's own price."""
     assert relative_prices(MODELS[name].prices) == pytest.approx(expected)
 
 
-def test_relative_prices_where_none_or_free() -> None:
-    """Without a price the usual ratios hold; where input is free nothing can be won."""
+def test_relative_prices_without_a_price_are_the_usual_ones() -> None:
+    """Without a price the usual ratios hold; with free input there is no saving."""
     zero = Decimal(0)
     free = Prices(zero, zero, zero, zero, zero, source="settings", date="")
     assert relative_prices(None) == (1.25, 2.0, 0.1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cachemw.core.rules.providers import Kind
 from cachemw.core.rules.refusals import about_markers, refused_kinds, refuses_hour
+from cachemw.core.rules.types import Kind
 
 ALL = frozenset(Kind)
 EXTRA = "cache_control: Extra inputs are not permitted"
@@ -33,8 +33,8 @@ EXTRA = "cache_control: Extra inputs are not permitted"
         (f"Messages.0.Content.0.TEXT.{EXTRA}", Kind.TEXT),
     ],
 )
-def test_which_kind_is_named(text: str, kind: Kind) -> None:
-    """The kind that the provider's path names is the refused one, if it was one of ours."""
+def test_refusal_with_a_path_refuses_its_kind(text: str, kind: Kind) -> None:
+    """The kind in the provider's path is refused if cachemw marked it."""
     assert about_markers(text)
     assert refused_kinds(text, ALL) == {kind}
     assert refused_kinds(text, {kind}) == {kind}
@@ -51,14 +51,14 @@ def test_which_kind_is_named(text: str, kind: Kind) -> None:
         "messages.0.content.3.text.cache_control.ephemeral.ttl: Extra inputs are not permitted",
     ],
 )  # fmt: skip
-def test_what_says_nothing_of_a_kind(text: str) -> None:
-    """Too many, a blank text, the order and the TTL are no reason to leave a kind alone."""
+def test_refusal_of_number_order_or_ttl_refuses_no_kind(text: str) -> None:
+    """Too many markers, a blank text, the order and the TTL refuse no kind."""
     assert about_markers(text)
     assert refused_kinds(text, ALL) == frozenset()
 
 
-def test_no_kind_named() -> None:
-    """A gateway that takes no markers at all names none: every kind that was marked is out."""
+def test_refusal_without_a_kind_refuses_all_marked_kinds() -> None:
+    """A gateway that takes no markers at all names no kind, so every marked kind is refused."""
     text = "cache_control is not supported by this model"
     assert refused_kinds(text, {Kind.TEXT, Kind.TOOL_CALL}) == {Kind.TEXT, Kind.TOOL_CALL}
     assert refused_kinds(text, ()) == frozenset()
@@ -68,7 +68,7 @@ def test_no_kind_named() -> None:
     "text",
     ["", "prompt is too long: 210000 tokens > 200000 maximum", "messages.0.role: Input should be 'user'"],
 )
-def test_other_refusals(text: str) -> None:
+def test_refusal_about_something_else_is_ignored(text: str) -> None:
     """Any other 400 is not about markers."""
     assert not about_markers(text)
 
@@ -81,14 +81,14 @@ def test_other_refusals(text: str) -> None:
         ("messages.1.content.0.thinking.cache_control: Extra inputs are not permitted", False),
     ],
 )
-def test_a_ttl_that_is_refused(text: str, refused: bool) -> None:
-    """Only a refusal of the TTL itself says that an hour isn't taken."""
+def test_refusal_of_the_ttl_is_recognised(text: str, refused: bool) -> None:
+    """Only a refusal of the TTL itself says that 1h is not accepted."""
     assert refuses_hour(text) is refused
 
 
 @pytest.mark.parametrize("text", ["maximum of " + "1" * 2_000_000, "tools." * 400_000, ".ttl" * 500_000])
-def test_refusal_of_a_long_text_is_read_at_its_beginning(text: str) -> None:
-    """The end of a text that no provider sends is not searched, whatever it says."""
+def test_refusal_with_a_long_text_is_read_at_its_beginning(text: str) -> None:
+    """The end of an overlong text is not searched."""
     for about in (f"{text} cache_control", f"{text} prompt_cache_key"):
         assert not about_markers(about)
     assert refused_kinds(f"{'x' * 100_000} maximum of 4 blocks text", {Kind.TEXT}) == {Kind.TEXT}

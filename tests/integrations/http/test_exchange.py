@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachemw.core.request.markers import canonical
+from cachemw.core.request.equality import canonical
 from cachemw.engine import Middleware
 from cachemw.integrations.http import chat_routes
 from cachemw.integrations.http import exchange as http
