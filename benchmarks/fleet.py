@@ -172,7 +172,7 @@ def _threads(
 
     def send(self: servers.ClusterNodes, groups: servers.Groups, deadline: float, seconds: float) -> Any:
         told.trips += threading.get_ident() in on_path
-        told.slots.update(slot_of(errand.command) for group in groups.values() for errand in group)
+        told.slots.update(slot_of(each.command) for group in groups.values() for each in group)
         return plain(self, groups, deadline, seconds)
 
     def one(body: Body) -> Sample:

@@ -1,9 +1,9 @@
-"""What holds in a process that was forked from another.
+"""Clean-up in a forked child process.
 
-Lives here: who is told. Must not know: what they do then.
+Contains: the methods to call in a child. Must not depend on: the effect of these methods.
 
-A lock that another thread of the parent held stays locked in the child for ever, and what the parent has yet
-to send is the parent's to send.
+A lock that another thread of the parent held would stay locked in the child for ever. The unsent data of the
+parent belongs to the parent, which sends it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ import os
 from collections.abc import Callable
 from weakref import WeakMethod
 
-_told: set[WeakMethod[Callable[[], None]]] = set()
+_methods: set[WeakMethod[Callable[[], None]]] = set()
 
 
 def after_fork_in_child(method: Callable[[], None]) -> None:
-    """Call an object's method in each child that is forked while the object lives, before anything else runs."""
-    _told.add(WeakMethod(method, _told.discard))
+    """Call a method in each child that is forked while its object exists, before other code runs."""
+    _methods.add(WeakMethod(method, _methods.discard))
 
 
-def _tell() -> None:
-    for method in list(_told):
+def _call_methods() -> None:
+    for method in list(_methods):
         if (alive := method()) is not None:
             alive()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_tell)
+    os.register_at_fork(after_in_child=_call_methods)

@@ -21,6 +21,7 @@ MODULES = {
     "integrations/_async_flow.py": "integrations/_sync_flow.py",
     "integrations/_async_openai.py": "integrations/_sync_openai.py",
     "integrations/_async_transport.py": "integrations/_sync_transport.py",
+    "stores/redis/_async.py": "stores/redis/_sync.py",
 }
 """The generated module by the async one, below the package."""
 
@@ -51,6 +52,9 @@ RULES = {
     "__aiter__": "__iter__",
     "__aenter__": "__enter__",
     "__aexit__": "__exit__",
+    "AsyncRedisStore": "RedisStore",
+    "AsyncRedisClient": "RedisClient",
+    "The tasks of one event loop at a time may use one.": "Any number of threads may use one.",
 }
 """Words of the async modules and those of their twins, in the order in which they are replaced."""
 

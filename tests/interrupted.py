@@ -1,11 +1,21 @@
+<<<<<<< HEAD
 """A program that interrupts the sync middleware, and checks that no lock and no connection stays in use.
+=======
+"""A program that interrupts the sync middleware, and checks that no lock stays held and no connection lent.
+>>>>>>> main
 
     python -m tests.interrupted points STORE COALESCE
     python -m tests.interrupted signals STORE COALESCE SEED CLASS
 
+<<<<<<< HEAD
 `points` raises once at each place at which CPython may run a signal handler: at the beginning of a Python function,
 and after the return of a C function. `signals` has a handler raise at random times, while other threads work. Both
 exit 1 with a traceback if a check fails or a thread hangs.
+=======
+`points` raises once at each place at which CPython may run a signal handler: at the entry of a Python
+function, and at the return of a C function. `signals` has a handler raise at random times, while other
+threads work. Both exit 1 with a traceback if a check fails or a thread hangs.
+>>>>>>> main
 """
 
 from __future__ import annotations
@@ -42,11 +52,15 @@ class Interrupt(BaseException):
 
 
 class SoftLimit(Exception):
+<<<<<<< HEAD
     """An interrupt of the class of Celery's soft time limit."""
+=======
+    """An exception of the class that Celery's soft time limit has."""
+>>>>>>> main
 
 
 def middleware(store: str, coalesce: bool, kind: Any = cachemw.Middleware) -> Any:
-    """Open a middleware whose pool lends few connections, so that a lost permit shows."""
+    """Open a middleware whose pool lends few connections, so that one lost permit shows."""
     url = f"{store}?max_connections={CONNECTIONS}" if store.startswith("redis") else store
     return kind(
         provider="databricks",
@@ -79,7 +93,7 @@ def cycle(mw: cachemw.Middleware, number: int) -> None:
 
 def pools(mw: cachemw.Middleware) -> list[Any]:
     """Return the pools of the middleware's store."""
-    link = getattr(mw._shell.store, "_link", None)
+    link = getattr(mw._shell.store, "_client", None)
     return list(link._servers._pools.values()) if link is not None else []
 
 
@@ -133,7 +147,11 @@ def recorded(act: Callable[[], object]) -> list[Point]:
 
 
 def interrupted(act: Callable[[], object], at: Point) -> bool:
+<<<<<<< HEAD
     """Raise at the first time that an act passes a point; return True if it passed."""
+=======
+    """Raise at the first pass of a point; return True if it was passed."""
+>>>>>>> main
     raised = False
 
     def interrupt(frame: FrameType, event: str, argument: object) -> None:
@@ -151,8 +169,13 @@ def interrupted(act: Callable[[], object], at: Point) -> bool:
 
 
 def at_each_point(store: str, coalesce: bool) -> int:
+<<<<<<< HEAD
     """Interrupt a call at each point, once with a pooled connection and once without."""
     # A garbage collection would pass other points each time.
+=======
+    """Interrupt a call at each point, once with a connection at hand and once with none."""
+    # Garbage collection would pass other points each time.
+>>>>>>> main
     gc.disable()
     mw, number = middleware(store, coalesce), 0
     check(mw, number, "at the start")
@@ -185,7 +208,11 @@ def at_each_point(store: str, coalesce: bool) -> int:
 
 
 def close(mw: cachemw.Middleware) -> None:
+<<<<<<< HEAD
     """Exit unless a middleware closes in time, with no open connection and no running thread."""
+=======
+    """Exit unless a middleware closes in time, and leaves no connection open and no thread at work."""
+>>>>>>> main
     started = time.monotonic()
     mw.close()
     assert time.monotonic() - started < PATIENT
@@ -243,7 +270,11 @@ def by_signals(store: str, coalesce: bool, seed: int, kind: type[BaseException])
 
 
 def main() -> None:
+<<<<<<< HEAD
     """Run the chosen check, and print the number of interrupted calls."""
+=======
+    """Run the program that the command line names, and print how often a call was interrupted."""
+>>>>>>> main
     parser = argparse.ArgumentParser()
     parser.add_argument("how", choices=["points", "signals"])
     parser.add_argument("store")
@@ -251,7 +282,7 @@ def main() -> None:
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("kind", nargs="?", default="Interrupt")
     asked = parser.parse_args()
-    # Python itself swallows an exception in a finalizer.
+    # An exception in a finalizer is swallowed by Python itself.
     sys.unraisablehook = lambda _: None
     faulthandler.dump_traceback_later(60, exit=True)
     if asked.how == "points":

@@ -1,4 +1,4 @@
-"""What a forked process does with what its parent had."""
+"""A forked process and the state of its parent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cachemw import fork_safety
 from cachemw.events import Counters
 from cachemw.stores.redis.circuit_breaker import CircuitBreaker
 from cachemw.stores.redis.near_cache import NearCache
-from tests.stores.redis.test_near_cache import HEADS, warm
+from tests.stores.redis.test_near_cache import SHARED, drained, to_restore, warm
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork"),
@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def said_by_child(act: Callable[[], object]) -> str:
-    """Return what a child says, "dies" where it does not end by itself."""
+    """Return the result of a child, "dies" if it does not end by itself."""
     reader, speaker = os.pipe()
     child = os.fork()
     if child == 0:
@@ -40,31 +40,31 @@ def said_by_child(act: Callable[[], object]) -> str:
     return said or "dies"
 
 
-def test_a_lock_that_was_held_is_free() -> None:
-    """Another thread of the parent may have been at work in any of them."""
+def test_lock_held_in_the_parent_is_free_in_the_child() -> None:
+    """Another thread of the parent may hold any of the locks during the fork."""
     counters, breaker, near = Counters(), CircuitBreaker(), NearCache()
     with counters._lock, breaker._lock, near._lock:
         said = said_by_child(lambda: (counters.add("x"), breaker.failed(0.0), near.peek([b"x"], 0.0)))
     assert said == "(None, False, [None])"
 
 
-def test_what_is_unsent_is_the_parents_to_send() -> None:
-    """It is sent once; what is known is known in both."""
+def test_unsent_data_stays_with_the_parent() -> None:
+    """The parent sends it once; both processes keep the records."""
     near = warm(seen=9)
-    assert near.count(HEADS, 10.05) is not None
+    assert near.count(SHARED, 10.05) is not None
     near.schedule_restore([b"message 1"])
 
     def look() -> object:
-        records = near.count(HEADS, 10.06)
+        records = near.count(SHARED, 10.06)
         return (
-            near.records_to_restore(),
-            [(held.name, held.arrivals) for held in near.drain_hot_updates()],
+            to_restore(near),
+            [(held.name, held.arrivals) for held in drained(near)],
             [r and r.arrivals for r in records or ()],
         )
 
-    assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(HEADS)], [11, 11]))
-    assert [held.arrivals for held in near.drain_hot_updates()] == [1, 1]
-    assert list(near.records_to_restore()) == [b"message 1"]
+    assert said_by_child(look) == str(({}, [(name, 1) for name in sorted(SHARED)], [11, 11]))
+    assert [held.arrivals for held in drained(near)] == [1, 1]
+    assert list(to_restore(near)) == [b"message 1"]
 
 
 BODY = {"model": "databricks-claude-sonnet-4-6", "messages": [{"role": "user", "content": "x" * 9_000}]}
@@ -72,8 +72,8 @@ USAGE = {"usage": {"prompt_tokens": 9, "completion_tokens": 1}}
 
 
 @pytest.mark.parametrize("store", ["memory://", "redis://127.0.0.1:1"])
-def test_a_middleware_goes_on(store: str) -> None:
-    """With what it has learned, and sums and news of its own, whatever the parent's threads were at."""
+def test_middleware_in_a_child_continues(store: str) -> None:
+    """It keeps the learned records, with sums and updates of its own, whatever the parent's threads do."""
     mw = cachemw.Middleware(provider="databricks", store=store, secret="s", clock=lambda: 1.0)
     for _ in range(3):
         mw.settle(mw.prepare(BODY), USAGE)
@@ -96,11 +96,11 @@ def test_a_middleware_goes_on(store: str) -> None:
     mw.close()
 
 
-def test_nothing_is_kept_alive_to_be_told() -> None:
-    """An object that is gone is told nothing."""
-    before = len(fork_safety._told)
+def test_registered_object_is_not_kept_alive() -> None:
+    """An object that is collected gets no call in a child."""
+    before = len(fork_safety._methods)
     counters = Counters()
-    assert len(fork_safety._told) == before + 1
+    assert len(fork_safety._methods) == before + 1
     del counters
     gc.collect()
-    assert len(fork_safety._told) <= before
+    assert len(fork_safety._methods) <= before

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def lines_run(call: Callable[[], object]) -> int:
-    """Return the number of lines of cachemw's code that a call runs."""
+    """Return how many lines of cachemw's own code a call runs."""
     count = 0
 
     def trace(frame: FrameType, event: str, _argument: Any) -> Any:
@@ -30,7 +30,7 @@ def lines_run(call: Callable[[], object]) -> int:
 
 
 def peak_memory(call: Callable[[], object]) -> int:
-    """Return the peak of the bytes that a call allocates."""
+    """Return the peak of bytes that a call allocates."""
     tracemalloc.start()
     try:
         call()

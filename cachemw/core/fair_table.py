@@ -28,6 +28,7 @@ class FairTable(Generic[K, V]):
         self._limit = limit
         self._tables: dict[str, OrderedDict[K, V]] = {}
         self._sizes: dict[str, int] = {}
+        self._peaks: dict[str, int] = {}  # the most entries that each table object has held
         self._total = 0
 
     def __len__(self) -> int:
@@ -57,8 +58,10 @@ class FairTable(Generic[K, V]):
         self._total += size - self._sizes.pop(namespace, 0)  # set anew, so that the latest namespace is last
         if size:
             self._sizes[namespace] = size
+            self._peaks[namespace] = max(size, self._peaks.get(namespace, 0))
         else:
             self._tables.pop(namespace, None)
+            self._peaks.pop(namespace, None)
         if self._total > self._limit:
             self._evict()
 
@@ -71,8 +74,7 @@ class FairTable(Generic[K, V]):
         self.close(namespace)
 
     def _evict(self) -> None:
-        """Cut the largest tables to one size, or to one less, so that just enough is freed for some more
-        entries.
+        """Cut the largest tables to one size, or to one less, to free room for some more entries.
 
         Tables of namespaces that were changed longest ago are those cut to one less.
         """
@@ -93,4 +95,8 @@ class FairTable(Generic[K, V]):
             self._total += len(table) - self._sizes[namespace]
             self._sizes[namespace] = len(table)
             if not table:
-                del self._tables[namespace], self._sizes[namespace]
+                del self._tables[namespace], self._sizes[namespace], self._peaks[namespace]
+            elif 2 * len(table) < self._peaks[namespace]:
+                # A dictionary never gives memory back when entries are removed, only a new one is small again.
+                self._tables[namespace] = OrderedDict(table)
+                self._peaks[namespace] = len(table)

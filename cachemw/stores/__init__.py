@@ -1,7 +1,7 @@
-"""Where prefixes are remembered: stores, and how one is opened by its URL.
+"""Stores of prefix records and sums, and the functions that open one by its URL.
 
-Lives here: which store a URL's scheme means. Must not know: what a store does. A store's library is
-imported when a URL asks for it, never before.
+Contains: the store of each URL scheme. Must not depend on: the calls of a store. The library of a store is
+imported only if a URL asks for it.
 """
 
 from __future__ import annotations
@@ -14,25 +14,30 @@ from cachemw.stores.url import parse
 
 
 def open_store(url: str, **options: Any) -> Store:
-    """Open the store that a URL names: see `cachemw.stores.url` for what a URL may be.
+    """Open the store that a URL names. `cachemw.stores.url` lists the allowed URLs.
 
-    `options` are those of `RedisStore`: `secret`, which keys the hashes that leave the process, `timeout_ms`,
-    `namespace`, `server_time`, `count`. Nothing is connected yet. Raises `ConfigError` for a URL that isn't
-    allowed.
+    The store connects at its first call.
+
+    Args:
+        url: The URL.
+        options: Those of `RedisStoreBase`: `secret`, `timeout_ms`, `namespace`, `server_time`, `count`.
+
+    Raises:
+        ConfigError: The URL is not allowed.
     """
     scheme, parameters = parse(url)
     if scheme == "memory":
         return MemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
-    from cachemw.stores.redis.store import RedisStore
+    from cachemw.stores.redis._sync import RedisStore
 
     return RedisStore(url, **options)
 
 
 def open_async_store(url: str, **options: Any) -> AsyncStore:
-    """Open the same for the async engine: see `open_store`."""
+    """Open a store for the async engine; see `open_store`."""
     scheme, parameters = parse(url)
     if scheme == "memory":
         return AsyncMemoryStore(int(parameters.get("max_prefixes", DEFAULT_MAX_PREFIXES)))
-    from cachemw.stores.redis.store import AsyncRedisStore
+    from cachemw.stores.redis._async import AsyncRedisStore
 
     return AsyncRedisStore(url, **options)

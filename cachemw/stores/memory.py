@@ -1,8 +1,9 @@
-"""The store of one process: exact, bounded, and gone with it.
+"""The store of one process: exact, bounded, and lost with the process.
 
-Lives here: dictionaries and a lock. Must not know: the clock of records (`now` is given), the network, text.
+Contains: dictionaries and a lock. Must not depend on: the clock of records (`now` is given), the network,
+text.
 """
-# ruff: noqa: ARG002 - a store takes what the protocol says, used or not
+# ruff: noqa: ARG002 - a store takes all arguments of the protocol, used or not
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from threading import RLock
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 from cachemw.fork_safety import after_fork_in_child
 from cachemw.stores.protocol import Arrival, CacheEntry
@@ -19,14 +21,14 @@ DEFAULT_MAX_PREFIXES = 200_000
 
 
 class MemoryStore:
-    """Keep at most `max_prefixes` records of all namespaces; the largest namespace loses its longest unused first."""
+    """Keep at most `max_prefixes` records; the largest namespace loses its longest unused one first."""
 
     local = True
 
     def __init__(self, max_prefixes: int = DEFAULT_MAX_PREFIXES) -> None:
         self._records = RecordLru(max_prefixes)
         self._tables: dict[tuple[str, str], dict[str, int]] = {}
-        self._kept: dict[tuple[str, str], float] = {}  # until when each of them is
+        self._kept: dict[tuple[str, str], float] = {}  # the time until which each is kept
         self._reset_after_fork()
         after_fork_in_child(self._reset_after_fork)
 
@@ -42,7 +44,13 @@ class MemoryStore:
         with self._lock:
             return self._records.observe(arrival.namespace, arrival.keys, now)
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
+    def write(
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+    ) -> None:
         """See `Store.write`."""
         with self._lock:
             self._records.write(namespace, [entry.key for entry in entries], entries)
@@ -53,17 +61,22 @@ class MemoryStore:
             return self._records.peek(arrival.namespace, arrival.keys, now)
 
     def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+        now: float,
     ) -> bool:
         """See `Store.claim`."""
         with self._lock:
             return self._records.claim(namespace, [entry.key for entry in entries], entries, now)
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
-        """See `Store.add`; as on a server, how long a table is kept is real time, whatever the caller's clock."""
+        """See `Store.add`. As on a server, `keep` is in real seconds, not by the caller's clock."""
         key, now = (namespace, table), time.monotonic()
         with self._lock:
-            if self._kept.get(key, 0.0) < now:  # as a rule a new one
+            if self._kept.get(key, 0.0) < now:  # usually a new table
                 for old in [old for old, until in self._kept.items() if until < now]:
                     self._tables.pop(old, None)
                     del self._kept[old]
@@ -82,7 +95,7 @@ class MemoryStore:
         return total
 
     def flush(self) -> bool:
-        """See `Store.flush`; nothing is held back."""
+        """See `Store.flush`: all amounts are already added."""
         return False
 
     def close(self) -> None:
@@ -90,7 +103,7 @@ class MemoryStore:
 
 
 class AsyncMemoryStore:
-    """`MemoryStore` for the async engine; nothing in it waits."""
+    """`MemoryStore` for the async engine; no call waits."""
 
     local = True
 
@@ -105,19 +118,30 @@ class AsyncMemoryStore:
         """See `Store.observe`."""
         return self._store.observe(arrival, now)
 
-    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
+    async def write(
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+    ) -> None:
         """See `Store.write`."""
-        self._store.write(namespace, root, trunk, entries)
+        self._store.write(namespace, shared_shard_key, conversation_shard_key, entries)
 
     async def peek(self, arrival: Arrival, now: float) -> list[PrefixRecord | None]:
         """See `Store.peek`."""
         return self._store.peek(arrival, now)
 
     async def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+        now: float,
     ) -> bool:
         """See `Store.claim`."""
-        return self._store.claim(namespace, root, trunk, entries, now)
+        return self._store.claim(namespace, shared_shard_key, conversation_shard_key, entries, now)
 
     async def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
         """See `Store.add`."""

@@ -1,8 +1,8 @@
-"""The contract of a store: what each call does, and what it does when things fail.
+"""The contract of a store: the effect of each call, also when the store fails.
 
-Lives here: the protocol that every store keeps and the values that cross it. Must not know: any
-particular store. A store never sees text: keys are chain digests, and one that leaves the process
-must key them with the secret before they do.
+Contains: the protocol of all stores, and the values that cross it. Must not depend on: any particular store.
+A store never sees text: its keys are prefix hashes. A store outside the process keys them with the secret
+first.
 """
 
 from __future__ import annotations
@@ -11,50 +11,57 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from cachemw.core.hash_types import PrefixHash
 from cachemw.core.reuse.record import PrefixRecord
 
 FORGET = 7200.0
-"""Seconds: a record not seen for longer is as good as unknown, the provider's longest entry being an hour."""
+"""Seconds after the last arrival until a record counts as unknown. The provider's longest TTL is an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """One request's watched prefixes, shallow to deep, the whole request last.
+    """The tracked prefixes of one request, shallow to deep, the whole request last.
 
-    `keys`: chain digests, 16 bytes each. The first `heads` keys end in the tools or system section and
-    belong to `root` (a digest of model and first block); the others belong to `trunk` (the digest through
-    the first message block): a clustered store keeps what belongs together in one slot.
+    `keys` are prefix hashes, 16 bytes each. The first `shared_count` keys are shared prefixes: they end in
+    the tools or system section and belong to the shard of `shared_shard_key` (a hash of model and first
+    block). The rest belongs to the shard of `conversation_shard_key` (the hash through the first message
+    block). A clustered store keeps a shard in one slot.
     """
 
     namespace: str
-    shared_shard_key: bytes
-    conversation_shard_key: bytes
+    shared_shard_key: PrefixHash
+    conversation_shard_key: PrefixHash
     shared_count: int
-    keys: tuple[bytes, ...]
+    keys: tuple[PrefixHash, ...]
 
 
 class CacheEntry(NamedTuple):
     """An entry of the provider's cache: it expires at `expires`, `ttl` seconds after each use.
 
-    `is_shared` says which shard the key belongs to (see `Arrival`). `expires` is 0 for an entry that the provider no
-    longer has, and below 0 if only `in_flight_until` is news: the time until which the request that writes the entry
-    may still wait for its response, 0 once it waits no more.
+    `is_shared` says which shard the key belongs to (see `Arrival`). `expires` is 0 for an entry that the
+    provider no longer has, and below 0 if only `in_flight_until` is news: the time until which the request
+    that writes the entry may still wait for its response, 0 once it waits no more.
     """
 
-    key: bytes
+    key: PrefixHash
     is_shared: bool
     expires: float
     ttl: int
     in_flight_until: float = 0.0
 
     def by_clock_ahead(self, seconds: float) -> CacheEntry:
-        """Return the entry by a clock that is so many seconds ahead; values that are no times stay."""
+        """Return the entry by a clock that is so many seconds ahead; the values 0 and -1 stay."""
         return self._replace(
             expires=self.expires + seconds if self.expires > 0.0 else self.expires,
             in_flight_until=self.in_flight_until + seconds
             if self.in_flight_until > 0.0
             else self.in_flight_until,
         )
+
+    @property
+    def is_gone(self) -> bool:
+        """Return True if the provider no longer has the entry."""
+        return self.expires == 0
 
     def gone(self) -> CacheEntry:
         """Return the entry as one that the provider does not have."""
@@ -72,66 +79,78 @@ class CacheEntry(NamedTuple):
 class Store(Protocol):
     """Keep records of prefixes and sums, for all workers that share it.
 
-    Every call may raise `StoreError` and nothing else: the engine then goes on without, so a
-    failure costs a saving, never a request. A shared store that is away answers `lookup`, `observe`, `write`,
-    `peek` and `claim` by what this process knows, and gives that back to the others when it returns. Updates
-    commute: any order of the same calls leaves the same sums and, but for what each call returned, the
-    same records. Times are seconds by the caller's clock.
+    Each call may raise `StoreError` and no other exception. The engine then continues without the store, so a
+    failure costs a saving, never a request. While a shared store is unavailable, `lookup`, `observe`,
+    `write`, `peek` and `claim` use the records of this process, and restore them to the server when it
+    returns. Updates commute: any order of the same calls leaves the same sums and the same records. Times are
+    seconds by the caller's clock.
     """
 
     local: bool
-    """True where no call leaves the process: writes then need no queue."""
+    """True if no call leaves the process, so writes need no queue."""
 
     def lookup(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
-        """Return the record of each key, None where unknown; count nothing.
+        """Return the record of each key, None if unknown; count nothing.
 
-        A request waits for this call: one round trip at most. What other workers did to tools and system prompts
-        that arrive all the time may be missing for as long as a tenth of a second. A key that no arrival
-        counted, but which a request is about to write, has a record of 0 arrivals.
+        A request waits for this call: one round trip at most. Recent arrivals of hot shared prefixes at other
+        workers may be missing for a tenth of a second. A key without arrivals that a request is about to
+        write has a record of 0 arrivals.
         """
 
     def observe(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
-        """Count one arrival of each key, at `now`, and return the records from before it, None where unknown.
+        """Count one arrival of each key, at `now`, and return the records from before it, None if unknown.
 
-        The engine calls it once an answer has begun: a request that the provider refuses is no arrival.
+        The engine calls it after the response has begun: a refused request is no arrival.
         """
 
-    def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
-        """Set what the provider holds for each key.
+    def write(
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+    ) -> None:
+        """Note the provider's entry of each key.
 
-        The later `expires` wins over an earlier one, so a slow worker takes no life; 0 always wins. The
-        last `pending` wins. A key that no arrival counted (evicted, or never seen) keeps only its `pending`, for a
-        minute at most.
+        The later `expires` wins, so a slow worker shortens no entry; 0 always wins. The last
+        `in_flight_until` wins. A key without arrivals (evicted, or never seen) keeps only its
+        `in_flight_until`, for a minute at most.
         """
 
     def peek(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
-        """Return what `lookup` would, as the store has it now. One round trip; raises `StoreError`."""
+        """Return the records as `lookup` does, but from the server. One round trip; raises `StoreError`."""
 
     def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+        now: float,
     ) -> bool:
-        """Set the `pending` of each entry; where another was first, say False and change nothing.
+        """Set `in_flight_until` of each entry and return True, or change nothing and return False.
 
-        That is so where the provider holds one of them at `now`, or a request is just writing one. Of
-        several claims to one key at once a single one gets it. One
-        round trip; in a clustered store one each for heads and others, heads first, and one more to
-        give heads back where the others are taken: meanwhile another may have been refused for them.
+        A claim is refused if the provider has one of the entries at `now`, or if a request is writing one.
+        The store grants one of several simultaneous claims to a key. A claim takes one round trip. In a
+        clustered store it takes one for the shared prefixes, then one for the rest, and a third releases the
+        shared prefixes if the rest is refused. Claims of other requests may be refused meanwhile.
         """
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> None:
-        """Add each amount to the sum of its name; the table is dropped `keep` seconds after its last use.
+        """Add each amount to the sum of its name; the table expires `keep` seconds after its last use.
 
-        A shared store holds amounts back until `flush`; each is added once, however often that fails.
+        A shared store holds amounts back until `flush`, and adds each one exactly once, however often a flush
+        fails.
         """
 
     def read(self, namespace: str, tables: Sequence[str]) -> dict[str, int]:
-        """Return the sums of all names over these tables; a table that isn't there is empty."""
+        """Return the sums of all names over these tables; a missing table is empty."""
 
     def flush(self) -> bool:
-        """Send what is held back, and say whether something still is: call it every tenth of a second."""
+        """Send all held back data; return True if some is left. Called every tenth of a second."""
 
     def close(self) -> None:
-        """Give back what the store holds; a second close does nothing."""
+        """Close all connections. A second call has no effect."""
 
 
 class AsyncStore(Protocol):
@@ -145,14 +164,25 @@ class AsyncStore(Protocol):
     async def observe(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """See `Store.observe`."""
 
-    async def write(self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]) -> None:
+    async def write(
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+    ) -> None:
         """See `Store.write`."""
 
     async def peek(self, arrival: Arrival, now: float) -> Sequence[PrefixRecord | None]:
         """See `Store.peek`."""
 
     async def claim(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry], now: float
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+        now: float,
     ) -> bool:
         """See `Store.claim`."""
 

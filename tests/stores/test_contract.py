@@ -1,4 +1,4 @@
-"""What every store promises, on every kind of store, sync and async."""
+"""The contract of all stores, on each kind of store, sync and async."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record, new_record, record_arrival
@@ -24,12 +24,12 @@ Namespaces = Callable[[], str]
 
 
 def arrival(namespace: str, *keys: bytes) -> Arrival:
-    """Return an arrival of these keys, heads first."""
+    """Return an arrival of these keys, shared prefixes first."""
     return Arrival(namespace, ROOT, TRUNK, sum(key in HEADS for key in keys), keys)
 
 
 def added(store: Store, namespace: str, table: str, amounts: dict[str, int]) -> None:
-    """Add amounts, and see that they are."""
+    """Add amounts, and flush."""
     store.add(namespace, table, amounts, 60)
     assert not store.flush()
 
@@ -40,7 +40,7 @@ def entry(key: bytes, expires: float, ttl: int = 300, pending: float = 0.0) -> C
 
 
 def same(left: Any, right: Any) -> bool:
-    """Say whether two answers hold the same records, floats to a millionth."""
+    """Return True if two results hold the same records, floats to a millionth."""
     return len(left) == len(right) and all(
         (a is None and b is None)
         or (a is not None and b is not None and tuple(a) == pytest.approx(tuple(b), rel=1e-6))
@@ -49,7 +49,7 @@ def same(left: Any, right: Any) -> bool:
 
 
 def known(store: Store, namespace: str, *keys: bytes, now: float) -> list[PrefixRecord | None]:
-    """Return what a store knows of keys, by an arrival that nothing else is told of."""
+    """Return the records of keys, by an arrival that only they get."""
     return list(store.observe(arrival(namespace, *keys), now))
 
 
@@ -76,7 +76,7 @@ claiming = st.tuples(
     st.lists(st.sampled_from(HEADS + OTHERS), unique=True, max_size=4),
     st.sampled_from([0.25, 60.0, 600.0]),
 )
-# Steps of the clock: on, back (another worker's clock), at the edges of what a record tells apart.
+# Steps of the clock: forward, back (another worker's clock), and the edges of the time ranges of a record.
 steps = st.one_of(
     st.sampled_from(
         [0.0, -3.25, 0.001, 299.999, 300.0, 300.001, 3600.0, 3600.5, FORGET, FORGET + 0.001, -9000.0]
@@ -85,9 +85,24 @@ steps = st.one_of(
 )
 
 
+def is_clustered(store: Any) -> bool:
+    """Return True if a store sends one command for each shard."""
+    commands = getattr(getattr(store, "store", store), "_commands", None)
+    return commands is not None and commands._clustered
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(
+    calls=[
+        (("observe", [HEADS[0]], []), 0.0),
+        (("claim", [HEADS[0]], 0.25), 0.0),
+        (("claim", [OTHERS[0]], 600.0), 0.0),
+        (("claim", [OTHERS[0], HEADS[0]], 0.25), 299.999),
+        (("observe", [HEADS[0]], []), 0.0),
+    ]
+)
 @given(calls=st.lists(st.tuples(st.one_of(observing, writing, claiming), steps), min_size=1, max_size=25))
-def test_every_store_answers_as_the_memory_store(
+def test_store_answers_any_calls_like_the_memory_store(
     store: Store, fresh: Namespaces, calls: list[tuple[tuple[Any, ...], float]]
 ) -> None:
     """The same calls get the same answers, whatever the clock does between them."""
@@ -104,13 +119,17 @@ def test_every_store_answers_as_the_memory_store(
             assert not store.flush()
             got = model.claim(namespace, ROOT, TRUNK, entries, now)
             assert store.claim(namespace, ROOT, TRUNK, entries, now) is got
+            shared = [each for each in entries if each.is_shared]
+            # A cluster has granted the shared prefixes by then, and releases them.
+            if not got and is_clustered(store) and model.claim(namespace, ROOT, TRUNK, shared, now):
+                model.write(namespace, ROOT, TRUNK, [each.released() for each in shared])
         else:
             for each in (store, model):
                 each.write(namespace, ROOT, TRUNK, rest[0])
 
 
-def test_a_first_arrival_is_unknown_and_a_second_finds_it(store: Store, fresh: Namespaces) -> None:
-    """Records are returned from before the arrival that asks."""
+def test_first_arrival_is_unknown_and_a_second_finds_it(store: Store, fresh: Namespaces) -> None:
+    """`observe` returns the records from before its own arrival."""
     namespace = fresh()
     assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9) == [None, None]
     assert known(store, namespace, HEADS[0], OTHERS[0], now=1e9 + 9.5) == [
@@ -123,8 +142,8 @@ def test_a_first_arrival_is_unknown_and_a_second_finds_it(store: Store, fresh: N
 
 
 @pytest.mark.parametrize("gap", [0.0, 299.999, 300.0, 300.001, 3599.999, 3600.0, 3600.001, FORGET])
-def test_a_gap_counts_as_in_python_to_its_edges(store: Store, fresh: Namespaces, gap: float) -> None:
-    """Five minutes and an hour belong to themselves; scripts and Python agree on every edge."""
+def test_gap_at_an_edge_counts_as_in_python(store: Store, fresh: Namespaces, gap: float) -> None:
+    """Five minutes and an hour are inclusive; scripts and Python agree on each edge."""
     namespace, record = fresh(), new_record(1, 0.0)
     known(store, namespace, OTHERS[0], now=0.0)
     for now in (gap, gap + 1.5):
@@ -132,8 +151,8 @@ def test_a_gap_counts_as_in_python_to_its_edges(store: Store, fresh: Namespaces,
         record = record_arrival(record, 1, now)
 
 
-def test_nothing_asked_is_nothing_answered(store: Store, fresh: Namespaces) -> None:
-    """An arrival without keys, a write without entries and a table without amounts are no calls."""
+def test_empty_calls_have_no_effect(store: Store, fresh: Namespaces) -> None:
+    """An arrival without keys, a write without entries and a table without amounts change nothing."""
     namespace = fresh()
     assert list(store.observe(arrival(namespace), 1e9)) == []
     assert list(store.peek(arrival(namespace), 1e9)) == []
@@ -145,10 +164,10 @@ def test_nothing_asked_is_nothing_answered(store: Store, fresh: Namespaces) -> N
 
 
 @pytest.mark.parametrize(("idle", "forgotten"), [(FORGET, False), (FORGET + 0.01, True)])
-def test_two_hours_of_silence_forget_a_prefix(
+def test_prefix_after_two_hours_of_silence_is_forgotten(
     store: Store, fresh: Namespaces, idle: float, forgotten: bool
 ) -> None:
-    """A record outlives two hours by not a moment, and takes its entry along."""
+    """A record ends two hours after its last arrival, together with its entry."""
     namespace = fresh()
     known(store, namespace, OTHERS[0], now=1e9)
     store.write(namespace, ROOT, TRUNK, [entry(OTHERS[0], 1e9 + 9999)])
@@ -159,8 +178,8 @@ def test_two_hours_of_silence_forget_a_prefix(
     assert (after.arrivals, after.expires) == ((1, 0.0) if forgotten else (2, 1e9 + 9999))
 
 
-def test_a_late_arrival_counts_and_takes_no_time_back(store: Store, fresh: Namespaces) -> None:
-    """A worker whose clock is behind adds an arrival; `last` stays where it was."""
+def test_late_arrival_counts_and_moves_no_time_back(store: Store, fresh: Namespaces) -> None:
+    """A worker whose clock is behind adds an arrival; `last_arrival` stays."""
     namespace = fresh()
     known(store, namespace, OTHERS[0], now=1e9 + 100)
     known(store, namespace, OTHERS[0], now=1e9)
@@ -169,8 +188,8 @@ def test_a_late_arrival_counts_and_takes_no_time_back(store: Store, fresh: Names
     assert (record.arrivals, record.last_arrival, record.last_gap) == (2, 1e9 + 100, 0.0)
 
 
-def test_where_a_request_ended_is_remembered(store: Store, fresh: Namespaces) -> None:
-    """`whole` says of each prefix whether the last request ended there."""
+def test_end_of_a_request_is_remembered(store: Store, fresh: Namespaces) -> None:
+    """`request_ended_here` says of each prefix whether the last request ended there."""
     namespace = fresh()
     known(store, namespace, HEADS[0], OTHERS[0], now=1e9)
     found = known(store, namespace, HEADS[0], OTHERS[0], OTHERS[1], now=1e9 + 1)
@@ -190,10 +209,10 @@ def test_where_a_request_ended_is_remembered(store: Store, fresh: Namespaces) ->
     ],
 )
 @pytest.mark.parametrize("together", [False, True])
-def test_a_later_end_wins_and_zero_always(
+def test_later_expiry_wins_and_zero_always(
     store: Store, fresh: Namespaces, written: list[float], held: float, together: bool
 ) -> None:
-    """A slow worker takes no life from an entry; one that is known to be dead is dead."""
+    """A slow worker shortens no entry, and an entry that is known to be gone is gone."""
     namespace = fresh()
     known(store, namespace, HEADS[0], OTHERS[0], now=1.0)
     entries = [entry(key, expires, int(expires)) for expires in written for key in (HEADS[0], OTHERS[0])]
@@ -206,15 +225,15 @@ def test_a_later_end_wins_and_zero_always(
         assert not record.is_cached(held)
 
 
-def test_an_entry_of_an_unknown_prefix_is_left_out(store: Store, fresh: Namespaces) -> None:
-    """What no arrival counted gets no record."""
+def test_entry_of_an_unknown_prefix_is_left_out(store: Store, fresh: Namespaces) -> None:
+    """A prefix without arrivals gets no record."""
     namespace = fresh()
     store.write(namespace, ROOT, TRUNK, [entry(HEADS[0], 5.0), entry(OTHERS[0], 5.0)])
     assert known(store, namespace, HEADS[0], OTHERS[0], now=1.0) == [None, None]
 
 
-def test_a_peek_counts_nothing(store: Store, fresh: Namespaces) -> None:
-    """Looking shows what an arrival would be told, however often, and makes no record."""
+def test_peek_counts_nothing(store: Store, fresh: Namespaces) -> None:
+    """Any number of peeks return the next arrival's records, and make none."""
     namespace = fresh()
     asked = arrival(namespace, HEADS[0], OTHERS[0])
     assert list(store.peek(asked, 1.0)) == [None, None]
@@ -237,10 +256,10 @@ def test_a_peek_counts_nothing(store: Store, fresh: Namespaces) -> None:
     ],
 )
 @pytest.mark.parametrize("taken", [HEADS[0], OTHERS[1]], ids=["head", "other"])
-def test_what_another_has_cannot_be_claimed(
+def test_claim_of_a_cached_or_claimed_entry_is_refused(
     store: Store, fresh: Namespaces, taken: bytes, before: dict[str, float], now: float, got: bool
 ) -> None:
-    """All are claimed, or none where the provider holds one or a request is just writing one."""
+    """All entries are claimed, or none if the provider has one or a request is writing one."""
     namespace, keys = fresh(), (HEADS[0], HEADS[1], OTHERS[0], OTHERS[1])
     known(store, namespace, *keys, now=1.0)
     store.write(namespace, ROOT, TRUNK, [entry(taken, **{"expires": -1.0, **before})])
@@ -252,8 +271,8 @@ def test_what_another_has_cannot_be_claimed(
     assert store.claim(namespace, ROOT, TRUNK, [entry(OTHERS[0], -1.0, pending=400.0)], now) is not got
 
 
-def test_a_claim_can_be_given_back_and_taken_by_the_next(store: Store, fresh: Namespaces) -> None:
-    """Of a request that got no answer, the write is free again; of one that did, it is held."""
+def test_released_claim_is_granted_to_the_next_request(store: Store, fresh: Namespaces) -> None:
+    """The write of a request without a response is free again; otherwise its entry is cached."""
     namespace = fresh()
     known(store, namespace, OTHERS[0], now=1.0)
     claimed = entry(OTHERS[0], 300.0).in_flight(61.0)
@@ -265,8 +284,8 @@ def test_a_claim_can_be_given_back_and_taken_by_the_next(store: Store, fresh: Na
     assert not store.claim(namespace, ROOT, TRUNK, [claimed], 3.0)
 
 
-def test_claim_of_a_prefix_without_arrivals_keeps_its_pending(store: Store, fresh: Namespaces) -> None:
-    """A first request can claim its prefix: others see the claim, and no arrival is counted by it."""
+def test_claim_of_a_prefix_without_arrivals_is_seen(store: Store, fresh: Namespaces) -> None:
+    """A first request can claim its prefix: other workers see the claim, which counts no arrival."""
     namespace, keys = fresh(), (HEADS[0], OTHERS[1])
     wanted = [entry(key, -1.0, pending=61.0) for key in keys]
     assert store.claim(namespace, ROOT, TRUNK, wanted, 1.0)
@@ -282,8 +301,8 @@ def test_claim_of_a_prefix_without_arrivals_keeps_its_pending(store: Store, fres
     ] * 2
 
 
-def test_pending_of_a_prefix_without_arrivals_can_be_released(store: Store, fresh: Namespaces) -> None:
-    """A request that gets no answer takes its announcement back, and leaves nothing behind."""
+def test_released_claim_of_a_prefix_without_arrivals_leaves_nothing(store: Store, fresh: Namespaces) -> None:
+    """A request without a response releases its claim."""
     namespace, announcement = fresh(), entry(OTHERS[0], 300.0).in_flight(61.0)
     store.write(namespace, ROOT, TRUNK, [announcement])
     assert list(store.lookup(arrival(namespace, OTHERS[0]), 1.0)) == [in_flight_record(61.0)]
@@ -292,7 +311,7 @@ def test_pending_of_a_prefix_without_arrivals_can_be_released(store: Store, fres
 
 
 def test_lookup_counts_no_arrival(store: Store, fresh: Namespaces) -> None:
-    """Any number of lookups leave every record as it was."""
+    """Any number of lookups leave each record unchanged."""
     namespace, keys = fresh(), (HEADS[0], OTHERS[0])
     assert list(store.lookup(arrival(namespace, *keys), 1.0)) == [None, None]
     known(store, namespace, *keys, now=1.0)
@@ -302,8 +321,8 @@ def test_lookup_counts_no_arrival(store: Store, fresh: Namespaces) -> None:
     assert list(store.peek(arrival(namespace, *keys), 4.0)) == before
 
 
-def test_of_many_claims_at_once_one_gets_it(opened: Callable[[], Any], fresh: Namespaces) -> None:
-    """Over threads, or tasks, a single one is told to go first, each time."""
+def test_simultaneous_claims_are_granted_once(opened: Callable[[], Any], fresh: Namespaces) -> None:
+    """Over threads or tasks, one claim is granted each time."""
     store, namespace = opened(), fresh()
     keys = (HEADS[0], OTHERS[0])
     known(store, namespace, *keys, now=1.0)
@@ -314,15 +333,15 @@ def test_of_many_claims_at_once_one_gets_it(opened: Callable[[], Any], fresh: Na
 
 
 def at_once(store: Any, count: int, *arguments: Any) -> list[bool]:
-    """Claim so many times at the same moment."""
+    """Make so many claims at the same moment."""
     if not hasattr(store, "gather"):
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(lambda _: store.claim(*arguments), range(count)))
     return list(store.gather(lambda inner: inner.claim(*arguments), count))
 
 
-def test_the_order_of_updates_does_not_matter(opened: Callable[[], Store], fresh: Namespaces) -> None:
-    """Arrivals, entries and amounts leave the same counts, ends and sums in any order."""
+def test_updates_in_any_order_give_the_same_records(opened: Callable[[], Store], fresh: Namespaces) -> None:
+    """Arrivals, entries and amounts leave the same counts, expiries and sums."""
     results = []
     moves = [
         ("seen", 1e9),
@@ -355,7 +374,7 @@ def test_the_order_of_updates_does_not_matter(opened: Callable[[], Store], fresh
     [("a", "b"), ("a}:p:", "a"), ("a:b", "a"), ("", "\x00"), ("ä", "a"), ("\ud800", "\ud801")],
 )
 def test_namespaces_never_see_each_other(store: Store, fresh: Namespaces, one: str, other: str) -> None:
-    """Neither records nor entries nor sums are reached from another namespace."""
+    """Records, entries and sums are not reachable from another namespace."""
     base = fresh()
     one, other = base + one, base + other
     known(store, one, HEADS[0], OTHERS[0], now=1.0)
@@ -369,7 +388,7 @@ def test_namespaces_never_see_each_other(store: Store, fresh: Namespaces, one: s
 
 
 def test_secrets_never_see_each_other(opened: Callable[..., Store], fresh: Namespaces) -> None:
-    """Two secrets on one server share nothing; secrets longer than a hash's key differ to the end."""
+    """Two secrets on one server share nothing, even if they differ only after the longest hash key."""
     namespace = fresh()
     secrets = [b"", b"a", b"b", b"x" * 64, b"x" * 65, b"x" * 64 + b"y"]
     stores = [opened(secret=secret) for secret in secrets]
@@ -379,8 +398,10 @@ def test_secrets_never_see_each_other(opened: Callable[..., Store], fresh: Names
         added(store, namespace, "hour", {"tokens": 1})
 
 
-def test_workers_with_one_secret_share_what_they_know(opened: Callable[..., Any], fresh: Namespaces) -> None:
-    """What one worker saw, wrote and added, another reads; a memory store belongs to one process."""
+def test_workers_with_one_secret_share_records_and_sums(
+    opened: Callable[..., Any], fresh: Namespaces
+) -> None:
+    """A worker reads the records, entries and sums of another; a memory store belongs to one process."""
     one, other, namespace = opened(), opened(), fresh()
     if one.local:
         pytest.skip("a memory store is not shared")
@@ -394,7 +415,7 @@ def test_workers_with_one_secret_share_what_they_know(opened: Callable[..., Any]
     assert other.read(namespace, ["hour"]) == {"tokens": 1}
 
 
-def test_sums_add_up_over_tables(store: Store, fresh: Namespaces) -> None:
+def test_sums_of_several_tables_add_up(store: Store, fresh: Namespaces) -> None:
     """Amounts of one name add up in a table and over tables; names keep any text."""
     namespace = fresh()
     odd = "app=späti:{x} \n\ud800"
@@ -406,8 +427,8 @@ def test_sums_add_up_over_tables(store: Store, fresh: Namespaces) -> None:
     assert store.read(namespace, ["10"]) == {"read": 2**53 + 6, odd: -2}
 
 
-def test_a_thousand_keys_arrive_at_once(store: Store, fresh: Namespaces) -> None:
-    """No bound of a script or a protocol is near what one request asks."""
+def test_thousand_keys_in_one_arrival_are_counted(store: Store, fresh: Namespaces) -> None:
+    """No limit of a script or a protocol is near the keys of one request."""
     keys = tuple(index.to_bytes(16, "big") for index in range(1, 1001))
     asked = Arrival(fresh(), ROOT, TRUNK, 300, keys)
     assert list(store.observe(asked, 1.0)) == [None] * 1000
@@ -416,8 +437,8 @@ def test_a_thousand_keys_arrive_at_once(store: Store, fresh: Namespaces) -> None
 
 
 @pytest.mark.parametrize("used", [False, True])
-def test_a_closed_store_may_be_closed_again(opened: Callable[[], Any], fresh: Namespaces, used: bool) -> None:
-    """A second close does nothing, nor does that of a store that was never used."""
+def test_second_close_has_no_effect(opened: Callable[[], Any], fresh: Namespaces, used: bool) -> None:
+    """The close of an unused store has no effect either."""
     store = opened()
     if used:
         known(store, fresh(), OTHERS[0], now=1.0)

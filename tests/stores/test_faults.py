@@ -1,4 +1,4 @@
-"""What requests feel of a server that dies, hangs or refuses: nothing. And what is known when it is back."""
+"""Requests while a server dies, hangs or refuses, and the records after its return."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _numbers = count()
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to a server, what undoes it, and which failures a worker then counts.
+    """A fault of a server, its end, and the failures that a worker counts meanwhile.
 
-    `keeps`: what was written before is there after. `options` are the server's own. `patience` is a worker's
-    `store_timeout_ms`: what answers may take its time where others share the machine.
+    If `keeps` is True, earlier writes survive. `options` are the server's own. `patience` is a worker's
+    `store_timeout_ms`, for replies on a shared machine.
     """
 
     spoil: Callable[[Server], None]
@@ -42,12 +42,12 @@ class Fault:
 
 
 def counts(*errors: str) -> frozenset[str]:
-    """Return what failures are counted as."""
+    """Return the counted names of failures."""
     return frozenset(f"error.store.{name}" for name in errors)
 
 
 def asked(*command: Any) -> Callable[[Server], None]:
-    """Return what sends a command to a server."""
+    """Return a function that sends a command to a server."""
 
     def ask(server: Server) -> None:
         with server.client() as client:
@@ -57,7 +57,7 @@ def asked(*command: Any) -> Callable[[Server], None]:
 
 
 def load(server: Server) -> None:
-    """Save what a server has, and kill and start it: it will load that for a while."""
+    """Save the data of a server, kill and start it: it loads the data for a while."""
     with server.client() as client:
         client.mset({f"filling {number}": number for number in range(4000)})
         client.execute_command("SAVE")
@@ -83,7 +83,7 @@ FAULTS = {
     "loading": Fault(
         load,
         Server.until_ready,
-        # The connections from before it was killed may not have been seen to end.
+        # The client may not have noticed the end of its earlier connections.
         counts("BusyLoadingError", "TimeoutError", "ConnectionError"),
         options=("--key-load-delay", "100", "--loading-process-events-interval-bytes", "1024"),
         patience=20,
@@ -92,7 +92,7 @@ FAULTS = {
 
 
 class Worker:
-    """A middleware, sync or async, whose answers bill what the plan expects."""
+    """A middleware, sync or async, whose responses bill the expected usage."""
 
     def __init__(self, url: str, twin: str, patience: int) -> None:
         self.noted: list[str] = []
@@ -109,7 +109,7 @@ class Worker:
             self.noted.append(event.name)
 
     def send(self, bodies: Sequence[Body], at_once: int = 2) -> list[cachemw.Call]:
-        """Send requests, so many at once, and see that each goes out as it came but for markers."""
+        """Send requests, so many at once, and check that only markers were added."""
         if self._sync:
             with ThreadPoolExecutor(at_once) as pool:
                 calls = list(pool.map(self._one, bodies))
@@ -139,17 +139,17 @@ class Worker:
         return await asyncio.gather(*map(one, bodies))
 
     def flush(self) -> bool:
-        """Write what is queued; say whether it is."""
+        """Flush; return True if all is written."""
         return bool(self._mw.flush() if self._sync else self._runner.run(self._mw.flush()))
 
     def calls(self) -> int:
-        """Return the calls that the store's ledger has, all of them settled."""
+        """Return the number of calls in the ledger, all of them settled."""
         totals = (self._mw.report() if self._sync else self._runner.run(self._mw.report())).totals
         assert totals.unsettled == 0
         return int(totals.calls)
 
     def close(self) -> None:
-        """End it."""
+        """Close the middleware."""
         if self._sync:
             self._mw.close()
         else:
@@ -169,7 +169,7 @@ def workers(url: str, *twins: str, patience: int = 2000) -> Iterator[list[Worker
 
 
 def talk(turns: int = 1) -> list[Body]:
-    """Return the requests of a conversation that no test had; all have tools and system prompt in common."""
+    """Return the requests of a new conversation; all share tools and system prompt."""
     return list(small(f"talk {next(_numbers)}", HEAD, turns))
 
 
@@ -179,7 +179,7 @@ def talks(number: int = REQUESTS) -> list[Body]:
 
 
 def learns(one: Worker, other: Worker) -> bool:
-    """Say whether a worker reads what another has just written."""
+    """Return True if a worker reads the prefix that another worker has just written."""
     begin, go_on = talk(2)
     (written,) = one.send([begin])
     one.flush()
@@ -189,8 +189,8 @@ def learns(one: Worker, other: Worker) -> bool:
 
 @pytest.mark.parametrize("twins", [("sync", "async"), ("async", "sync")], ids=["sync", "async"])
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]) -> None:
-    """They go out marked as this worker knows; after it workers learn from each other, and sums are exact."""
+def test_requests_during_a_fault_go_on_and_lose_nothing(fault: Fault, twins: tuple[str, str]) -> None:
+    """They get breakpoints by local records; afterwards workers share records again, and sums are exact."""
     with (
         standalone("valkey", *fault.options) as server,
         workers(server.url, *twins, patience=fault.patience) as (one, other),
@@ -220,8 +220,8 @@ def test_requests_go_on_and_nothing_is_lost(fault: Fault, twins: tuple[str, str]
 
 
 @pytest.mark.parametrize("twin", ["sync", "async"])
-def test_what_is_evicted_is_given_back(twin: str) -> None:
-    """A server that drops keys for want of memory makes no request fail, nor a worker forget."""
+def test_evicted_records_are_restored(twin: str) -> None:
+    """A server that evicts keys makes no request fail and no worker forget."""
     with standalone("valkey") as server, server.client() as client, workers(server.url, twin) as (worker,):
         begin, go_on = talk(2)
         (written,) = worker.send([begin])

@@ -1,4 +1,4 @@
-"""What only the memory store promises: a bound, and a lock."""
+"""The promises of the memory store alone: a bound and a lock."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def arrival(*keys: int) -> Arrival:
 
 
 def seen(store: MemoryStore, *keys: int) -> list[int]:
-    """Return how often each key was seen, 0 for an unknown one."""
+    """Return the arrivals of each key, 0 for an unknown one."""
     return [record.arrivals if record else 0 for record in store.observe(arrival(*keys), 1.0)]
 
 
-def test_the_longest_unused_goes_first() -> None:
-    """Over its bound a store drops what was not used for longest, never what has just arrived."""
+def test_full_store_drops_the_longest_unused_record() -> None:
+    """It never drops a record of the arrival itself."""
     store = MemoryStore(max_prefixes=3)
     store.observe(arrival(1, 2, 3), 1.0)
     store.observe(arrival(1, 4), 1.0)
@@ -31,15 +31,15 @@ def test_the_longest_unused_goes_first() -> None:
     assert seen(store, 2) == [0]
 
 
-def test_an_arrival_over_the_bound_keeps_its_end() -> None:
-    """Of more keys than a store holds, the deepest stay."""
+def test_arrival_above_the_bound_keeps_its_deepest_keys() -> None:
+    """The store keeps the deepest keys of a request with more keys than its bound."""
     store = MemoryStore(max_prefixes=2)
     store.observe(arrival(1, 2, 3, 4), 1.0)
     assert seen(store, 4) == [1]
     assert seen(store, 1) == [0]
 
 
-def test_the_bound_holds_over_namespaces() -> None:
+def test_bound_holds_over_all_namespaces() -> None:
     """All tenants share one bound."""
     store = MemoryStore(max_prefixes=50)
     for tenant in range(40):
@@ -64,8 +64,8 @@ def test_threads_lose_no_arrival_and_no_amount() -> None:
     assert store.read("tenant", ["hour"]) == {"calls": 4000}
 
 
-def test_tables_go_when_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table is there for as long after its last amount as was said then, and none for ever."""
+def test_tables_after_their_keep_time_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table is kept for the given time after its last amount."""
     store, now = MemoryStore(), 1_000.0
     monkeypatch.setattr(memory.time, "monotonic", lambda: now)
     for hour in range(200):

@@ -1,4 +1,4 @@
-"""Two tenants whose records stand on one server; see tests/engine/test_two_tenants.py."""
+"""Two tenants with records on one server; see tests/engine/test_two_tenants.py."""
 
 from __future__ import annotations
 

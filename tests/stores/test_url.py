@@ -1,4 +1,4 @@
-"""Which store URLs open what, and how the others are refused."""
+"""The store URLs: the store of each, and the refusal of other URLs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def both(url: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("url", "limit"), [("memory://", 200_000), ("memory://?max_prefixes=7", 7)])
-def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
+def test_memory_url_sets_the_bound(url: str, limit: int) -> None:
     """The bound comes from the URL."""
     sync, asynced = both(url)
     assert (type(sync), type(asynced)) == (MemoryStore, AsyncMemoryStore)
@@ -76,8 +76,8 @@ def test_memory_opens_with_its_bound(url: str, limit: int) -> None:
         ("valkeys+sentinel://h/m", {"kind": "sentinel", "tls": True}),
     ],
 )
-def test_a_url_names_a_target(url: str, expected: dict[str, Any]) -> None:
-    """Every part is read, and both links and stores open it, without a connection."""
+def test_allowed_url_is_parsed_to_its_target(url: str, expected: dict[str, Any]) -> None:
+    """Clients and stores accept each part without a connection."""
     found = target(url)
     assert {name: getattr(found, name) for name in expected} == expected
     for link in (RedisClient(url), AsyncRedisClient(url)):
@@ -86,8 +86,8 @@ def test_a_url_names_a_target(url: str, expected: dict[str, Any]) -> None:
         assert not store.local
 
 
-def test_files_of_tls_must_be_there(tmp_path: Path) -> None:
-    """A path that is mistyped is told by its parameter's name."""
+def test_missing_tls_file_is_refused_by_name(tmp_path: Path) -> None:
+    """The error names the parameter of the mistyped path."""
     paths = [tmp_path / name for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")]
     for path in paths:
         path.touch()
@@ -98,8 +98,8 @@ def test_files_of_tls_must_be_there(tmp_path: Path) -> None:
         target(url)
 
 
-def test_a_target_shows_no_password() -> None:
-    """In a traceback or a log, say."""
+def test_repr_of_a_target_shows_no_password() -> None:
+    """The repr may be in a traceback or a log."""
     assert "hunter2" not in repr(target("redis+sentinel://u:hunter2@h/m?sentinel_password=hunter2"))
 
 
@@ -162,8 +162,8 @@ def test_a_target_shows_no_password() -> None:
         ("unix://", "full path"),
     ],
 )
-def test_anything_else_is_refused_by_name(url: str, why: str) -> None:
-    """The error names the setting, the value and what is allowed."""
+def test_other_urls_are_refused_by_name(url: str, why: str) -> None:
+    """The error names the setting, the value and the allowed forms."""
     for opening in (open_store, open_async_store):
         with pytest.raises(ConfigError) as refused:
             opening(url, secret=b"s", timeout_ms=20)
@@ -209,15 +209,15 @@ def test_anything_else_is_refused_by_name(url: str, why: str) -> None:
         "redis://h?password=hunter2",
     ],
 )
-def test_no_password_is_in_an_error(url: str) -> None:
-    """Whatever is wrong with a URL, what it may hold as a password is masked."""
+def test_error_of_any_url_shows_no_password(url: str) -> None:
+    """The error masks each possible password, whatever is wrong with the URL."""
     with pytest.raises(ConfigError) as refused:
         parse(url)
     assert "hunter" not in str(refused.value)
     assert "ter2" not in str(refused.value)
 
 
-def test_redis_is_imported_by_a_redis_url_only() -> None:
+def test_memory_url_imports_no_redis() -> None:
     """A process with a memory store never loads the client library."""
     program = (
         "import sys, cachemw, cachemw.stores as s; s.open_store('memory://', secret=None, timeout_ms=9);"

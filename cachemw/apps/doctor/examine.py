@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError
 
 from cachemw.apps.doctor.checkup import checkup, size
 from cachemw.apps.doctor.findings import FAILURES, PATIENCE, Finding, advice, ask
+from cachemw.core.hash_types import PrefixHash
 from cachemw.engine.shared import hash_key
 from cachemw.settings import Settings
 from cachemw.stores.protocol import Arrival, CacheEntry
@@ -102,7 +103,7 @@ def _at(url: str, node: str) -> str:
 def _exercise(link: RedisClient, commands: Commands, budget: int) -> Generator[Finding, None, int]:
     """Execute all commands of a worker and time those that requests wait for; return bytes a prefix, or 0."""
     space, now = f"\0doctor {uuid4().hex}", time.time()
-    keys = tuple(uuid4().bytes for _ in range(_KEYS))
+    keys = tuple(PrefixHash(uuid4().bytes) for _ in range(_KEYS))
     names = commands.names(Arrival(space, keys[0], keys[-1], _HEADS, keys))
     entries = [CacheEntry(key, index < _HEADS, now + 300, 300, now + 60) for index, key in enumerate(keys)]
     add, fingerprint = (

@@ -16,8 +16,7 @@ from cachemw.core.request.equality import canonical
 
 
 def sort_tools(body: Json) -> Json:
-    """Return the body with its tools sorted by name, and all keys inside them; the body itself if they are
-    sorted.
+    """Return the body with its tools sorted by name, and all keys inside them, or the body itself.
 
     A list stays as it is if one of its tools has a marker of the client, since a marker covers the tools
     before it. It also stays if JSON would not carry it unchanged, for example a NaN or a tuple in a schema.

@@ -214,8 +214,7 @@ def _tool_result_marker(content: Any) -> Ttl | None:
 
 
 def _unplaced_markers(content: Any, blocks: list[Block], *, whole: bool = False) -> int:
-    """Count the markers in a content that stand on no block: those inside tool results that do not count for
-    it.
+    """Count the markers in a content that stand on no block: those inside tool results, unless they count for it.
 
     `whole` is True if the content as such is one tool result.
     """

@@ -12,11 +12,11 @@ SOURCE, DATE = "genai-prices 0.2.3", "2026-11-24"
 
 
 class AutomaticModel(NamedTuple):
-    """One model. `prices` are uncached, cache write, cache read, output; `long_prices` hold above `long`
-    input tokens.
+    """One model that caches automatically.
 
-    With `hints` it takes `prompt_cache_breakpoint`. If cache writes are free, a written token costs as much
-    as an uncached one.
+    `prices` are uncached, cache write, cache read, output; `long_prices` hold above `long` input tokens. With
+    `hints` it takes `prompt_cache_breakpoint`. If cache writes are free, a written token costs as much as an
+    uncached one.
     """
 
     name: str

@@ -1,7 +1,14 @@
-"""When to stop calling a server that does not answer, and when to try again.
+"""A circuit breaker: it stops the calls to a server that does not answer, and probes for its return.
 
-Lives here: three states and the rule between them. Must not know: the calls, their errors, the clock
-(`now` is given, in seconds of any clock that does not jump).
+Contains: three states and the rules between them. Must not depend on: the calls, their errors, the clock
+(`now` is given, in seconds of any monotonic clock).
+
+| State     | Event                                | Next state                                        |
+|-----------|--------------------------------------|---------------------------------------------------|
+| closed    | the third failure in a row           | open, for a pause of 0.2 seconds                  |
+| open      | `may_probe` after the pause          | half-open, for one probe                          |
+| half-open | the probe fails                      | open, for twice the pause, a second at most       |
+| half-open | the probe succeeds                   | closed                                            |
 """
 
 from __future__ import annotations
@@ -15,9 +22,9 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 1.0
 
 
 class CircuitBreaker:
-    """Open after three failures in a row; half-open, for one probe, after a pause that doubles up to a second.
+    """Count failures and decide whether calls may be made. Any number of threads may use one.
 
-    No request probes: whoever works in the background does. Any thread may ask.
+    Requests never probe; the background flush does.
     """
 
     def __init__(self) -> None:
@@ -32,11 +39,11 @@ class CircuitBreaker:
 
     @property
     def closed(self) -> bool:
-        """Say whether calls may be made."""
+        """Return True if calls may be made."""
         return self._probe_at is None
 
     def may_probe(self, now: float) -> bool:
-        """Say whether one may try whether the server is back: True once in each pause."""
+        """Return True if the caller may probe the server, once in each pause."""
         with self._lock:
             if self._probe_at is None or now < self._probe_at:
                 return False
@@ -44,7 +51,7 @@ class CircuitBreaker:
             return True
 
     def succeeded(self) -> bool:
-        """Note an answer; say whether it is the first after an outage."""
+        """Note an answer; return True if it is the first after an outage."""
         if not self._failures:
             return False
         with self._lock:
@@ -53,7 +60,7 @@ class CircuitBreaker:
             return opened
 
     def failed(self, now: float) -> bool:
-        """Note a failure; say whether it is the one that opens."""
+        """Note a failure; return True if it opens the circuit."""
         with self._lock:
             self._failures += 1
             if self._probe_at is not None:

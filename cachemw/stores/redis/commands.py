@@ -1,14 +1,14 @@
-"""Store calls as Redis commands, and their replies as values: what both Redis stores share.
+"""Store calls as Redis commands, and replies as values, for both Redis stores.
 
-Lives here: key names, the packed record, the scripts. Must not know: connections, sync or async.
+Contains: key names, the packed record, the scripts. Must not depend on: connections, sync or async.
 
-Every part in <> is a digest in hex, keyed by the secret but for <space>, so no text can be read from a key
-and no namespace reach another's. The braces put what one script touches into one slot of a cluster::
+Each part in <> is a digest in hex. The secret keys all of them but <space>, so a key reveals no text, and no
+namespace reaches the keys of another. The braces put all keys of one script into one slot of a cluster::
 
-    cachemw:{<namespace>:<root or trunk>}:p:<prefix>    string: one packed record
-    cachemw:{<namespace>:<table>}:t                     hash: name -> sum
-    cachemw:{<namespace>:<table>}:b                     hash: sender -> number of its last batch
-    cachemw:{<space>}:s                                 string: what tells apart the secrets of a namespace
+    cachemw:{<namespace>:<shard key>}:p:<prefix>    string: one packed record
+    cachemw:{<namespace>:<table>}:t                 hash: name -> sum
+    cachemw:{<namespace>:<table>}:b                 hash: sender -> number of its last batch
+    cachemw:{<space>}:s                             string: the fingerprint of the namespace's secret
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from importlib.resources import files
 from itertools import groupby, islice
 from typing import Any, TypeAlias
 
+from cachemw.core.hash_types import PrefixHash, StoreKey
 from cachemw.core.reuse.record import PrefixRecord, in_flight_record
 from cachemw.errors import StoreError
 from cachemw.stores.protocol import FORGET, Arrival, CacheEntry
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
 
-# The fields of Prefix in their order; Lua's half of the format is in record.lua.
+# The fields of PrefixRecord in their order; record.lua has the format in Lua.
 RECORD = struct.Struct("<I6dIdId")
 _TIME = struct.Struct("<d")
 _ENTRY = struct.Struct("<dId")
 _PENDING = struct.Struct("<d")
-# A digest takes a microsecond, and most prefixes come back; this is some 6 MB when full.
+# A digest takes a microsecond, and most prefixes return. The full table has about 6 MB.
 _REMEMBERED = 32_768
-# Up to the closing brace all names of prefixes are equally long.
+# All names of prefixes have the same length up to the closing brace.
 _TAG = len("cachemw:{}") + 16 + 1 + 16
 _TENANT = slice(len("cachemw:{"), len("cachemw:{") + 16)
-# Keys of one command at most, where there are more than one request's.
+# The most keys of one command that serves several requests.
 _MOST = 500
-# Redis adds in 64 bits: a longer number was written by another program.
+# Redis adds in 64 bits, so another program wrote a longer number.
 _SUM = 1 << 63
-_made = tuple.__new__  # what the class's own constructor does, a third faster
-# No time in seconds and no count is above this.
+_made = tuple.__new__  # does the same as the constructor of the class in two thirds of the time
+# The limit of all times in seconds and of all counts.
 _LATEST = 1e12
 _SECRET_KEEP = 7 * 24 * 3600 * 1000
 
@@ -66,19 +67,19 @@ _MAY_WRITE_NOTHING = (("MGET",), ("EVALSHA", _SHAS[WRITE]))
 
 
 def run(script: str, keys: Sequence[bytes], *arguments: bytes | str | int) -> Command:
-    """Return the command that runs a script which the server should know by its digest."""
+    """Return the command that runs a script by its digest."""
     return ("EVALSHA", _SHAS[script], len(keys), *keys, *arguments)
 
 
 def with_text(command: Command) -> Command:
-    """Return the same for a server that doesn't know the script: it learns it by this."""
+    """Return the same command with the text of the script, for a server that does not know its digest."""
     return ("EVAL", _TEXTS[str(command[1])], *command[2:])
 
 
 class Commands:
     """Turn the calls of a `Store` into commands under one secret.
 
-    `clustered`: no command may name keys of two slots; otherwise a call is one command.
+    If `clustered`, each command names keys of one slot. Otherwise a call is one command.
     """
 
     def __init__(self, secret: bytes | None, *, clustered: bool = False) -> None:
@@ -90,28 +91,35 @@ class Commands:
         self._names = _Names(self._secret)
         self._tenant = lru_cache(1024)(self._short)
 
-    def names(self, arrival: Arrival) -> list[bytes]:
+    def names(self, arrival: Arrival) -> list[StoreKey]:
         """Return the keys of an arrival, in its order."""
-        namespace, heads, digests = arrival.namespace, arrival.shared_count, arrival.keys
-        keys = self._prefixes(namespace, arrival.shared_shard_key, digests[:heads])
-        return keys + self._prefixes(namespace, arrival.conversation_shard_key, digests[heads:])
+        namespace, shared, hashes = arrival.namespace, arrival.shared_count, arrival.keys
+        keys = self._prefixes(namespace, arrival.shared_shard_key, hashes[:shared])
+        return keys + self._prefixes(namespace, arrival.conversation_shard_key, hashes[shared:])
 
     def entry_names(
-        self, namespace: str, root: bytes, trunk: bytes, entries: Sequence[CacheEntry]
-    ) -> tuple[list[bytes], list[CacheEntry]]:
-        """Return the keys of entries, and the entries in that order: heads first."""
+        self,
+        namespace: str,
+        shared_shard_key: PrefixHash,
+        conversation_shard_key: PrefixHash,
+        entries: Sequence[CacheEntry],
+    ) -> tuple[list[StoreKey], list[CacheEntry]]:
+        """Return the keys of entries, and the entries in that order: shared prefixes first."""
         entries = sorted(entries, key=lambda entry: not entry.is_shared)
-        digests, heads = [entry.key for entry in entries], sum(entry.is_shared for entry in entries)
-        keys = self._prefixes(namespace, root, digests[:heads])
-        return keys + self._prefixes(namespace, trunk, digests[heads:]), entries
+        hashes, shared = [entry.key for entry in entries], sum(entry.is_shared for entry in entries)
+        keys = self._prefixes(namespace, shared_shard_key, hashes[:shared])
+        return keys + self._prefixes(namespace, conversation_shard_key, hashes[shared:]), entries
 
     def observe(
         self, names: Sequence[bytes], now: float | None, counts: Sequence[int] | None = None
     ) -> list[Command]:
-        """Return the commands that count arrivals: one of each, of a request that ends with the last key.
+        """Return the commands that count arrivals.
 
-        With `counts` so many of each, of requests that went on. A `now` of None is the server's own time, one below
-        0 the age of the arrival by the server's clock.
+        Args:
+            names: The keys. Without `counts` one arrival of each is counted; the request ends with the last.
+            now: The time of the arrivals. None is the server's own time, a value below 0 the age of the
+                arrival by the server's clock.
+            counts: So many arrivals of each key are counted, of requests that continued after it.
         """
         stamp = "" if now is None else repr(now)
         return [
@@ -126,23 +134,23 @@ class Commands:
         ]
 
     def peek(self, names: Sequence[bytes]) -> list[Command]:
-        """Return the commands that look at records."""
+        """Return the commands that read records."""
         return [("MGET", *names[part]) for part in self._parts(names)]
 
     def write(self, names: Sequence[bytes], entries: Sequence[CacheEntry]) -> list[Command]:
-        """Return the commands that set what the provider holds."""
+        """Return the commands that note the provider's entries."""
         packed = [_ENTRY.pack(entry.expires, entry.ttl, entry.in_flight_until) for entry in entries]
         return [run(WRITE, names[part], *packed[part]) for part in self._parts(names)]
 
     def claims(
         self, names: Sequence[bytes], entries: Sequence[CacheEntry], now: float
     ) -> list[tuple[Command, slice]]:
-        """Return the commands that claim entries, each to be sent once those before it got theirs."""
+        """Return the commands that claim entries, each to be sent once the one before it was granted."""
         packed = [_PENDING.pack(entry.in_flight_until) for entry in entries]
         return [(run(CLAIM, names[part], repr(now), *packed[part]), part) for part in self._parts(names)]
 
-    def restore(self, records: Mapping[bytes, PrefixRecord]) -> list[Command]:
-        """Return the commands that give records back."""
+    def restore(self, records: Mapping[StoreKey, PrefixRecord]) -> list[Command]:
+        """Return the commands that restore records."""
         names = sorted(records)
         packed = [RECORD.pack(*records[name]) for name in names]
         return [run(RESTORE, names[part], *packed[part]) for part in self._parts(names)]
@@ -160,7 +168,7 @@ class Commands:
         return [("HGETALL", self._table(namespace, table, b"t")) for table in tables]
 
     def publish_key_fingerprint(self, namespace: str) -> list[Command]:
-        """Return the commands that say whose secret a namespace's keys are made with: see `met`."""
+        """Return the commands that publish the fingerprint of the secret; see `fingerprint_matches`."""
         key = b"cachemw:{%b}:s" % _named(_utf8(namespace), b"")
         return [
             ("SET", key, self._fingerprint(namespace), "NX", "PX", _SECRET_KEEP),
@@ -169,14 +177,14 @@ class Commands:
         ]
 
     def fingerprint_matches(self, namespace: str, replies: Sequence[Any]) -> bool:
-        """Say from the replies to `meet` whether the first worker of the namespace had this secret."""
+        """Return True if the replies say that the first worker of the namespace has this secret."""
         return bool(checked(replies)[1] == self._fingerprint(namespace))
 
     def _fingerprint(self, namespace: str) -> bytes:
         return _named(b"the secret of " + _utf8(namespace), self._secret)
 
     def _parts(self, names: Sequence[bytes]) -> list[slice]:
-        """Return which names, of a sequence in which a slot's stand together, go in one command."""
+        """Return the slices of `names` that go into one command each. Names of one slot stand together."""
         count = len(names)
         if not self._clustered and count <= _MOST:
             return [slice(0, count)] if count else []
@@ -187,10 +195,12 @@ class Commands:
             start = stop
         return parts
 
-    def _prefixes(self, namespace: str, slot: bytes, digests: Sequence[bytes]) -> list[bytes]:
+    def _prefixes(
+        self, namespace: str, shard_key: PrefixHash, hashes: Sequence[PrefixHash]
+    ) -> list[StoreKey]:
         names = self._names
-        front = b"cachemw:{%b:%b}:p:" % (self._tenant(namespace), names[slot][:16])
-        return [front + names[digest] for digest in digests]
+        front = b"cachemw:{%b:%b}:p:" % (self._tenant(namespace), names[shard_key][:16])
+        return [StoreKey(front + names[each]) for each in hashes]
 
     def _table(self, namespace: str, table: str, kind: bytes) -> bytes:
         return b"cachemw:{%b:%b}:%b" % (self._tenant(namespace), self._short(table), kind)
@@ -200,7 +210,7 @@ class Commands:
 
 
 class _Names(dict[bytes, bytes]):
-    """A bounded memory of what digests are called under one secret."""
+    """A bounded cache of the names of hashes under one secret."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
@@ -214,9 +224,9 @@ class _Names(dict[bytes, bytes]):
 
 
 def proves_writing(commands: Sequence[Command]) -> bool:
-    """Return True if an answer to these commands proves that the server takes writes.
+    """Return True if an answer to these commands proves that the server accepts writes.
 
-    A server that is full, or only a replica, answers reads, and writes that change nothing.
+    A full server, or a replica, still answers reads and writes without an effect.
     """
     return bool(commands) and not any(commands[0][: len(begin)] == begin for begin in _MAY_WRITE_NOTHING)
 
@@ -227,7 +237,7 @@ def tenant(name: bytes) -> str:
 
 
 def records(replies: Sequence[Any]) -> tuple[float, list[PrefixRecord | None]]:
-    """Return time and records from the replies to `Commands.observe`, None for each that was unknown."""
+    """Return the server's time and the records from `Commands.observe`, None for unknown prefixes."""
     found: list[PrefixRecord | None] = []
     try:
         for reply in checked(replies):
@@ -238,7 +248,7 @@ def records(replies: Sequence[Any]) -> tuple[float, list[PrefixRecord | None]]:
 
 
 def peeked(replies: Sequence[Any], now: float) -> list[PrefixRecord | None]:
-    """Return the records from the replies to `Commands.peek`; see `Store.lookup` for those of 0 arrivals."""
+    """Return the records from `Commands.peek`; see `Store.lookup` for records of 0 arrivals."""
     found: list[PrefixRecord | None] = []
     try:
         for packed in [packed for reply in checked(replies) for packed in reply]:
@@ -253,26 +263,26 @@ def peeked(replies: Sequence[Any], now: float) -> list[PrefixRecord | None]:
 
 
 def _record(fields: tuple[Any, ...]) -> PrefixRecord | None:
-    """Return a record, None where it has no arrivals, or numbers that no arrivals give: another program's.
+    """Return a record, None if it has no arrivals or impossible numbers, which another program wrote.
 
-    Every time, in seconds, and every count is below `_LATEST`, and is a number.
+    Each time in seconds and each count is a number below `_LATEST`.
     """
-    seen, last, gap, trials, hits, late_trials, late_hits, _, expires, _, pending = fields
+    arrivals, last, gap, trials_5m, reuses_5m, trials_1h, reuses_1h, _, expires, _, in_flight_until = fields
     if (
-        seen
-        and 0.0 <= hits <= trials <= _LATEST
-        and 0.0 <= late_hits <= late_trials <= _LATEST
+        arrivals
+        and 0.0 <= reuses_5m <= trials_5m <= _LATEST
+        and 0.0 <= reuses_1h <= trials_1h <= _LATEST
         and 0.0 <= gap <= _LATEST
         and -_LATEST <= last <= _LATEST
         and -_LATEST <= expires <= _LATEST
-        and -_LATEST <= pending <= _LATEST
+        and -_LATEST <= in_flight_until <= _LATEST
     ):
         return _made(PrefixRecord, fields)
     return None
 
 
 def sums(replies: Sequence[Any]) -> dict[str, int]:
-    """Return the sums from the replies to `Commands.read`; what is neither table nor number is left out."""
+    """Return the sums from the replies to `Commands.read`. Other types and texts are left out."""
     total: dict[str, int] = {}
     for reply in replies:
         if isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE"):

@@ -1,9 +1,10 @@
-"""Amounts on their way to a shared store: added up, sent in batches, each added exactly once.
+"""Amounts on their way to a shared store: added up, sent in batches, each batch added exactly once.
 
-Lives here: what waits, and what was sent without an answer. Must not know: connections, what is summed.
+Contains: waiting amounts, and batches without an answer. Must not depend on: connections, the meaning of
+amounts.
 
-An answer that is lost leaves open whether the batch was added. So it keeps its number, and is sent again
-until one answer says so: the server remembers each sender's last number.
+A lost answer leaves open whether the server added the batch. The batch keeps its number and is sent again
+until the server confirms it. The server remembers the last number of each sender, so sending is idempotent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from uuid import uuid4
 
 from cachemw.fork_safety import after_fork_in_child
 
-# Names of a table, and tables, that wait at most.
+# The most names of a table, and the most tables, that wait.
 _MOST, _TABLES = 20_000, 1_000
 
 
@@ -32,14 +33,14 @@ class Batch:
 
 
 class SumsOutbox:
-    """Hold amounts until they are known to have been added. Any thread may use one."""
+    """Hold amounts until the server confirms them. Any number of threads may use one."""
 
     def __init__(self) -> None:
         self._reset_after_fork()
         after_fork_in_child(self._reset_after_fork)
 
     def _reset_after_fork(self) -> None:
-        """Hold nothing: the parent sends what it has."""
+        """Start empty: the parent sends its own amounts."""
         self._lock = RLock()
         self._numbers = count(1)
         self._waiting: dict[tuple[str, str], Batch] = {}
@@ -47,7 +48,7 @@ class SumsOutbox:
         self.sender = uuid4().hex
 
     def add(self, namespace: str, table: str, amounts: Mapping[str, int], keep: float) -> int:
-        """Hold amounts back, and return how many found no place."""
+        """Hold amounts back, and return the number of those that found no place."""
         lost = 0
         if not amounts:
             return lost
@@ -68,10 +69,10 @@ class SumsOutbox:
         return lost
 
     def batches(self) -> list[Batch]:
-        """Return what is to be sent now: of each table one batch, the last one again until it is `added`."""
+        """Return the batches to send now, one of each table; a batch returns until it is `added`."""
         with self._lock:
             for key in [key for key in self._waiting if key not in self._sending]:
-                # In this order an exception in between leaves each batch in one of the two.
+                # In this order an interrupt leaves each batch in at least one of the two.
                 batch = self._waiting[key]
                 batch.number = next(self._numbers)
                 self._sending[key] = batch
@@ -79,14 +80,14 @@ class SumsOutbox:
             return list(self._sending.values())
 
     def added(self, batch: Batch) -> None:
-        """Note that a batch need not be sent again."""
+        """Note that the server has added a batch."""
         key = batch.namespace, batch.table
         with self._lock:
-            # Another thread may have sent it too, and the next one be on its way.
+            # Another thread may have sent it too, and the next batch may be on its way.
             if self._sending.get(key) is batch:
                 del self._sending[key]
 
     @property
     def empty(self) -> bool:
-        """Say whether all has been added."""
+        """Return True if the server has added all amounts."""
         return not self._waiting and not self._sending

@@ -1,4 +1,4 @@
-"""When a server that does not answer is left alone, and tried again."""
+"""The circuit breaker: when it opens, probes and closes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cachemw.stores.redis.circuit_breaker import CircuitBreaker
         ("fffsff", True),
     ],
 )
-def test_three_failures_in_a_row_open(events: str, closed: bool) -> None:
-    """An answer between them starts the count anew, and closes what was open."""
+def test_breaker_after_three_failures_in_a_row_opens(events: str, closed: bool) -> None:
+    """A success in between starts the count anew, and closes an open breaker."""
     breaker = CircuitBreaker()
     for event in events:
         breaker.failed(0.0) if event == "f" else breaker.succeeded()
     assert breaker.closed is closed
 
 
-def test_each_change_is_told_once() -> None:
-    """The failure that opens and the answer that closes say so; the others don't."""
+def test_breaker_on_each_change_reports_it_once() -> None:
+    """The failure that opens and the success that closes return True; the rest return False."""
     breaker = CircuitBreaker()
     assert [breaker.failed(0.0) for _ in range(5)] == [False, False, True, False, False]
     assert [breaker.succeeded() for _ in range(2)] == [True, False]
@@ -36,8 +36,8 @@ def test_each_change_is_told_once() -> None:
     assert not breaker.succeeded()
 
 
-def test_one_probe_a_pause_that_doubles_to_a_second() -> None:
-    """Of all who ask, one may try; the pause starts small again after an answer."""
+def test_probe_per_pause_is_granted_to_one_caller() -> None:
+    """The pause doubles up to a second, and is short again after a success."""
     breaker, now = CircuitBreaker(), 100.0
     assert not breaker.may_probe(now)
     for _ in range(2):
@@ -53,8 +53,8 @@ def test_one_probe_a_pause_that_doubles_to_a_second() -> None:
         assert not breaker.may_probe(now + 9.0)
 
 
-def test_a_probe_that_never_ends_is_tried_again() -> None:
-    """Whoever probed may be no more: after the pause another may."""
+def test_probe_without_an_end_is_granted_again() -> None:
+    """A thread that probes may end; after the pause another one may probe."""
     breaker = CircuitBreaker()
     for _ in range(3):
         breaker.failed(0.0)

@@ -1,4 +1,4 @@
-"""What leaves the process for Redis: key names, packed records, and into which slots they go."""
+"""The commands that leave the process: key names, packed records, and their slots."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def keys(commands: list[Command]) -> list[list[Any]]:
     return [list(command[3 : 3 + int(command[2])]) for command in commands]
 
 
-def test_a_record_has_the_fields_of_a_prefix() -> None:
-    """The packed record and the tuple have the same fields."""
+def test_packed_record_has_the_fields_of_a_prefix_record() -> None:
+    """The packed record and the tuple have the same number of fields."""
     assert len(RECORD.unpack(bytes(RECORD.size))) == len(PrefixRecord._fields)
 
 
-def test_names_are_hex_and_nothing_else() -> None:
-    """No namespace, table or digest of the chain can be read from a key."""
+def test_key_names_are_hex_only() -> None:
+    """A key reveals no namespace, table or prefix hash."""
     commands = Commands(b"secret")
     names = [
         *commands.names(ARRIVAL),
@@ -51,8 +51,8 @@ def test_names_are_hex_and_nothing_else() -> None:
             assert hashlib.blake2b(plain, digest_size=16).hexdigest().encode() not in name
 
 
-def test_writes_name_what_arrivals_named() -> None:
-    """A key has one name, in whichever call, in whatever order of entries."""
+def test_names_of_writes_equal_those_of_arrivals() -> None:
+    """A key has one name in all calls, in any order of entries."""
     commands = Commands(b"secret")
     arrived = commands.names(ARRIVAL)
     named, sorted_entries = commands.entry_names(
@@ -65,8 +65,8 @@ def test_writes_name_what_arrivals_named() -> None:
     assert commands.peek(arrived) == [("MGET", *arrived)]
 
 
-def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many digests come by, few names are kept, and each is the same when it is made again."""
+def test_cache_of_names_when_full_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache keeps few names, and a name is the same when it is made again."""
     monkeypatch.setattr(commands_module, "_REMEMBERED", 4)
     commands = Commands(b"secret")
     made = [commands.names(ARRIVAL) for _ in range(3)]
@@ -75,8 +75,8 @@ def test_the_memory_of_names_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("heads", "calls"), [(0, 1), (3, 2), (9, 1)])
-def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
-    """At most two slots a request, and never two in one call; otherwise one call is enough."""
+def test_commands_of_a_cluster_name_one_slot_each(heads: int, calls: int) -> None:
+    """A request takes two slots at most; without a cluster one command is enough."""
     arrival = Arrival("acme", b"r" * 16, b"t" * 16, heads, KEYS)
     entries = [CacheEntry(key, index < heads, 9.5, 300) for index, key in enumerate(KEYS)]
     for clustered in (False, True):
@@ -93,8 +93,8 @@ def test_a_cluster_gets_one_call_a_slot(heads: int, calls: int) -> None:
             assert sorted(map(len, slots)) == ([1] * calls if clustered else [calls])
 
 
-def test_counts_and_the_end_go_with_their_keys() -> None:
-    """Only the last part of an arrival knows that the request ended there; numbers follow their keys."""
+def test_observe_in_a_cluster_keeps_counts_with_their_keys() -> None:
+    """Only the last command of an arrival says that the request ended there."""
     commands = Commands(b"", clustered=True)
     names = commands.names(ARRIVAL)
     heads, others = commands.observe(names, None)
@@ -105,8 +105,8 @@ def test_counts_and_the_end_go_with_their_keys() -> None:
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_what_is_sent_for_many_requests_is_cut(clustered: bool) -> None:
-    """No command grows with what has gathered; each key is in one."""
+def test_commands_with_many_keys_are_cut(clustered: bool) -> None:
+    """A command has 500 keys at most, and each key is in one command."""
     commands = Commands(b"", clustered=clustered)
     many = Arrival("acme", b"r", b"t", 700, tuple(index.to_bytes(16, "big") for index in range(1800)))
     names = commands.names(many)
@@ -115,36 +115,36 @@ def test_what_is_sent_for_many_requests_is_cut(clustered: bool) -> None:
     assert [name for part in parts for name in part] == names
 
 
-def test_an_error_among_replies_becomes_a_store_error() -> None:
-    """The message is the class; no text of the server's is in it."""
+def test_error_among_replies_becomes_a_store_error() -> None:
+    """The message is the class of the error, without any text of the server."""
     for decode in (records, sums):
         with pytest.raises(StoreError) as failed:
             decode([ResponseError("OOM near cachemw:{...}")])
         assert str(failed.value) == "ResponseError"
 
 
-def test_garbage_in_a_table_counts_nothing() -> None:
-    """Another type, a name that is no text and an amount that is no integer are left out."""
+def test_garbage_in_a_table_is_left_out() -> None:
+    """Another type, a name that is no text and an amount that is no integer count as zero."""
     replies = [ResponseError("WRONGTYPE Operation"), [b"\xff", b"1", b"tokens", b"1.5"], [b"tokens", b"-2"]]
     assert sums(replies) == {"tokens": -2}
 
 
 @pytest.mark.parametrize("reply", [None, 5, b"", b"short", b"x" * 60, [], [b"x"], "text", 1.5])
-def test_reply_that_is_no_record_is_a_store_error(reply: object) -> None:
-    """A server that answers with anything else than records has failed, and the worker goes on alone."""
+def test_reply_without_records_is_a_store_error(reply: object) -> None:
+    """A server that replies with another type has failed, and the worker goes on alone."""
     with pytest.raises(StoreError):
         records([reply])
 
 
 @pytest.mark.parametrize("reply", [None, 5, [5], [1.5], [object()]])
-def test_reply_that_is_no_list_of_records_is_a_store_error(reply: object) -> None:
-    """A server that answers a look-up with anything else has failed."""
+def test_lookup_reply_without_records_is_a_store_error(reply: object) -> None:
+    """A server that replies to a look-up with another type has failed."""
     with pytest.raises(StoreError):
         peeked([reply], 0.0)
 
 
-def test_sums_leave_out_numbers_that_redis_cannot_add() -> None:
-    """A number of more than 64 bits, or of more digits than Python reads, counts nothing."""
+def test_sums_with_numbers_above_64_bits_leave_them_out() -> None:
+    """A number of more than 64 bits, or of more digits than Python reads, counts as zero."""
     huge = [
         b"a",
         b"9" * 19,
@@ -172,13 +172,13 @@ GOOD = PrefixRecord(5, 1e9, 7.0, 4.0, 3.0, 1.0, 0.0, 1, 1e9, 300, 0.0)
 @pytest.mark.parametrize(
     "changed",
     [
-        {"seen": 0}, {"hits": 5.0}, {"hits": -1.0}, {"trials": float("nan")}, {"trials": 1e300}, {"late_hits": 1.5},
-        {"late_trials": float("inf")}, {"gap": -1.0}, {"gap": float("nan")}, {"last": float("inf")}, {"last": float("nan")},
-        {"expires": float("nan")}, {"expires": -float("inf")}, {"pending": 1e13},
+        {"arrivals": 0}, {"reuses_5m": 5.0}, {"reuses_5m": -1.0}, {"trials_5m": float("nan")}, {"trials_5m": 1e300}, {"reuses_1h": 1.5},
+        {"trials_1h": float("inf")}, {"last_gap": -1.0}, {"last_gap": float("nan")}, {"last_arrival": float("inf")}, {"last_arrival": float("nan")},
+        {"expires": float("nan")}, {"expires": -float("inf")}, {"in_flight_until": 1e13},
     ],
 )  # fmt: skip
-def test_record_with_numbers_that_no_arrivals_give_is_unknown(changed: dict[str, float]) -> None:
-    """A record that another program wrote is as good as none: no chance is made of it."""
+def test_record_with_impossible_numbers_is_unknown(changed: dict[str, float]) -> None:
+    """A record that another program wrote counts as unknown, so no probability is made of it."""
     packed, good = RECORD.pack(*GOOD._replace(**changed)), RECORD.pack(*GOOD)
     assert records([bytes(8) + good + packed]) == (0.0, [GOOD, None])
     assert peeked([[good, packed]], 1e9) == [GOOD, None]

@@ -1,10 +1,11 @@
-"""What a link promises on every topology, and how it follows servers that change."""
+"""The client on each topology, and while servers change."""
 
 from __future__ import annotations
 
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -30,21 +31,21 @@ from tests.stores.links import SLACK, Linker, Twin, count, tls
 
 @pytest.fixture(scope="session")
 def watched() -> Iterator[Sentinels]:
-    """A master, a replica, three sentinels."""
+    """Start a master, a replica and three sentinels."""
     with redis_servers.sentinel(down_after=NEVER_DOWN) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def encrypted_cluster(certificates: Certificates) -> Iterator[Cluster]:
-    """Two masters that take TLS only."""
+    """Start a cluster of two masters that accept TLS only."""
     with skipping(), redis_servers.cluster(2, 0, "redis", tls=certificates, down_after=NEVER_DOWN) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
 def encrypted_sentinels(certificates: Certificates) -> Iterator[Sentinels]:
-    """Sentinels that take TLS and a password only, and what they watch."""
+    """Start sentinels that require TLS and a password, and their servers."""
     with (
         skipping(),
         redis_servers.sentinel(
@@ -67,7 +68,7 @@ KINDS += ["tls", "tls and acl", "tls cluster", "tls sentinel"]
 
 @pytest.fixture(params=KINDS)
 def topology(request: pytest.FixtureRequest) -> Topology:
-    """Every way to reach a server."""
+    """Return each way to reach a server."""
     get = request.getfixturevalue
     if request.param in ("single", "acl"):
         server = get("single")
@@ -96,10 +97,10 @@ def topology(request: pytest.FixtureRequest) -> Topology:
     return Topology(tls(server.url.replace(":all@", user), get("certificates")), [server])
 
 
-def test_replies_come_in_order_and_a_refusal_in_its_place(
+def test_replies_of_mixed_commands_keep_their_order(
     linked: Linker, topology: Topology, keys: list[bytes]
 ) -> None:
-    """Commands of any slots go together, scripts and others; what one is refused stops no other."""
+    """Commands of any slots go together, and the refusal of one stops no other."""
     link = linked(topology.url)
     assert link.link.clustered is ("cluster" in topology.url)
     sent: list[Command] = []
@@ -112,10 +113,8 @@ def test_replies_come_in_order_and_a_refusal_in_its_place(
     assert link.execute([count(key) for key in keys]) == [b"6"] * 10
 
 
-def test_a_flushed_script_is_loaded_again_and_counted_once(
-    linked: Linker, topology: Topology, keys: list[bytes]
-) -> None:
-    """NOSCRIPT is cured inside the call, on each node that says it."""
+def test_script_after_a_flush_runs_once(linked: Linker, topology: Topology, keys: list[bytes]) -> None:
+    """NOSCRIPT is cured inside the call, on each node that answers with it."""
     link = linked(topology.url)
     for counted in range(1, 4):
         for server in topology.masters:
@@ -124,29 +123,44 @@ def test_a_flushed_script_is_loaded_again_and_counted_once(
         assert link.execute([count(key) for key in keys]) == [b"%d" % counted] * 10
 
 
-def test_slots_of_two_nodes_are_waited_for_together(linked: Linker, three: Cluster) -> None:
-    """One round trip: two waits take no longer than one."""
+def test_commands_to_two_nodes_are_waited_for_together(linked: Linker, three: Cluster) -> None:
+    """A call takes one round trip: two waits take no longer than one."""
     link = linked(three.url)
     both = [b"none{%d}" % tag for tag in _tags(0, 12000)]
     link.execute([("GET", key) for key in both])
-    start = time.monotonic()
-    assert link.execute([("BLPOP", key, "0.8") for key in both]) == [None, None]
-    assert 0.8 <= time.monotonic() - start < 1.5
+    nodes = three.nodes[0], three.nodes[2]
+
+    def release() -> None:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(node.client()) for node in nodes]
+            until(
+                lambda: all(client.info("clients")["blocked_clients"] for client in clients),
+                "the second command is not sent before the first reply",
+                seconds=20,
+            )
+            for client, key in zip(clients, both, strict=True):
+                client.rpush(key, "x")
+
+    with ThreadPoolExecutor(1) as pool:
+        released = pool.submit(release)
+        replies = link.execute([("BLPOP", key, "25") for key in both], 30)
+        released.result()
+    assert replies == [[key, b"x"] for key in both]
 
 
 def _tags(*near: int) -> list[int]:
-    """Return tags whose slots follow the given ones closely: each on the node of that slot."""
+    """Return tags whose slots follow the given ones closely, each on the node of that slot."""
     return [next(tag for tag in range(10**6) if 0 <= key_slot(b"%d" % tag) - slot < 500) for slot in near]
 
 
-def test_keys_of_two_slots_in_one_command_are_refused(linked: Linker, three: Cluster) -> None:
-    """That is the server's answer, as any other."""
+def test_command_with_keys_of_two_slots_is_refused(linked: Linker, three: Cluster) -> None:
+    """The server's refusal is a reply like any other."""
     (reply,) = linked(three.url).execute([("MGET", b"{0}", b"{1}")])
     assert isinstance(reply, ResponseError)
 
 
-def test_a_slot_that_moves_is_followed(linked: Linker, three: Cluster, keys: list[bytes]) -> None:
-    """ASK while it moves, MOVED when it has; what was learned is not asked again."""
+def test_slot_that_moves_is_followed(linked: Linker, three: Cluster, keys: list[bytes]) -> None:
+    """The client follows ASK while a slot moves and MOVED afterwards, and remembers the new node."""
     link, key = linked(three.url), keys[0]
     slot = key_slot(key)
     source = slot * 3 // 16384
@@ -172,38 +186,40 @@ def _errors(server: Server) -> dict[str, int]:
         return {name[10:]: fact["count"] for name, fact in client.info("errorstats").items()}
 
 
-def test_a_command_without_a_key_goes_to_some_node(linked: Linker, three: Cluster) -> None:
-    """So a cluster can be asked what it is."""
+def test_command_without_a_key_goes_to_any_node(linked: Linker, three: Cluster) -> None:
+    """A cluster can be asked for its own state."""
     (reply,) = linked(three.url).execute([("PING",)])
     assert reply == b"PONG"
 
 
-def test_a_server_that_is_no_cluster_says_so(linked: Linker, single: Server) -> None:
-    """The refusal of the slots is what the call raises."""
+def test_cluster_url_of_a_single_server_is_refused(linked: Linker, single: Server) -> None:
+    """The call raises the server's refusal of the slots."""
     with pytest.raises(ResponseError):
         linked(single.url.replace("redis", "redis+cluster", 1)).execute([("PING",)])
 
 
 @pytest.mark.parametrize("login", ["nobody:wrong@", ":wrong@", "ours:wrong@", ""])
-def test_a_wrong_password_is_an_authentication_error(linked: Linker, single: Server, login: str) -> None:
-    """So is a missing one."""
+def test_login_with_a_wrong_password_is_an_authentication_error(
+    linked: Linker, single: Server, login: str
+) -> None:
+    """A missing password raises the same error."""
     with pytest.raises(AuthenticationError):
         linked(single.url.replace(":all@", login)).execute([("GET", "a")])
 
 
-def test_sentinels_may_have_a_password_of_their_own(
+def test_sentinels_with_a_wrong_password_name_no_master(
     linked: Linker, encrypted_sentinels: Sentinels, certificates: Certificates
 ) -> None:
-    """Without it no master is found."""
+    """The sentinels may have a password of their own."""
     url = tls(encrypted_sentinels.url, certificates).replace("of-sentinels", "wrong")
     with pytest.raises((Refused, TimeoutError)):
         linked(url).execute([("GET", "a")])
 
 
-def test_a_certificate_that_was_renewed_is_taken_up(
+def test_certificate_after_a_renewal_is_read_again(
     linked: Linker, encrypted: Server, tmp_path: Path, certificates: Certificates
 ) -> None:
-    """What is read from files is kept as long as they stay as they are."""
+    """The client keeps the content of files only as long as they stay unchanged."""
     for file in certificates.folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     link = linked(tls(encrypted.url, Certificates(tmp_path)))
@@ -214,15 +230,17 @@ def test_a_certificate_that_was_renewed_is_taken_up(
     assert link.execute([("GET", "a")]) == [None]
 
 
-def test_a_user_of_our_keys_has_no_others(linked: Linker, single: Server, keys: list[bytes]) -> None:
-    """What the user may not touch is refused in place, and what it may goes on."""
+def test_user_with_an_acl_reaches_only_allowed_keys(
+    linked: Linker, single: Server, keys: list[bytes]
+) -> None:
+    """A refused key is refused in place, and an allowed one is served."""
     link = linked(single.url.replace(":all@", "ours:of%3Aours%40@"))
     replies = link.execute([("SET", "other", 1), count(b"other"), count(keys[0])])
     assert [type(reply) for reply in replies] == [NoPermissionError, NoPermissionError, bytes]
 
 
-def test_databases_are_told_apart(linked: Linker, single: Server, keys: list[bytes]) -> None:
-    """The number in the URL is selected on every connection."""
+def test_database_number_in_the_url_is_selected(linked: Linker, single: Server, keys: list[bytes]) -> None:
+    """Each connection selects the database of the URL."""
     assert linked(single.url + "/3").execute([("SET", keys[0], 1)]) == [b"OK"]
     assert linked(single.url + "?db=3").execute([("GET", keys[0])]) == [b"1"]
     assert linked(single.url).execute([("GET", keys[0])]) == [None]
@@ -238,14 +256,14 @@ def test_databases_are_told_apart(linked: Linker, single: Server, keys: list[byt
     ],
     ids=["no client certificate", "unknown authority", "wrong key password", "another name"],
 )
-def test_tls_is_refused_where_anything_is_wrong(
+def test_tls_with_a_wrong_part_is_an_error(
     linked: Linker,
     encrypted: Server,
     certificates: Certificates,
     changes: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By an error, not by going on in clear."""
+    """The client never continues without encryption."""
     url = encrypted.url
     changes = dict(changes)
     if changes.pop("host", ""):
@@ -260,8 +278,8 @@ def test_tls_is_refused_where_anything_is_wrong(
         linked(tls(url, certificates, **changes)).execute([("GET", "a")])
 
 
-def test_opening_takes_one_ping_and_no_more(linked: Linker) -> None:
-    """No driver's name is told, no protocol negotiated: on a slow network each would cost its time."""
+def test_opening_sends_one_ping_only(linked: Linker) -> None:
+    """A driver name or a protocol negotiation would each cost a round trip on a slow network."""
     with redis_servers.standalone() as server, server.client() as client:
         before = client.info("commandstats")
         link = linked(server.url)
@@ -276,7 +294,7 @@ def test_opening_takes_one_ping_and_no_more(linked: Linker) -> None:
     }
 
 
-def test_a_server_that_loads_says_so_until_it_has(linked: Linker) -> None:
+def test_loading_server_is_an_error_until_it_has_loaded(linked: Linker) -> None:
     """LOADING is an error of its class at once, and the next call after it is served."""
     slowly = ["--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024"]
     with redis_servers.standalone("valkey", *slowly) as server:
@@ -286,23 +304,23 @@ def test_a_server_that_loads_says_so_until_it_has(linked: Linker) -> None:
         server.kill()
         server.start(wait=False)
         link, seen = linked(server.url), []
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while bytes not in seen:
             assert time.monotonic() < end, seen
             try:
                 seen.append(type(link.execute([("GET", "key 7")], 1)[0]))
             except Refused as error:
-                # At first it does not listen.
+                # The server does not listen at first.
                 seen.append(type(error))
         assert seen[-2:] == [BusyLoadingError, bytes]
 
 
-def test_read_only_is_told_and_a_new_connection_made(linked: Linker) -> None:
-    """Where a name leads to another server after a failover, keeping the connection would keep the old one."""
+def test_read_only_refusal_opens_a_new_connection(linked: Linker, closed_port: int) -> None:
+    """After a failover a name may lead to another server, which an old connection would never reach."""
     with redis_servers.standalone() as server, server.client() as client:
         link = linked(server.url)
         (before,) = link.execute([("CLIENT", "ID")])
-        client.replicaof("127.0.0.1", redis_servers.free_port())
+        client.replicaof("127.0.0.1", closed_port)
         assert [type(reply) for reply in link.execute([count(b"a"), ("SET", "a", 1)])] == [ReadOnlyError] * 2
         client.replicaof("NO", "ONE")
         (after,), (counted,) = link.execute([("CLIENT", "ID")]), link.execute([count(b"a")])
@@ -311,8 +329,8 @@ def test_read_only_is_told_and_a_new_connection_made(linked: Linker) -> None:
 
 
 @pytest.mark.parametrize("gone", ["demoted", "killed", "frozen"])
-def test_a_promotion_by_the_sentinels_is_followed(gone: str) -> None:
-    """By both twins, whatever became of the old master, and without one of the sentinels."""
+def test_promotion_by_the_sentinels_is_followed(gone: str) -> None:
+    """Both twins follow it, whatever happened to the old master, and without one of the sentinels."""
     with redis_servers.sentinel() as made, ExitStack() as stack:
         twins = [Twin(kind, made.url, connect_patience=0.5) for kind in ("sync", "async")]
         for twin in twins:
@@ -323,7 +341,7 @@ def test_a_promotion_by_the_sentinels_is_followed(gone: str) -> None:
                 fail_over = ("SENTINEL", "FAILOVER", redis_servers.SERVICE)
                 until(lambda: client.execute_command(*fail_over), "the sentinels know no good replica")
             until(lambda: made.master_port() != made.master.port, "no promotion")
-            # The sentinels would do this, ten seconds later.
+            # The sentinels would do the same ten seconds later.
             with made.master.client() as client:
                 client.replicaof("127.0.0.1", made.replicas[0].port)
         else:
@@ -334,15 +352,15 @@ def test_a_promotion_by_the_sentinels_is_followed(gone: str) -> None:
 
 
 def _until_at(twin: Twin, port: int) -> None:
-    # The old master takes writes until it is told.
-    end = time.monotonic() + 12
+    # The old master accepts writes until it is demoted.
+    end = time.monotonic() + 60
     while twin.until(("SET", "a", 2)) and int(twin.until(("CONFIG", "GET", "port"))[1]) != port:
         assert time.monotonic() < end, "the promotion is not followed"
         twin.pause(0.02)
 
 
-def test_a_cluster_goes_on_while_a_node_is_gone_and_after_its_replica_took_over() -> None:
-    """Other slots are served at full speed, those of the node again after the election: dead, then frozen."""
+def test_cluster_without_a_node_serves_other_slots_and_then_all() -> None:
+    """The slots of a killed or frozen node are served again after the election."""
     with redis_servers.cluster(replicas=1) as made, ExitStack() as stack:
         url = f"redis+cluster://127.0.0.1:{made.nodes[2].port}"
         twins = [Twin(kind, url, connect_patience=0.5) for kind in ("sync", "async")]
@@ -366,8 +384,8 @@ def test_a_cluster_goes_on_while_a_node_is_gone_and_after_its_replica_took_over(
                 assert twin.execute([("SET", other, 3) for other in (key, kept[0])]) == [b"OK"] * 2
 
 
-def test_a_frozen_node_is_waited_for_by_one_call_not_by_each(linked: Linker, three: Cluster) -> None:
-    """A connection that is being opened in vain makes the calls after it fail at once."""
+def test_frozen_node_is_waited_for_by_one_call_only(linked: Linker, three: Cluster) -> None:
+    """While a connection is opened in vain, later calls fail at once."""
     link = linked(three.url)
     (tag,) = _tags(0)
     link.execute([("SET", b"{%d}" % tag, 1)])
@@ -377,9 +395,9 @@ def test_a_frozen_node_is_waited_for_by_one_call_not_by_each(linked: Linker, thr
         for _ in range(12):
             start = time.monotonic()
             with pytest.raises((RedisTimeout, TimeoutError)):
-                link.execute([("GET", b"{%d}" % tag)], 0.04)
+                link.execute([("GET", b"{%d}" % tag)], 0.2)
             waits.append(time.monotonic() - start)
     finally:
         three.nodes[0].thaw()
-    assert sum(wait > 0.03 for wait in waits) <= 6
+    assert sum(wait > 0.15 for wait in waits) <= 6
     assert link.until(("GET", b"{%d}" % tag)) == b"1"

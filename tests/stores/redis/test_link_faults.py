@@ -1,4 +1,4 @@
-"""What servers and networks can do to a link, and in what time."""
+"""Faults of servers and networks, and the time that they cost a call."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 from benchmarks import redis_servers
 from benchmarks.redis_servers import Cluster, Server, until
-from cachemw.stores.redis.client import connect, servers, sockets
+from cachemw.stores.redis.client import connect, servers
 from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
 from cachemw.stores.redis.client.pool import Background
 from cachemw.stores.redis.client.routes import MAX_REDIRECTS
 from cachemw.stores.redis.commands import Command
-from cachemw.stores.url import target
 from tests.stores.links import PATIENT, SLACK, Impostor, Linker, count, ponging, tls
 
 
 def drip(connection: socket.socket, data: bytes) -> None:
-    """Send an endless answer, a byte every five milliseconds."""
+    """Send an endless reply, a byte every five milliseconds."""
     connection.sendall(b"$100000\r\n")
     while True:
         connection.sendall(b"x")
@@ -41,7 +40,7 @@ def drip(connection: socket.socket, data: bytes) -> None:
 
 
 def flood(connection: socket.socket, data: bytes) -> None:
-    """Send an endless answer as fast as it goes."""
+    """Send an endless reply at full speed."""
     connection.sendall(b"$1000000000000\r\n")
     while True:
         connection.sendall(b"x" * 65536)
@@ -52,8 +51,8 @@ def flood(connection: socket.socket, data: bytes) -> None:
     [drip, ponging(drip), ponging(flood), lambda *_: None, ponging(lambda *_: None)],
     ids=["drips at once", "drips", "floods", "accepts only", "falls silent"],
 )
-def test_no_answer_takes_longer_than_the_call_may(linked: Linker, speak: Callable[..., None]) -> None:
-    """However the parts of an answer come, it is bounded as a whole."""
+def test_reply_in_endless_parts_ends_at_the_deadline(linked: Linker, speak: Callable[..., None]) -> None:
+    """The deadline bounds a reply as a whole, however its parts arrive."""
     with Impostor(speak) as server:
         link = linked(server.url, connect_patience=0.5)
         for _ in range(3):
@@ -63,13 +62,13 @@ def test_no_answer_takes_longer_than_the_call_may(linked: Linker, speak: Callabl
             assert time.monotonic() - start < 0.1 + SLACK
 
 
-def test_a_request_that_nobody_takes_is_bounded(linked: Linker) -> None:
-    """So is sending: a server that stops reading fills the network's buffers. What is unsent then never is."""
+def test_request_to_a_server_that_does_not_read_ends_at_the_deadline(linked: Linker) -> None:
+    """A server that stops reading fills the network buffers; the client drops the unsent part."""
     stop, came = threading.Event(), [0]
 
     def deaf(connection: socket.socket, data: bytes) -> None:
         came[0] = len(data)
-        stop.wait(5)
+        stop.wait(30)
         while part := connection.recv(1 << 20):
             came[0] += len(part)
 
@@ -85,8 +84,8 @@ def test_a_request_that_nobody_takes_is_bounded(linked: Linker) -> None:
     assert came[0] < 20_000_000
 
 
-def test_a_frozen_server_is_bounded_and_served_when_thawed(linked: Linker) -> None:
-    """Connections that were open before and those made while it is frozen, alike."""
+def test_frozen_server_costs_the_deadline_and_serves_after_it(linked: Linker) -> None:
+    """Connections from before the freeze and those made during it behave alike."""
     with redis_servers.standalone() as server:
         link = linked(server.url)
         link.execute([("SET", "a", 1)])
@@ -100,8 +99,8 @@ def test_a_frozen_server_is_bounded_and_served_when_thawed(linked: Linker) -> No
         assert link.until(("GET", "a")) == b"1"
 
 
-def test_a_port_that_nobody_listens_on_is_refused_at_once(linked: Linker, closed_port: int) -> None:
-    """Nor is it tried again within a call."""
+def test_closed_port_is_refused_at_once(linked: Linker, closed_port: int) -> None:
+    """The client does not try again within a call."""
     link = linked(f"redis://127.0.0.1:{closed_port}")
     for _ in range(3):
         start = time.monotonic()
@@ -111,8 +110,10 @@ def test_a_port_that_nobody_listens_on_is_refused_at_once(linked: Linker, closed
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
-def test_nobody_there_is_an_error_of_every_topology(linked: Linker, closed_port: int, scheme: str) -> None:
-    """As soon as all that were named have refused."""
+def test_unreachable_target_of_any_topology_is_an_error(
+    linked: Linker, closed_port: int, scheme: str
+) -> None:
+    """The call fails as soon as all named servers have refused."""
     link = linked(f"{scheme}://127.0.0.1:{closed_port}" + ("/mymaster" if "sentinel" in scheme else ""))
     start = time.monotonic()
     with pytest.raises(Refused):
@@ -120,16 +121,16 @@ def test_nobody_there_is_an_error_of_every_topology(linked: Linker, closed_port:
     assert time.monotonic() - start < SLACK
 
 
-def test_a_name_server_that_does_not_answer_is_bounded(
+def test_silent_name_server_costs_the_deadline(
     linked: Linker, single: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looking up goes on in the background, one call waits for it, and what was found serves a later one."""
+    """A look-up continues in the background, one call waits for it, and a later call uses its result."""
     real, silent = socket.getaddrinfo, threading.Event()
 
     def sleep(host: Any, *rest: Any, **more: Any) -> Any:
         if host != "named.invalid":
             return real(host, *rest, **more)
-        silent.wait(5)
+        silent.wait(30)
         return real("127.0.0.1", *rest, **more)
 
     monkeypatch.setattr(socket, "getaddrinfo", sleep)
@@ -143,14 +144,14 @@ def test_a_name_server_that_does_not_answer_is_bounded(
     assert link.until(("SET", "a", 1)) == b"OK"
 
 
-def test_a_name_that_nobody_knows_is_refused(linked: Linker) -> None:
-    """By the class of a refused connection."""
+def test_unknown_host_name_is_refused(linked: Linker) -> None:
+    """The error has the class of a refused connection."""
     with pytest.raises(Refused):
         linked("redis://no-such-host.invalid").execute([("GET", "a")])
 
 
-def test_a_network_slower_than_a_call_is_connected_to_in_the_end(linked: Linker) -> None:
-    """No call starts anew what the one before it did not wait for."""
+def test_network_slower_than_the_deadline_is_connected_in_the_end(linked: Linker) -> None:
+    """A later call continues the opening that an earlier one did not wait for."""
 
     def late(connection: socket.socket, data: bytes) -> None:
         time.sleep(0.2)
@@ -159,7 +160,7 @@ def test_a_network_slower_than_a_call_is_connected_to_in_the_end(linked: Linker)
     with Impostor(late) as server:
         link = linked(server.url)
         link_errors = 0
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not link_errors or len(server.sent) < 2:
             assert time.monotonic() < end
             with suppress(TimeoutError, RedisTimeout):
@@ -172,36 +173,45 @@ def test_a_network_slower_than_a_call_is_connected_to_in_the_end(linked: Linker)
         assert b"GET" in server.sent[1]
 
 
-def test_no_more_connections_than_the_url_allows(linked: Linker, single: Server) -> None:
-    """The others wait for one, in time."""
-    link = linked(single.url.replace("redis://", "redis://") + "?max_connections=2")
-    start = time.monotonic()
-    sent: list[Command] = [("BLPOP", "none", "0.3")]
+def test_calls_above_max_connections_wait(linked: Linker, single: Server, keys: list[bytes]) -> None:
+    """Calls beyond the limit of the URL wait for a connection until their deadline."""
+    link = linked(single.url + "?max_connections=2")
+    (key, *_) = keys
+    sent: list[Command] = [("BLPOP", key, "25")]
     if isinstance(link.link, RedisClient):
         with ThreadPoolExecutor(3) as pool:
-            calls = [pool.submit(link.link.execute, sent, 5.0) for _ in range(3)]
-            time.sleep(0.1)
-            with pytest.raises(TimeoutError):
-                link.execute([("GET", "a")], 0.05)
-            assert [call.result() for call in calls] == [[None]] * 3
+            calls = [pool.submit(link.link.execute, sent, 30.0) for _ in range(3)]
+            with single.client() as client:
+                _until_blocked(client, 2)
+                with pytest.raises(TimeoutError):
+                    link.execute([("GET", "a")], 0.05)
+                _until_blocked(client, 2)
+                client.rpush(key, "x", "x", "x")
+            assert [call.result() for call in calls] == [[[key, b"x"]]] * 3
     else:
 
         async def all_at_once() -> list[Any]:
-            calls = [asyncio.create_task(link.link.execute(sent, 5.0)) for _ in range(3)]
-            await asyncio.sleep(0.1)
-            with pytest.raises(TimeoutError):
-                await link.link.execute([("GET", "a")], 0.05)
+            calls = [asyncio.create_task(link.link.execute(sent, 30.0)) for _ in range(3)]
+            with single.client() as client:
+                await asyncio.to_thread(_until_blocked, client, 2)
+                with pytest.raises(TimeoutError):
+                    await link.link.execute([("GET", "a")], 0.05)
+                await asyncio.to_thread(_until_blocked, client, 2)
+                client.rpush(key, "x", "x", "x")
             return await asyncio.gather(*calls)
 
         assert link._runner is not None
-        assert link._runner.run(all_at_once()) == [[None]] * 3
-    assert time.monotonic() - start >= 0.6
+        assert link._runner.run(all_at_once()) == [[[key, b"x"]]] * 3
 
 
-def test_a_connection_that_the_server_closed_is_not_sent_over(
+def _until_blocked(client: Any, count: int) -> None:
+    until(lambda: client.info("clients")["blocked_clients"] == count, "the calls do not wait", seconds=20)
+
+
+def test_connection_closed_by_the_server_is_replaced_before_the_call(
     linked: Linker, single: Server, keys: list[bytes]
 ) -> None:
-    """It is noticed before the call, which loses nothing."""
+    """The client notices it before it sends, so the call loses no command."""
     link = linked(single.url)
     for counted in range(1, 4):
         assert link.execute([count(keys[0])]) == [b"%d" % counted]
@@ -210,8 +220,8 @@ def test_a_connection_that_the_server_closed_is_not_sent_over(
         link.pause(0.02)
 
 
-def test_a_restarted_server_is_served_again(linked: Linker) -> None:
-    """At the first call that finds it."""
+def test_server_after_a_restart_is_served_again(linked: Linker) -> None:
+    """The first call that reaches it succeeds."""
     with redis_servers.standalone() as server:
         link = linked(server.url)
         assert link.execute([count(b"a")]) == [b"1"]
@@ -226,8 +236,8 @@ def test_a_restarted_server_is_served_again(linked: Linker) -> None:
         assert link.execute([count(b"a")]) == [b"1"]
 
 
-def test_what_was_sent_is_never_sent_again(linked: Linker) -> None:
-    """A connection that breaks before the answer may have been counted."""
+def test_command_with_a_lost_reply_is_not_sent_again(linked: Linker) -> None:
+    """A connection that breaks before the reply may have delivered the command."""
 
     def hang_up(connection: socket.socket, data: bytes) -> None:
         connection.shutdown(socket.SHUT_RDWR)
@@ -238,8 +248,8 @@ def test_what_was_sent_is_never_sent_again(linked: Linker) -> None:
         assert [data for data in server.sent if b"INCR" in data] == [b"*2\r\n$4\r\nINCR\r\n$1\r\na\r\n"]
 
 
-def test_an_answer_that_comes_too_late_is_no_later_calls(linked: Linker, single: Server) -> None:
-    """Its connection is given up."""
+def test_late_reply_reaches_no_later_call(linked: Linker, single: Server) -> None:
+    """The client closes the connection of a reply that missed its deadline."""
     link = linked(single.url)
     for _ in range(5):
         with pytest.raises((TimeoutError, RedisTimeout)):
@@ -248,7 +258,7 @@ def test_an_answer_that_comes_too_late_is_no_later_calls(linked: Linker, single:
 
 
 @pytest.mark.parametrize("name", ["single", "encrypted"])
-def test_all_is_the_same_without_hiredis(
+def test_calls_without_hiredis_work_the_same(
     request: pytest.FixtureRequest,
     linked: Linker,
     kind: str,
@@ -256,7 +266,7 @@ def test_all_is_the_same_without_hiredis(
     keys: list[bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """redis-py's own parser finds by receiving whether a connection can be sent over: that takes no time."""
+    """redis-py's own parser checks by receiving whether a connection is usable, which takes no time."""
     parser = _RESP2Parser if kind == "sync" else _AsyncRESP2Parser
     login = connect._login
     monkeypatch.setattr(connect, "_login", lambda at: login(at) | {"parser_class": parser})
@@ -274,8 +284,8 @@ def test_all_is_the_same_without_hiredis(
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["with the answer", "after it"])
-def test_what_nobody_asked_for_ends_a_connection(linked: Linker, together: bool) -> None:
-    """A stray answer would be read as the next one."""
+def test_stray_reply_ends_its_connection(linked: Linker, together: bool) -> None:
+    """The next call would read a stray reply as its own."""
 
     def twice(connection: socket.socket, data: bytes) -> None:
         if together:
@@ -294,8 +304,8 @@ def test_what_nobody_asked_for_ends_a_connection(linked: Linker, together: bool)
             link.pause(0.02)
 
 
-def test_closing_ends_connections_and_a_later_call_keeps_none(linked: Linker) -> None:
-    """A write that comes after the end is still written."""
+def test_closed_client_still_writes_and_keeps_no_connection(linked: Linker) -> None:
+    """A write after the end is still written."""
     with redis_servers.standalone() as server, server.client() as client:
         link = linked(server.url)
         link.execute([("SET", "a", 1)])
@@ -311,13 +321,13 @@ def test_closing_ends_connections_and_a_later_call_keeps_none(linked: Linker) ->
         until(lambda: len(client.client_list()) == 1, "the connection stays")
 
 
-def test_closing_ends_what_is_still_being_opened(linked: Linker) -> None:
-    """As soon as it is open: nobody else would."""
+def test_close_during_an_opening_ends_the_connection(linked: Linker) -> None:
+    """The connection is closed as soon as it is open."""
     late, ended = threading.Event(), threading.Event()
 
     def slow(connection: socket.socket, data: bytes) -> None:
-        late.wait(5)
-        # Nothing more comes but its end.
+        late.wait(30)
+        # The client sends no more and closes the connection.
         with suppress(OSError):
             connection.sendall(b"+PONG\r\n")
             connection.recv(1)
@@ -332,11 +342,11 @@ def test_closing_ends_what_is_still_being_opened(linked: Linker) -> None:
         else:
             link._runner.run(link.link.close())
         late.set()
-        assert ended.wait(5)
+        assert ended.wait(30)
 
 
-def test_closing_gives_up_what_is_being_opened(linked: Linker) -> None:
-    """A loop ends without a word of tasks that nobody waited for."""
+def test_close_during_an_opening_leaves_no_task(linked: Linker) -> None:
+    """The loop ends without a warning about tasks in the background."""
     with Impostor(lambda *_: None) as server:
         link = linked(server.url)
         with pytest.raises(TimeoutError):
@@ -346,8 +356,8 @@ def test_closing_gives_up_what_is_being_opened(linked: Linker) -> None:
             cluster.execute([("GET", "a")], 0.05)
 
 
-def test_threads_share_a_link(single: Server, keys: list[bytes], script: None) -> None:
-    """None loses an answer or takes another's."""
+def test_client_shared_by_threads_mixes_no_replies(single: Server, keys: list[bytes], script: None) -> None:
+    """Each thread gets its own replies, and all of them."""
     link = RedisClient(single.url + "?max_connections=3")
 
     def work(number: int) -> None:
@@ -360,10 +370,10 @@ def test_threads_share_a_link(single: Server, keys: list[bytes], script: None) -
     link.close()
 
 
-def test_threads_that_call_a_cluster_first_look_for_its_slots_together(
+def test_first_calls_of_threads_share_one_look_up_of_slots(
     three: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One looks, and the others wait for what it finds, even while its thread is being started."""
+    """One thread looks, and the rest wait for its result, even while its thread is being started."""
 
     def slow(work: Callable[[], None]) -> Background[None]:
         time.sleep(0.05)
@@ -381,10 +391,8 @@ def test_threads_that_call_a_cluster_first_look_for_its_slots_together(
     link.close()
 
 
-async def test_tasks_share_a_link_and_a_cancelled_one_hurts_no_other(
-    single: Server, keys: list[bytes]
-) -> None:
-    """Whatever it was waiting for: a connection, its opening, an answer."""
+async def test_cancelled_task_disturbs_no_other_task(single: Server, keys: list[bytes]) -> None:
+    """A task may be cancelled while it waits for a connection, for its opening or for a reply."""
     link = AsyncRedisClient(single.url + "?max_connections=3")
     for waited in range(30):
         tasks = [asyncio.create_task(link.execute([("ECHO", number)], PATIENT)) for number in range(6)]
@@ -413,10 +421,10 @@ async def test_a_busy_loop_loses_no_answer(single: Server) -> None:
     await link.close()
 
 
-async def test_the_applications_threads_are_not_used_to_look_up_a_name(
+async def test_name_look_up_uses_no_thread_of_the_application(
     single: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name server that is gone would take them all."""
+    """A silent name server would occupy all threads of the loop's executor."""
     real, ours = socket.getaddrinfo, []
 
     def look(host: Any, *rest: Any, **more: Any) -> Any:
@@ -435,17 +443,19 @@ async def test_the_applications_threads_are_not_used_to_look_up_a_name(
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
-def test_a_link_outlives_its_loop_and_a_fork(single: Server, three: Cluster, scheme: str) -> None:
+def test_client_in_a_new_loop_or_fork_opens_its_own_connections(
+    single: Server, three: Cluster, scheme: str
+) -> None:
     """Each `asyncio.run` and each child has connections of its own, and leaves the parent's alone."""
     program = """
 import asyncio, os, sys
-from cachemw.stores.redis.client.link import AsyncLink, Link
-from cachemw.stores.redis.client.routes import HOPS
-link = AsyncLink(sys.argv[1])
+from cachemw.stores.redis.client.link import AsyncRedisClient, RedisClient
+from cachemw.stores.redis.client.routes import MAX_REDIRECTS
+link = AsyncRedisClient(sys.argv[1])
 for _ in range(3):
     assert asyncio.run(link.execute([("SET", "a", 5), ("GET", "a")], 5)) == [b"OK", b"5"]
 asyncio.run(link.close())
-link = Link(sys.argv[1])
+link = RedisClient(sys.argv[1])
 ask = lambda: link.execute([("SET", "a", 5), ("CLIENT", "ID")], 5)[1]
 mine = ask()
 child = os.fork()
@@ -457,36 +467,12 @@ assert ask() == mine
 link.close()
 """
     url = single.url if scheme == "redis" else three.url
-    # In a process of its own: a loop that ended leaves its connection open, and Python says so when it can.
+    # In a process of its own: an ended loop leaves its connection open, and Python warns about it.
     subprocess.run([sys.executable, "-c", program, url], check=True)
 
 
-@pytest.mark.parametrize("name", ["single", "by_socket", "encrypted"])
-def test_redis_py_opens_sockets_by_the_hook_that_bounds_them(
-    request: pytest.FixtureRequest, name: str
-) -> None:
-    """`_connect` has no public name: should it go, answers would no longer be bounded as a whole."""
-    server = request.getfixturevalue(name)
-    url = tls(server.url, request.getfixturevalue("certificates")) if name == "encrypted" else server.url
-    connection = connect.opener(target(url), 1.0)(None)
-    assert isinstance(connection._sock, sockets.BoundedSocket)
-    connection.send_command("ECHO", "late but there", check_health=False)
-    time.sleep(0.05)
-    connection.until(time.monotonic() - 1)
-    assert connection.read_response() == b"late but there"
-    for grace in (True, False):
-        connection = connect.opener(target(url), 1.0)(None)
-        connection.send_command("BLPOP", "none", "0.2", check_health=False)
-        connection.until(time.monotonic() - 1)
-        if not grace:
-            connection._sock._last = True
-        with pytest.raises(RedisTimeout):
-            connection.read_response()
-        assert not connection.is_connected
-
-
-def test_another_process_has_connections_of_its_own(single: Server) -> None:
-    """Those of the one it was forked from stay as they are."""
+def test_client_in_another_process_leaves_the_parents_connections(single: Server) -> None:
+    """The connections of the parent process stay as they are."""
     link = RedisClient(single.url)
     (mine,) = link.execute([("CLIENT", "ID")], PATIENT)
     parents = link._servers
@@ -500,13 +486,13 @@ def test_another_process_has_connections_of_its_own(single: Server) -> None:
     parents.close()
 
 
-async def test_a_link_that_was_never_used_can_be_closed(single: Server) -> None:
-    """There is nothing to do."""
+async def test_close_of_an_unused_client_has_no_effect(single: Server) -> None:
+    """A client without a loop has no connection to close."""
     await AsyncRedisClient(single.url).close()
 
 
-def test_a_cluster_that_does_not_know_itself_is_not_asked_for_ever(linked: Linker) -> None:
-    """After a few times the refusal is the answer."""
+def test_endless_redirects_end_after_the_maximum(linked: Linker) -> None:
+    """After a few redirects the refusal is the reply."""
 
     def sends_on(connection: socket.socket, data: bytes) -> None:
         own = b"*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % server.port

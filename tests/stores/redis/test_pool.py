@@ -1,4 +1,4 @@
-"""How connections are lent: who waits, for how long, and for which."""
+"""The lending of connections: the waiting calls, their deadlines and the order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cachemw.stores.redis.client.pool import AsyncPool, Background, Pool
 
 
 class Fake:
-    """A connection to nothing."""
+    """A connection without a server."""
 
     is_connected = True
     noisy = False
@@ -24,7 +24,7 @@ class Fake:
         self.host, self.port = "h", port
 
     def until(self, deadline: float) -> None:
-        """Take any bound."""
+        """Accept any deadline."""
 
     def can_read(self) -> bool:
         return self.noisy
@@ -34,14 +34,14 @@ class Fake:
 
 
 class Opener:
-    """Open connections when it is allowed to."""
+    """Open connections once a test allows it."""
 
     def __init__(self) -> None:
         self.allowed = threading.Event()
         self.made: list[Fake] = []
 
     def __call__(self) -> Fake:
-        self.allowed.wait(5)
+        self.allowed.wait(30)
         self.made.append(Fake())
         return self.made[-1]
 
@@ -50,7 +50,7 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
     """Take a connection within seconds."""
     permits: list[Any] = []
     try:
-        return pool.acquire(permits, time.monotonic() + seconds, seconds)
+        return pool.lend(permits, time.monotonic() + seconds, seconds)
     except BaseException:
         for permit in permits:
             permit.put(permit)
@@ -58,13 +58,13 @@ def take(pool: Pool, seconds: float = 1.0) -> Any:
 
 
 def give(pool: Pool, connection: Any) -> None:
-    """Give a connection and its permit back."""
+    """Release a connection and its permit."""
     pool.release(connection)
     pool.room.put(pool.room)
 
 
-def test_the_last_one_given_back_is_lent_first() -> None:
-    """So few connections serve a light load, and the others may end."""
+def test_pool_lends_the_last_released_connection_first() -> None:
+    """A light load uses few connections, and the server may close the rest."""
     pool = Pool(Fake, 5)
     one, two = take(pool), take(pool)
     give(pool, one)
@@ -72,8 +72,8 @@ def test_the_last_one_given_back_is_lent_first() -> None:
     assert [take(pool), take(pool)] == [two, one]
 
 
-def test_a_connection_that_is_noisy_or_gone_is_not_lent() -> None:
-    """What nobody asked for lies in it, or its server has left."""
+def test_pool_lends_no_noisy_or_closed_connection() -> None:
+    """A noisy connection holds a stray reply; a closed one has lost its server."""
 
     def broken() -> bool:
         raise OSError
@@ -88,8 +88,8 @@ def test_a_connection_that_is_noisy_or_gone_is_not_lent() -> None:
     assert not three.is_connected
 
 
-def test_another_address_ends_the_connections_to_the_old_one() -> None:
-    """A master that was replaced is asked by nobody any more, once anyone has heard of it."""
+def test_pool_after_a_new_address_closes_the_old_connections() -> None:
+    """As soon as one call has found the new master, no call uses the old one."""
     ports = iter([1, 1, 2])
     pool = Pool(lambda: Fake(next(ports)), 5)
     one, two = take(pool), take(pool)
@@ -103,31 +103,31 @@ def test_another_address_ends_the_connections_to_the_old_one() -> None:
     assert not one.is_connected
 
 
-def test_an_opening_is_waited_for_as_long_as_a_call_has_once() -> None:
-    """Calls with no more time than one that waited in vain fail at once, one with more waits on."""
+def test_opening_is_waited_for_once_for_each_length_of_time() -> None:
+    """Calls with no more time than one that waited in vain fail at once; one with more time waits on."""
     allowed = threading.Event()
     opened = []
 
     def slow() -> Fake:
-        allowed.wait(5)
+        allowed.wait(30)
         opened.append(Fake())
         return opened[-1]
 
     pool = Pool(slow, 5)
     with pytest.raises(TimeoutError):
-        take(pool, 0.05)
+        take(pool, 0.2)
     start = time.monotonic()
     for _ in range(100):
         with pytest.raises(TimeoutError):
-            take(pool, 0.05)
-    assert time.monotonic() - start < 1
+            take(pool, 0.2)
+    assert time.monotonic() - start < 10
     threading.Timer(0.1, allowed.set).start()
-    assert take(pool, 2.0) is opened[0]
+    assert take(pool, 30.0) is opened[0]
     assert len(opened) == 1
 
 
-def test_an_error_is_told_to_the_call_that_waited_and_to_no_later_one() -> None:
-    """The next call opens anew."""
+def test_error_of_an_opening_reaches_the_waiting_call_only() -> None:
+    """The next call opens a new connection."""
     results: list[Callable[[], Fake]] = []
 
     def connect() -> Fake:
@@ -136,8 +136,10 @@ def test_an_error_is_told_to_the_call_that_waited_and_to_no_later_one() -> None:
     def refuse() -> Fake:
         raise ConnectionRefusedError
 
+    refused = threading.Event()
+
     def late() -> Fake:
-        time.sleep(0.1)
+        refused.wait(30)
         raise ConnectionRefusedError
 
     pool = Pool(connect, 1)
@@ -147,13 +149,14 @@ def test_an_error_is_told_to_the_call_that_waited_and_to_no_later_one() -> None:
     results.append(late)
     with pytest.raises(TimeoutError):
         take(pool, 0.02)
-    time.sleep(0.15)
+    refused.set()
+    until(lambda: pool._opening[0].done, "the opening does not end")
     results.append(Fake)
     assert isinstance(take(pool), Fake)
 
 
-def test_nothing_is_kept_after_the_end() -> None:
-    """What was lent is disconnected when it comes back."""
+def test_closed_pool_keeps_no_connection() -> None:
+    """A lent connection is closed when it returns."""
     pool = Pool(Fake, 2)
     one, two = take(pool), take(pool)
     give(pool, one)
@@ -166,7 +169,7 @@ def test_nothing_is_kept_after_the_end() -> None:
 
 
 def left_open(pool: Pool, opener: Opener) -> Fake:
-    """Return a connection that was opened after its call had given up."""
+    """Return a connection that was opened after the deadline of its call."""
     with pytest.raises(TimeoutError):
         take(pool, 0.02)
     opener.allowed.set()
@@ -174,16 +177,16 @@ def left_open(pool: Pool, opener: Opener) -> Fake:
     return opener.made[0]
 
 
-def test_what_was_opened_meanwhile_is_looked_at_before_it_is_lent() -> None:
-    """Its server may have left since."""
+def test_connection_opened_in_the_background_is_checked_before_lending() -> None:
+    """Its server may have closed it since."""
     pool = Pool(opener := Opener(), 5)
     left_open(pool, opener).noisy = True
     assert take(pool) is opener.made[1]
     assert not opener.made[0].is_connected
 
 
-def test_what_was_opened_meanwhile_is_forgotten_with_the_idle_ones() -> None:
-    """It leads to the old master as they do; what is still being opened goes on."""
+def test_connection_opened_in_the_background_is_forgotten_with_the_idle_ones() -> None:
+    """It leads to the old master, too; an opening under way continues."""
     pool = Pool(opener := Opener(), 5)
     one = left_open(pool, opener)
     pool.forget()
@@ -196,8 +199,8 @@ def test_what_was_opened_meanwhile_is_forgotten_with_the_idle_ones() -> None:
     assert take(pool) is opener.made[1]
 
 
-def test_what_was_opened_before_the_end_is_disconnected() -> None:
-    """Though nobody has taken it."""
+def test_close_ends_a_connection_that_no_call_took() -> None:
+    """A connection may be open before any call takes it."""
     pool = Pool(opener := Opener(), 5)
     one = left_open(pool, opener)
     pool.close()
@@ -205,8 +208,8 @@ def test_what_was_opened_before_the_end_is_disconnected() -> None:
 
 
 @pytest.mark.parametrize("waited_for", [False, True])
-def test_what_is_being_opened_at_the_end_is_disconnected_when_it_is_open(waited_for: bool) -> None:
-    """So is what a call was waiting for in vain; one that gets it in time has it to itself."""
+def test_close_during_an_opening_ends_the_connection_when_it_is_open(waited_for: bool) -> None:
+    """So does the opening that a call waits for in vain."""
     pool = Pool(opener := Opener(), 5)
     if waited_for:
         threading.Timer(0.05, pool.close).start()
@@ -219,8 +222,8 @@ def test_what_is_being_opened_at_the_end_is_disconnected_when_it_is_open(waited_
     assert not two.is_connected
 
 
-def test_a_connection_that_comes_back_while_the_pool_is_closed_is_disconnected() -> None:
-    """Whichever of the two is first."""
+def test_connection_released_during_close_is_closed() -> None:
+    """The order of the two does not matter."""
 
     class Late(list[Any]):
         def append(self, connection: Any) -> None:
@@ -234,8 +237,8 @@ def test_a_connection_that_comes_back_while_the_pool_is_closed_is_disconnected()
     assert not one.is_connected
 
 
-def test_what_runs_in_the_background_hands_on_what_it_raised() -> None:
-    """Of any class."""
+def test_background_work_hands_on_its_error() -> None:
+    """Errors of any class reach the waiting thread."""
 
     def leave() -> None:
         raise SystemExit
@@ -247,8 +250,14 @@ def test_what_runs_in_the_background_hands_on_what_it_raised() -> None:
     assert work.failed
 
 
+async def ended(pool: AsyncPool) -> None:
+    """Wait until a background opening has ended."""
+    openings = [opening._task for opening in pool._opening]
+    await asyncio.wait(openings, timeout=30, return_when=asyncio.FIRST_COMPLETED)
+
+
 class AsyncFake(Fake):
-    """The same, awaited."""
+    """`Fake` for asyncio."""
 
     async def can_read(self) -> bool:  # type: ignore[override]
         return super().can_read()
@@ -257,8 +266,8 @@ class AsyncFake(Fake):
         super().disconnect()
 
 
-async def test_a_task_gets_what_another_did_not_wait_for() -> None:
-    """An opening goes on through time-outs; a cancelled task, unlike those, says nothing of how long it takes."""
+async def test_task_gets_the_connection_of_a_task_that_timed_out() -> None:
+    """An opening continues after a timeout; a cancelled task, unlike a timeout, measures no waiting time."""
     allowed = asyncio.Event()
     opened = []
 
@@ -271,7 +280,7 @@ async def test_a_task_gets_what_another_did_not_wait_for() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.acquire([], limit, seconds)
+            return await pool.lend([], limit, seconds)
 
     task = asyncio.create_task(call(0.05))
     await asyncio.sleep(0)
@@ -291,8 +300,8 @@ async def test_a_task_gets_what_another_did_not_wait_for() -> None:
     await pool.close()
 
 
-async def test_an_async_pool_lends_and_forgets_as_the_other() -> None:
-    """The last given back first, none that is noisy or of an old address, none after the end."""
+async def test_async_pool_lends_and_forgets_like_the_sync_pool() -> None:
+    """The last released first, none that is noisy or of an old address, none after the end."""
 
     async def broken() -> bool:
         raise OSError
@@ -304,13 +313,13 @@ async def test_an_async_pool_lends_and_forgets_as_the_other() -> None:
 
     pool = AsyncPool(connect, 5)
     async with asyncio.timeout(2) as limit:
-        one, two = await pool.acquire([], limit, 2), await pool.acquire([], limit, 2)
+        one, two = await pool.lend([], limit, 2), await pool.lend([], limit, 2)
         await pool.release(one)
         await pool.release(two)
-        assert await pool.acquire([], limit, 2) is two
+        assert await pool.lend([], limit, 2) is two
         await pool.release(two)
         two.noisy, one.can_read = True, broken
-        three = await pool.acquire([], limit, 2)
+        three = await pool.lend([], limit, 2)
         assert three.port == 2
         assert not one.is_connected
         assert not two.is_connected
@@ -319,15 +328,16 @@ async def test_an_async_pool_lends_and_forgets_as_the_other() -> None:
         assert not three.is_connected
 
 
-async def test_an_async_error_is_told_once() -> None:
-    """To the call that waited; the next opens anew."""
+async def test_error_of_an_async_opening_reaches_the_waiting_task_only() -> None:
+    """The next task opens a new connection."""
     failures = [OSError("late"), OSError("at once")]
+    refused = asyncio.Event()
 
     async def connect() -> AsyncFake:
         if failures:
             failure = failures.pop()
             if not failures:
-                await asyncio.sleep(0.05)
+                await refused.wait()
             raise failure
         return AsyncFake()
 
@@ -335,19 +345,20 @@ async def test_an_async_error_is_told_once() -> None:
 
     async def call(seconds: float) -> Any:
         async with asyncio.timeout(seconds) as limit:
-            return await pool.acquire([], limit, seconds)
+            return await pool.lend([], limit, seconds)
 
     with pytest.raises(OSError, match="at once"):
-        await call(1)
+        await call(30)
     with pytest.raises(TimeoutError):
         await call(0.01)
-    await asyncio.sleep(0.1)
-    assert isinstance(await call(1), AsyncFake)
+    refused.set()
+    await ended(pool)
+    assert isinstance(await call(30), AsyncFake)
 
 
 @pytest.mark.parametrize("end", ["noisy", "forgotten", "closed"])
-async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str) -> None:
-    """It may be gone by now, lead to an old master, or come too late."""
+async def test_async_pool_checks_a_connection_opened_in_the_background(end: str) -> None:
+    """It may be closed by now, lead to an old master, or come after the end."""
     allowed = asyncio.Event()
     made: list[AsyncFake] = []
 
@@ -359,20 +370,20 @@ async def test_an_async_pool_keeps_an_eye_on_what_was_opened_meanwhile(end: str)
     pool = AsyncPool(slow, 5)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.acquire([], limit, 0.01)
+            await pool.lend([], limit, 0.01)
     allowed.set()
-    await asyncio.sleep(0.01)
+    await ended(pool)
     if end == "noisy":
         made[0].noisy = True
     else:
         await (pool.forget() if end == "forgotten" else pool.close())
     async with asyncio.timeout(1) as limit:
-        assert await pool.acquire([], limit, 1) is made[1]
+        assert await pool.lend([], limit, 1) is made[1]
     assert not made[0].is_connected
 
 
-async def test_closing_gives_up_what_a_task_was_waiting_for_in_vain() -> None:
-    """It is in no list while it is waited for."""
+async def test_close_of_an_async_pool_cancels_an_awaited_opening() -> None:
+    """While a task waits for an opening, it is in no list."""
 
     async def connect() -> AsyncFake:
         await asyncio.sleep(60)
@@ -386,17 +397,18 @@ async def test_closing_gives_up_what_a_task_was_waiting_for_in_vain() -> None:
     ending = asyncio.create_task(end())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05) as limit:
-            await pool.acquire([], limit, 0.05)
+            await pool.lend([], limit, 0.05)
     await ending
     assert asyncio.all_tasks() == before
 
 
-async def test_closing_takes_what_was_opened_in_vain() -> None:
-    """Ready by then or not."""
+async def test_close_of_an_async_pool_ends_all_openings() -> None:
+    """Both finished and unfinished openings end."""
     made = []
+    allowed, never = asyncio.Event(), asyncio.Event()
 
     async def connect() -> AsyncFake:
-        await asyncio.sleep(0.03 if not made else 60)
+        await (never if made else allowed).wait()
         made.append(AsyncFake())
         return made[-1]
 
@@ -404,13 +416,14 @@ async def test_closing_takes_what_was_opened_in_vain() -> None:
     for _ in range(2):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.01) as limit:
-                await pool.acquire([], limit, 0.01)
-    await asyncio.sleep(0.05)
-    async with asyncio.timeout(1) as limit:
-        lent = await pool.acquire([], limit, 1)
+                await pool.lend([], limit, 0.01)
+    allowed.set()
+    await ended(pool)
+    async with asyncio.timeout(30) as limit:
+        lent = await pool.lend([], limit, 30)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01) as limit:
-            await pool.acquire([], limit, 0.01)
+            await pool.lend([], limit, 0.01)
     await pool.close()
     assert lent.is_connected
     await pool.release(lent)

@@ -1,4 +1,4 @@
-"""Where commands go in a cluster, and what a refusal makes of them."""
+"""The nodes of commands in a cluster, and the effect of refusals."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ REPLY = [
         (("PING",), None),
     ],
 )
-def test_a_command_has_its_first_keys_slot(command: Command, key: bytes | None) -> None:
+def test_slot_of_a_command_is_that_of_its_first_key(command: Command, key: bytes | None) -> None:
     """Scripts name their keys after their number."""
     assert slot_of(command) == (None if key is None else key_slot(key))
 
 
-def test_slots_have_owners_and_unnamed_hosts_are_the_one_asked() -> None:
-    """A slot that nobody serves, and a command without a key, go to the node that told of the slots."""
+def test_slot_map_without_an_owner_names_the_asked_node() -> None:
+    """An unserved slot, and a command without a key, go to the node that reported the slots."""
     slots = SlotMap(REPLY, ASKED)
     assert slots.nodes == {("one", 7001), ("copy", 7004), ("asked", 7002), ("asked", 7003)}
     owners = {slots.owner(("GET", b"%d" % number)) for number in range(2000)}
@@ -52,8 +52,8 @@ def test_slots_have_owners_and_unnamed_hosts_are_the_one_asked() -> None:
     assert ("new", 7005) in slots.nodes
 
 
-def test_errands_go_where_a_server_sent_them() -> None:
-    """Before what is known of the slots."""
+def test_redirected_command_goes_to_the_named_server() -> None:
+    """A redirect counts more than the known slots."""
     slots = SlotMap([[0, 16383, [b"one", 7001]]], ASKED)
     plain, sent = PendingCommand(0, ("GET", b"a")), PendingCommand(1, ("GET", b"b"), ("two", 7002))
     assert grouped([plain, sent, plain], slots) == {("one", 7001): [plain, plain], ("two", 7002): [sent]}
@@ -74,24 +74,26 @@ EVALSHA = commands.run(commands.WRITE, [b"k"])
         (ResponseError("x"), None),
     ],
 )
-def test_only_what_was_not_run_goes_on(error: Exception, expected: PendingCommand | None) -> None:
-    """Elsewhere, or with the script's text; any other refusal is the answer."""
+def test_only_a_command_that_did_not_run_is_sent_again(
+    error: Exception, expected: PendingCommand | None
+) -> None:
+    """It goes to another server or with the script's text; any other refusal is the reply."""
     assert PendingCommand(0, EVALSHA).after(error, ASKED) == expected
 
 
-def test_a_text_that_is_not_known_either_is_an_answer() -> None:
-    """No server is asked in circles."""
+def test_script_text_that_is_refused_is_the_reply() -> None:
+    """The client asks no server in circles."""
     assert PendingCommand(0, commands.with_text(EVALSHA)).after(NoScriptError("x"), ASKED) is None
 
 
-def test_a_call_has_its_replies_in_order() -> None:
-    """Whichever group they came in; a later answer replaces a refusal."""
+def test_batch_keeps_its_replies_in_order() -> None:
+    """The groups may answer in any order; a later reply replaces a refusal."""
     call = CommandBatch([("GET", b"a"), EVALSHA, ("GET", b"b")])
-    first, second, third = call.errands
+    first, second, third = call.pending
     answers: list[list[Any]] = [[b"b", NoScriptError("x")], [b"a"]]
     refusals = call.answered({("one", 1): [third, second], ("two", 2): [first]}, answers)
     assert [(type(refusal), address) for refusal, address in refusals] == [(NoScriptError, ("one", 1))]
-    assert [errand.place for errand in call.errands] == [1]
-    assert call.answered({("one", 1): call.errands}, [[b"done"]]) == []
+    assert [each.place for each in call.pending] == [1]
+    assert call.answered({("one", 1): call.pending}, [[b"done"]]) == []
     assert call.replies == [b"a", b"done", b"b"]
-    assert call.errands == []
+    assert call.pending == []

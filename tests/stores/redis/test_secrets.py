@@ -1,7 +1,7 @@
-"""What a run on known prompts leaves behind: in the servers, on the way to them, in logs, counts and events.
+"""The data that a run on known prompts leaves in servers, on the way to them, in logs, counts and events.
 
-Nothing of a prompt, a tool, an image, an API key or a secret may be found in any of it, not in runs of eight
-characters, not as hex or base64.
+It must not contain eight characters in a row of any prompt, tool, image, API key or secret, also not as hex
+or base64.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Keys = dict[bytes, tuple[int, bytes]]
 
 
 class Prompts:
-    """Requests made of texts that are found nowhere else; `texts` are all of them, by what they are."""
+    """Requests made of unique texts; `texts` are all of them by their role."""
 
     def __init__(self) -> None:
         self._random = random.Random(20_260_301)
@@ -92,7 +92,7 @@ class Prompts:
         return {"type": "function", "function": function}
 
     def bodies(self) -> list[dict[str, Any]]:
-        """Return a conversation that grows, others on the same prompts, and one that is short."""
+        """Return a growing conversation, more on the same prompts, and a short one."""
         tools = [self.tool(number) for number in range(4)]
         manual = self.text("system prompt", 1_500)
         sent: list[dict[str, Any]] = []
@@ -126,14 +126,14 @@ Told = list[object]
 
 
 def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, dict[str, int]]:
-    """Send all prompts through a wrapped client to the simulated gateway; what was told, and counted."""
+    """Send all prompts through a wrapped client to the simulated gateway; return the events and counts."""
     bodies = prompts.bodies()
     told: Told = []
     settings = cachemw.Settings(
         **{"provider": "databricks", "store": store, "secret": SECRET, "namespace": NAMESPACE}
         | {"coalesce": True, "split_text": True, "sort_tools": True, "store_timeout_ms": 2000} | fields
     )  # fmt: skip
-    # One kind of block is refused, so what that teaches is shared too.
+    # The gateway refuses one kind of block, so workers share that fact, too.
     with (
         simulated_gateway.running(simulated_gateway.build(Options(tool_result_markers=False))) as url,
         ExitStack() as stack,
@@ -182,16 +182,16 @@ def run(kind: str, store: str, prompts: Prompts, **fields: Any) -> tuple[Told, d
         return told, asyncio.run(awaited())
 
 
-# --- where it is looked for ----------------------------------------------------------------------------------
+# --- the search ----------------------------------------------------------------------------------
 
 
 def grams(data: bytes, length: int) -> set[bytes]:
-    """Return all runs of so many bytes."""
+    """Return all substrings of so many bytes."""
     return {data[start : start + length] for start in range(len(data) - length + 1)}
 
 
 def found(data: bytes, texts: Mapping[str, bytes]) -> set[str]:
-    """Return which texts have a run of eight characters in the data: as they are, as hex or as base64."""
+    """Return the texts with eight characters in a row in the data: plain, as hex or as base64."""
     plain, hexes = grams(data, RUN), grams(data.lower(), 2 * RUN)
     return {
         name
@@ -209,7 +209,7 @@ def _base64(text: bytes) -> Iterator[bytes]:
 
 
 def dumped(servers: Iterable[Server]) -> Keys:
-    """Return all keys of servers, each with its remaining milliseconds and all that is stored under it."""
+    """Return all keys of servers with their remaining milliseconds and their values."""
     keys: Keys = {}
     for server in servers:
         with server.client() as client:
@@ -231,7 +231,7 @@ def joined(keys: Keys) -> bytes:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Every part of every command that leaves the process."""
+    """Record all parts of all commands that leave the process."""
     parts: list[bytes] = []
 
     def note(commands: Any) -> None:
@@ -258,21 +258,21 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[tuple[str, list[Server]]]:
-    """A server of its own; URL and processes."""
+    """Start a server; return its URL and processes."""
     with redis_servers.standalone() as server:
         yield server.url, [server]
 
 
 @pytest.fixture(scope="module")
 def three() -> Iterator[tuple[str, list[Server]]]:
-    """A cluster of three."""
+    """Start a cluster of three; return its URL and processes."""
     with redis_servers.cluster(3) as cluster:
         yield cluster.url, cluster.nodes
 
 
 @pytest.fixture(params=["one", "three"])
 def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[Server]]]:
-    """Each topology, empty."""
+    """Return each topology, empty."""
     url, nodes = request.getfixturevalue(request.param)
     yield url, nodes
     for node in nodes:
@@ -280,20 +280,20 @@ def servers(request: pytest.FixtureRequest) -> Iterator[tuple[str, list[Server]]
             client.flushall()
 
 
-# --- what holds ------------------------------------------------------------------------------------------------
+# --- tests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_no_prompt_is_anywhere(
+def test_run_with_all_opt_ins_stores_no_prompt(
     servers: tuple[str, list[Server]], kind: str, sent: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A run with all that is opt-in leaves hashes, sums, model names and labels; every key is ours and ends."""
+    """A run leaves hashes, sums, model names and labels; each key is cachemw's and expires."""
     caplog.set_level(logging.DEBUG, logger="cachemw")
     url, nodes = servers
     prompts = Prompts()
     told, counts = run(kind, url, prompts)
     keys = dumped(nodes)
-    # It was a run: prefixes, sums, facts and a secret's print are there, and entries were read.
+    # The run left prefixes, sums, facts and a fingerprint, and read entries.
     assert len([name for name in keys if b"}:p:" in name]) > 15
     assert {name[-2:] for name in keys if b"}:p:" not in name} == {b":t", b":b", b":s"}
     assert not [name for name in counts if name.startswith("error.")], counts
@@ -308,7 +308,7 @@ def test_no_prompt_is_anywhere(
     everything = {**prompts.texts, "namespace": NAMESPACE.encode(), "secret": SECRET.encode()}
     assert found(inside, everything) == set()
     assert found(b"\n".join(sent), everything) == set()
-    # The user's own words are labels, and names of models beside them, in the tables of sums alone.
+    # Only the tables of sums hold text of the application: labels and model names.
     for word in (*LABELS, *LABELS.values(), "claude-sonnet-4-6"):
         holding = {name[-2:] for name, (_, value) in keys.items() if word.encode() in name + value}
         assert holding == {b":t"}, word
@@ -316,8 +316,8 @@ def test_no_prompt_is_anywhere(
     assert found(outside.encode(), {**prompts.texts, "secret": SECRET.encode()}) == set()
 
 
-def test_what_is_planted_is_found() -> None:
-    """The search finds a run of eight characters of any text in any form, and nothing in what has none."""
+def test_search_finds_planted_text() -> None:
+    """The search finds eight characters of any text in any form, and nothing without them."""
     prompts = Prompts()
     prompts.bodies()
     for name, text in list(prompts.texts.items())[::5]:
@@ -337,8 +337,10 @@ def test_what_is_planted_is_found() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_a_store_that_is_away_tells_nothing(kind: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Nor do failures: no prompt, and of the store's URL neither user nor password nor host."""
+def test_unavailable_store_logs_no_prompt_and_no_password(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures show no prompt, and of the store's URL neither user nor password nor host."""
     caplog.set_level(logging.DEBUG, logger="cachemw")
     prompts = Prompts()
     port = free_port()
@@ -346,14 +348,14 @@ def test_a_store_that_is_away_tells_nothing(kind: str, caplog: pytest.LogCapture
     assert counts["error.store.ConnectionError"] > 0
     assert counts["store.away"] == 1
     outside = "\n".join([caplog.text, *map(repr, told), *counts])
-    assert "The store is away (ConnectionError)" in caplog.text
+    assert "Store unavailable (ConnectionError)." in caplog.text
     assert found(outside.encode(), {**prompts.texts, "password": PASSWORD.encode()}) == set()
     assert f":{port}" not in outside
     assert "127.0.0.1" not in outside
 
 
 def keys_of(nodes: list[Server]) -> set[bytes]:
-    """Return the names of all keys, and have none after."""
+    """Return the names of all keys, and delete them."""
     names = set(dumped(nodes))
     for node in nodes:
         with node.client() as client:
@@ -362,14 +364,14 @@ def keys_of(nodes: list[Server]) -> set[bytes]:
 
 
 def prefixes(keys: set[bytes]) -> set[bytes]:
-    """Return those of records; what tables there are goes by the time, too."""
+    """Return the keys of records. The time decides which tables exist, too."""
     return {key for key in keys if b"}:p:" in key}
 
 
 def traffic(
     url: str, *, namespace: str | None = None, setting: str = "default", secret: str = SECRET
 ) -> None:
-    """Send the same requests, in the namespace of the settings or one that is given with each call."""
+    """Send the same requests, in the namespace of the settings or in one for each call."""
     prompts = Prompts()
     mw = cachemw.Middleware(
         provider="databricks", store=url, secret=secret, namespace=setting, store_timeout_ms=2000
@@ -382,8 +384,8 @@ def traffic(
     mw.close()
 
 
-def test_namespaces_share_no_key(servers: tuple[str, list[Server]]) -> None:
-    """The same traffic under another namespace, given as a setting or with each call, has other keys all."""
+def test_traffic_under_another_namespace_shares_no_key(servers: tuple[str, list[Server]]) -> None:
+    """The namespace may be a setting or come with each call."""
     url, nodes = servers
     traffic(url)
     default = keys_of(nodes)
@@ -394,12 +396,12 @@ def test_namespaces_share_no_key(servers: tuple[str, list[Server]]) -> None:
     assert default.isdisjoint(by_setting)
     assert prefixes(by_call) == prefixes(by_setting)
     assert len(prefixes(by_call)) == len(prefixes(default)) > 15
-    # The report, what is known of models and classes, and whose secret it is, go by the settings.
+    # The namespace of the settings keys the report, the facts and cohorts, and the fingerprint.
     assert {key[-2:] for key in default & by_call} <= {b":s", b":t", b":b"}
 
 
-def test_secrets_share_no_key(servers: tuple[str, list[Server]]) -> None:
-    """The same traffic under another secret has other keys all, but for the one by which that is found out."""
+def test_traffic_under_another_secret_shares_no_key(servers: tuple[str, list[Server]]) -> None:
+    """Only the key of the fingerprint is the same."""
     url, nodes = servers
     traffic(url)
     first = keys_of(nodes)
@@ -411,8 +413,8 @@ def test_secrets_share_no_key(servers: tuple[str, list[Server]]) -> None:
     assert {key[-2:] for key in first & second} == {b":s"}
 
 
-def test_a_namespaces_report_and_entries_are_its_own(one: tuple[str, list[Server]]) -> None:
-    """What one namespace learned and saved, another doesn't see, whatever its name looks like."""
+def test_report_and_entries_of_a_namespace_are_its_own(one: tuple[str, list[Server]]) -> None:
+    """Another namespace does not see them, whatever its name looks like."""
     url, nodes = one
     names = ["a", "a:b", "a\x00observed", "A", "{a}", "a" * 256]
     made = cachemw.Middleware
@@ -438,7 +440,8 @@ def test_a_namespaces_report_and_entries_are_its_own(one: tuple[str, list[Server
     keys_of(nodes)
 
 
-# --- workers whose secrets differ ------------------------------------------------------------------------------
+# --- workers whose secrets differ
+# ------------------------------------------------------------------------------
 
 
 def _sync(url: str, secret: str | None, times: int) -> dict[str, int]:
@@ -465,19 +468,19 @@ def _async(url: str, secret: str | None, times: int) -> dict[str, int]:
 
 @pytest.mark.parametrize("act", [_sync, _async], ids=["sync", "async"])
 @pytest.mark.parametrize("other", ["another secret", None])
-def test_another_secret_is_told_once(
+def test_worker_with_another_secret_warns_once(
     servers: tuple[str, list[Server]],
     act: Callable[[str, str | None, int], dict[str, int]],
     other: str | None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The worker that came later counts it once and warns once; the one whose secret it is says nothing."""
+    """The worker that came later counts it once and warns once; the first one stays silent."""
     url, nodes = servers
     assert "error.store.OtherSecret" not in act(url, SECRET, 3)
     caplog.clear()
     assert act(url, other, 3)["error.store.OtherSecret"] == 1
     (warning,) = [each.message for each in caplog.records if "another secret" in each.message]
-    assert "Set `secret` the same for all." in warning
+    assert "Set `secret` to the same value for all workers." in warning
     assert SECRET not in warning
     assert "error.store.OtherSecret" not in act(url, SECRET, 1)
     keys = dumped(nodes)

@@ -1,4 +1,4 @@
-"""Amounts on their way: each is added once, whatever is lost or sent twice."""
+"""The outbox of sums: each amount is added once, through any losses and repetitions."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Server:
         )
     )
 )
-def test_each_amount_is_added_once(steps: list[tuple[str, str, int, str]]) -> None:
-    """Requests and answers may be lost in any order: in the end the sums are exact."""
+def test_amount_through_any_losses_is_added_once(steps: list[tuple[str, str, int, str]]) -> None:
+    """Requests and replies may be lost in any order: the sums are exact in the end."""
     tally, server, wanted = SumsOutbox(), Server(), Counter[str]()
 
     def send(how: str) -> None:
@@ -60,8 +60,8 @@ def test_each_amount_is_added_once(steps: list[tuple[str, str, int, str]]) -> No
     assert server.sums == wanted
 
 
-def test_two_senders_of_one_batch_lose_nothing() -> None:
-    """A late word that a batch was added says nothing of the next one."""
+def test_late_confirmation_leaves_the_next_batch() -> None:
+    """A late confirmation of a batch does not confirm the next one."""
     tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     (mine,), (theirs,) = tally.batches(), tally.batches()
@@ -75,8 +75,8 @@ def test_two_senders_of_one_batch_lose_nothing() -> None:
     assert following.amounts == {"calls": 2}
 
 
-def test_namespaces_and_tables_are_apart() -> None:
-    """Each table of each tenant is a batch of its own, with the time that it is kept."""
+def test_batches_are_separate_for_each_namespace_and_table() -> None:
+    """Each batch has the keep time of its table."""
     tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     tally.add("other", "10", {"calls": 2}, 70)
@@ -86,8 +86,8 @@ def test_namespaces_and_tables_are_apart() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a long outage known names go on being summed; new ones find no place, and that is told."""
+def test_outbox_when_full_refuses_new_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a long outage known names are still summed; new ones are refused and counted."""
     monkeypatch.setattr(module, "_MOST", 2)
     monkeypatch.setattr(module, "_TABLES", 2)
     tally = SumsOutbox()
@@ -100,8 +100,8 @@ def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_fork_sends_nothing_of_its_parents() -> None:
-    """What the parent holds, the parent sends; the child is another sender."""
+def test_outbox_in_a_fork_is_empty() -> None:
+    """The parent sends its own amounts; the child is another sender."""
     tally = SumsOutbox()
     tally.add("acme", "10", {"calls": 1}, 60)
     reader, speaker = os.pipe()

@@ -1,11 +1,11 @@
-"""Connections to Redis, one at a time: opened to the end, and bounded in what a call may wait for them.
+"""The opening of one connection to Redis.
 
-Lives here: which of redis-py's classes a target means, and what "open" is: name looked up, connected, TLS
-spoken, logged in, and one PING answered, so that a server which takes connections and does not speak is
-found out here. Must not know: calls, pools, slots.
+Contains: the class of redis-py for a target, and the steps until a connection is open: name look-up, connect,
+TLS, login and one PING, which detects a server that accepts connections and never replies. Must not depend
+on: calls, pools, slots.
 
-Each wait of opening is bounded by the patience in seconds; looking up a name is not, by anything, so the
-pools do all of this in the background.
+The patience in seconds bounds each wait of these steps except the name look-up, which has no bound. So the
+pools open connections in the background.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from cachemw.stores.redis.client.sockets import AsyncPlain, AsyncTls, AsyncUnix,
 from cachemw.stores.url import Address, Target
 from cachemw.threads import start
 
-Connection: TypeAlias = Any  # redis-py's, sync or async: the two share no typed face
+Connection: TypeAlias = Any  # redis-py's, sync or async; the two have no common base
 T = TypeVar("T")
 
-# What sentinels are asked for is known to them: one that does not answer soon is no help.
+# A sentinel answers from memory, so a slow one is of no use.
 _SENTINEL_PATIENCE = 0.5
 _GOODBYE = 1.0
 
 
 def opener(at: Target, patience: float) -> Callable[[Address | None], Connection]:
-    """Return what opens a connection: to an address, or, told none, to where the target itself is."""
+    """Return a function that opens a connection to an address, or to the target itself for None."""
     options = _login(at) | _waits(patience) | {"retry": Retry(NoBackoff(), 0)}
     context = contexts(at)
 
@@ -56,14 +56,14 @@ def opener(at: Target, patience: float) -> Callable[[Address | None], Connection
 def _opened(connection: Connection) -> Connection:
     connection.connect()
     connection.send_command("PING", check_health=False)
-    # Any answer will do: this user may not be allowed to ask.
+    # Any reply will do, since this user may lack the permission.
     with suppress(ResponseError):
         connection.read_response()
     return connection
 
 
 def _master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
-    # A new one each time: `Sentinel` is not made for several threads, and opening is rare.
+    # A new one each time: `Sentinel` is not thread-safe, and opening is rare.
     kind: Any = redis.sentinel.Sentinel
     with kind(at.hosts, sentinel_kwargs=_sentinels(at, patience, Retry)) as sentinels:
         _secured(sentinels, Tls, tls)
@@ -71,7 +71,7 @@ def _master(at: Target, patience: float, tls: dict[str, Any]) -> Address:
 
 
 def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awaitable[Connection]]:
-    """Return the same for asyncio."""
+    """Return a coroutine function that does the same for asyncio."""
     options = _login(at) | {"socket_timeout": None, "retry": AsyncRetry(NoBackoff(), 0)}
     context = contexts(at)
 
@@ -81,7 +81,7 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
             return await _async_opened(by_path(path=at.path, **options))
         tls = {"context": await _on_a_thread(context)} if at.tls else {}
         host, port = address or (await _async_master(at, patience, tls) if at.service else at.hosts[0])
-        # What is found is not used: the loop asks again, and is answered.
+        # The loop repeats the look-up and gets the answer from the resolver's cache.
         with suppress(OSError, UnicodeError):
             await _on_a_thread(lambda: socket.getaddrinfo(host, None))
         kind: Any = AsyncTls if at.tls else AsyncPlain
@@ -95,14 +95,15 @@ def async_opener(at: Target, patience: float) -> Callable[[Address | None], Awai
 
 
 async def _on_a_thread(work: Callable[[], T]) -> T:
-    """Do work on a thread of its own: the few of the loop's executor are the application's.
+    """Run a function on a new thread, and return its result.
 
-    A name server that does not answer would keep each of them for half a minute.
+    The few threads of the loop's executor belong to the application. A silent name server would block each of
+    them for half a minute.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[T] = loop.create_future()
 
-    def tell(error: Exception | None, result: Any) -> None:
+    def hand_over(error: Exception | None, result: Any) -> None:
         if done.done():
             return
         if error is None:
@@ -118,7 +119,7 @@ async def _on_a_thread(work: Callable[[], T]) -> T:
             error = raised
         # The loop may have ended.
         with suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, error, result)
+            loop.call_soon_threadsafe(hand_over, error, result)
 
     start(run)
     return await done
@@ -137,7 +138,7 @@ async def _async_opened(connection: Connection) -> Connection:
 
 
 async def ended(connection: Connection) -> None:
-    """Disconnect to the end: with TLS that takes the server's part, which is waited for a moment only."""
+    """Close a connection, and wait a moment for the server's part of the TLS shutdown."""
     with suppress(TimeoutError):
         async with asyncio.timeout(_GOODBYE):
             await connection.disconnect()
@@ -151,13 +152,13 @@ async def _async_master(at: Target, patience: float, tls: dict[str, Any]) -> Add
         return _address(await sentinels.discover_master(at.service))
     finally:
         for sentinel in sentinels.sentinels:
-            # What is known by now is not lost by a goodbye that takes long.
+            # A slow shutdown must not lose the address.
             with suppress(RedisError):
                 await sentinel.aclose()
 
 
 def _login(at: Target) -> dict[str, Any]:
-    # Protocol 2 and no driver's name spare round trips, and replies have one shape in every version.
+    # Protocol 2 without a driver name saves round trips, and its replies have one shape in all versions.
     return {
         "username": at.username or None,
         "password": at.password or None,

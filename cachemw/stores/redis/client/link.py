@@ -1,9 +1,9 @@
-"""Calls to Redis, whatever its topology: commands in, replies out, within a time.
+"""Calls to Redis in any topology: commands in, replies out, within a deadline.
 
-Lives here: a call as a whole, sync and async. Must not know: key names, scripts, what a store is.
+Contains: a call as a whole, sync and async. Must not depend on: key names, scripts, the store.
 
-A call's commands are sent together, to every server that it takes, before any answer is read. Nothing is sent
-twice, except where a server said that it did not run it: a call whose answer was lost may have been counted.
+The client sends the commands of a call to all servers before it reads the first reply. It sends a command
+again only if the server refused to run it: a command whose reply was lost may have been counted.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from cachemw.stores.redis.client.servers import AsyncClusterNodes, ClusterNodes
 from cachemw.stores.redis.commands import Command
 from cachemw.stores.url import target
 
-# Longer than it takes until a first packet that was lost is sent again.
+# Seconds. TCP sends a lost first packet again after one.
 CONNECT_PATIENCE = 2.0
-# In so many parts is an async call's time counted, see `_bounded`.
+# The number of parts in which the deadline of an async call is counted, see `_bounded`.
 _PARTS = 10
 
 
 class RedisClient:
-    """Reach what a URL names; any number of threads may call at once.
+    """Send commands to the servers of a URL. Any number of threads may use one.
 
-    `url` is one that `cachemw.stores.url` lets pass. Nothing is connected before the first call. A connection
-    that a call did not get in time goes on being opened in the background, each wait of it bounded by
-    `connect_patience` seconds. `clustered` says that no command may name keys of two slots. Commands of one
-    call must not build on each other: one that a server did not run at once is run after the others.
+    `url` is one that `cachemw.stores.url` accepts. The first call opens the first connection. If a connection
+    is not open before the deadline of a call, a background thread continues to open it; `connect_patience` in
+    seconds bounds each of its waits. If `clustered` is True, a command may name keys of one slot only. The
+    commands of a call must be
+    independent: a command that was redirected runs after the rest.
     """
 
     def __init__(self, url: str, *, connect_patience: float = CONNECT_PATIENCE) -> None:
@@ -45,32 +46,32 @@ class RedisClient:
         self._process = os.getpid()
 
     def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """Return the replies in order, a server's refusal (`ResponseError`) in a reply's place, within `seconds`.
+        """Return the replies in order, within `seconds`. A refused command's reply is its `ResponseError`.
 
-        Raises what redis-py, the network or the clock says where an answer is missing.
+        Raises the error of redis-py, of the network or `TimeoutError` if a reply is missing.
         """
         if self._process != os.getpid():
-            # A fork has its parent's sockets, and must not send over them.
+            # A forked child has copies of its parent's sockets and must not send over them.
             self._reset()
         servers, call, deadline = self._servers, CommandBatch(commands), time.monotonic() + seconds
         for _ in range(MAX_REDIRECTS):
-            groups = servers.grouped(call.errands, deadline, seconds)
+            groups = servers.grouped(call.pending, deadline, seconds)
             for refusal, address in call.answered(groups, servers.send(groups, deadline, seconds)):
                 servers.note(refusal, address)
-            if not call.errands:
+            if not call.pending:
                 break
         return call.replies
 
     def close(self) -> None:
-        """Disconnect; a call after this connects for itself alone."""
+        """Close all connections. A later call opens its own connection and closes it at its end."""
         if self._process == os.getpid():
             self._servers.close()
 
 
 class AsyncRedisClient:
-    """`Link`, awaited; one event loop uses it at a time.
+    """`RedisClient` for the tasks of one event loop at a time.
 
-    `seconds` are those in which the loop got round to it: see `_bounded`.
+    The deadline counts only seconds in which the event loop was able to run the call, see `_bounded`.
     """
 
     def __init__(self, url: str, *, connect_patience: float = CONNECT_PATIENCE) -> None:
@@ -80,8 +81,8 @@ class AsyncRedisClient:
         self._servers: AsyncClusterNodes
 
     async def execute(self, commands: Sequence[Command], seconds: float) -> list[Any]:
-        """See `Link.execute`."""
-        # Connections die with the loop that opened them: another `asyncio.run` needs its own.
+        """See `RedisClient.execute`."""
+        # Connections belong to the loop that opened them, so another `asyncio.run` needs its own.
         if self._loop is not asyncio.get_running_loop():
             self._loop, self._servers = (
                 asyncio.get_running_loop(),
@@ -90,25 +91,25 @@ class AsyncRedisClient:
         servers, call = self._servers, CommandBatch(commands)
         async with _bounded(seconds) as limit:
             for _ in range(MAX_REDIRECTS):
-                groups = await servers.grouped(call.errands, limit, seconds)
+                groups = await servers.grouped(call.pending, limit, seconds)
                 for refusal, address in call.answered(groups, await servers.send(groups, limit, seconds)):
                     await servers.note(refusal, address)
-                if not call.errands:
+                if not call.pending:
                     break
         return call.replies
 
     async def close(self) -> None:
-        """See `Link.close`."""
+        """See `RedisClient.close`."""
         if self._loop is asyncio.get_running_loop():
             await self._servers.close()
 
 
 @asynccontextmanager
 async def _bounded(seconds: float) -> AsyncIterator[asyncio.Timeout]:
-    """Raise `TimeoutError` where what is inside takes longer, by time in which the loop got round to it.
+    """Raise `TimeoutError` if the block takes longer than `seconds`, not counting a busy loop.
 
-    A loop that is busy for longer than that would give up on answers that have long been there. So the time
-    is counted in parts, and however late the end of one is seen, it counts once.
+    After a long busy period, a plain timeout would expire although the reply had arrived. So the time is
+    counted in parts, and each part counts once, however late the loop sees its end.
     """
     loop, left = asyncio.get_running_loop(), _PARTS
     timer: asyncio.TimerHandle

@@ -1,12 +1,11 @@
-"""Connections to one server, kept ready.
+"""The connections to one server.
 
-Lives here: how many there are, who gets one, and what becomes of those that take long to open. Must not
-know: how one is opened, what is sent.
+Contains: their number, their lending, and the connections that take long to open. Must not depend on: the
+steps of opening, commands.
 
-Nothing is opened in a caller's time alone: a connection that a call did not get in time goes on being
-opened, and a later call gets it. So a network slower than the budget is connected to in the end. And a call
-does not wait where another has just waited as long in vain: while a host is gone, one call waits for it, not
-each.
+If a call reaches its deadline while its connection is being opened, the opening continues, and a later call
+gets the connection. So a network slower than the deadline is connected to in the end. A call does not wait if
+another call has just waited as long in vain: while a host is unavailable, one call waits for it, not each.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from cachemw.threads import start
 
 T = TypeVar("T")
 Permit: TypeAlias = "SimpleQueue[Any]"
-# No process has more sockets than this to one server.
+# More sockets than any process has to one server.
 _SOCKETS = 1 << 16
 
 
 class Background(Generic[T]):
-    """Run something once on a daemon thread; `result` waits for what it returned or raised."""
+    """Run a function once on a daemon thread; `result` waits for its end."""
 
     waited = 0.0
     taken = False
@@ -50,16 +49,19 @@ class Background(Generic[T]):
 
     @property
     def done(self) -> bool:
-        """Say whether it has ended."""
+        """Return True if the function has ended."""
         return self._done
 
     @property
     def failed(self) -> bool:
-        """Say whether it has ended with an error."""
+        """Return True if the function has raised an error."""
         return self._error is not None
 
     def result(self, deadline: float, seconds: float) -> T:
-        """Return what came of it; raise `TimeoutError` at the deadline, at once where as long was waited before."""
+        """Return or raise the outcome. Raise `TimeoutError` at the deadline.
+
+        Raises it at once if an earlier call waited as long in vain.
+        """
         if not self._done and (self.waited >= seconds or not self._wait(deadline)):
             self.waited = max(self.waited, seconds)
             raise TimeoutError
@@ -67,13 +69,13 @@ class Background(Generic[T]):
         return self.got()
 
     def got(self) -> T:
-        """Return or raise what came of it; it has ended."""
+        """Return or raise the outcome of a function that has ended."""
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
 
     def then(self, act: Callable[[T], object]) -> None:
-        """Do something with what it returns, at once where it has."""
+        """Call `act` with the result, at once if the function has ended."""
         self._then.append(act)
         if self._done:
             self._act()
@@ -81,7 +83,7 @@ class Background(Generic[T]):
     def _wait(self, deadline: float) -> bool:
         with suppress(Empty):
             self._ended.get(timeout=max(0.0, deadline - time.monotonic()))
-            # One token wakes each waiting thread in turn.
+            # One token wakes all waiting threads in turn.
             self._ended.put(None)
         return self._done
 
@@ -142,13 +144,13 @@ class AsyncBackground(Generic[T]):
         return cast("T", self._task.result())
 
     async def cancel(self) -> T | None:
-        """End it; return what came of it before."""
+        """Cancel the task; return the result if it had one before."""
         self._task.cancel()
         await asyncio.wait((self._task,))
         return None if self._task.cancelled() else self._task.result()
 
     async def _run(self, work: Callable[[], Awaitable[T]]) -> T | None:
-        # An error that nobody waits for any more is no error of the loop's.
+        # The loop must not report an error for which no call waits any more.
         try:
             return await work()
         except Exception as error:
@@ -157,29 +159,30 @@ class AsyncBackground(Generic[T]):
 
 
 class Pool:
-    """Lend connections to threads, the one given back last first, at most `size` at a time.
+    """Lend connections to threads, the last released one first, at most `size` at a time.
 
-    One that is `closed` still lends, and keeps nothing. A call takes a connection and a permit, which goes back to
-    `room`. An exception that a signal handler raises may cost the connection, but not the permit: one call of a C
-    function takes it from `room` into the list of the caller, and one such call in the caller's `finally` block,
-    `deque(map(SimpleQueue.put, permits, permits), 0)`, puts all permits back.
+    A pool that is `closed` still lends, and keeps no connection. A call takes a connection and a permit, and
+    returns the permit to `room`. An exception that a signal handler raises may lose the connection, but never
+    the permit. One call of a C function moves the permit from `room` to the caller's list `permits`. One such
+    call in the caller's `finally` block, `deque(returning, 0)`, puts all permits back. The caller makes
+    `returning`, which is `map(SimpleQueue.put, permits, permits)`, before it takes the first permit.
     """
 
     def __init__(self, connect: Callable[[], Connection], size: int) -> None:
         self._connect = connect
-        # Each permit is a reference to the queue itself, so that it needs no further note of its pool.
+        # Each permit is a reference to its queue, which says where to return it.
         self.room: Permit = SimpleQueue()
         deque(map(self.room.put, repeat(self.room, min(size, _SOCKETS))), 0)
         self.closed = False
-        # Lists are used where one operation is all: those need no lock.
+        # Single operations of lists need no lock.
         self._idle: list[Connection] = []
         self._opening: list[Background[Connection]] = []
         self._where: Any = None
 
-    def acquire(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
-        """Add a permit to `permits` and return a connection that can be sent over.
+    def lend(self, permits: list[Permit], deadline: float, seconds: float) -> Connection:
+        """Add a permit to `permits` and return a usable connection.
 
-        Raises what opening one raised, or `TimeoutError` at the deadline.
+        Raises the error of opening it, or `TimeoutError` at the deadline.
         """
         get = partial(self.room.get, True, max(0.0, deadline - time.monotonic()))
         try:
@@ -190,26 +193,26 @@ class Pool:
         return self._idle_one(deadline) or self._opened_one(deadline, seconds)
 
     def release(self, connection: Connection) -> None:
-        """Keep a connection for the next call; one that was disconnected is forgotten."""
+        """Keep a connection for the next call, unless it is disconnected."""
         if connection.is_connected:
             self._idle.append(connection)
-        self._end_what_was_kept()
+        self._forget_if_closed()
 
     def forget(self) -> None:
-        """Disconnect all connections that are not lent."""
+        """Close all connections that are not lent."""
         _settle(self._opening, self._idle)
         while (connection := _last(self._idle)) is not None:
             connection.disconnect()
 
     def close(self) -> None:
-        """Forget, and keep no connection from here on."""
+        """Close all connections that are not lent, and keep none from now on."""
         self.closed = True
         self.forget()
         while (opening := _last(self._opening)) is not None:
             opening.then(lambda connection: connection.disconnect())
 
-    def _end_what_was_kept(self) -> None:
-        # Asked after keeping something: who closes meanwhile sees it, or is seen here.
+    def _forget_if_closed(self) -> None:
+        # Checked after keeping a connection: a simultaneous `close` sees it, or is seen here.
         if self.closed:
             self.close()
 
@@ -228,14 +231,14 @@ class Pool:
         finally:
             if not opening.taken:
                 self._opening.append(opening)
-                self._end_what_was_kept()
+                self._forget_if_closed()
         connection.until(deadline)
         return connection
 
     def _open(self) -> Connection:
         connection = self._connect()
         if (where := _where(connection)) != self._where:
-            # There is another master: nobody should still ask the old one.
+            # Another master: no call should use connections to the old one.
             self._where = where
             self.forget()
         return connection
@@ -249,10 +252,10 @@ def _last(items: list[T]) -> T | None:
 
 
 def _settle(opening: list[Any], idle: list[Connection]) -> None:
-    """Put connections that were opened meanwhile with the idle ones: like those, they may be gone by now."""
+    """Move connections that are open by now to the idle ones; the server may have closed them since."""
     for each in opening[:]:
         if each.done:
-            # Another thread may have been faster.
+            # Another thread may have moved it.
             with suppress(ValueError):
                 opening.remove(each)
                 if not each.failed:
@@ -264,8 +267,8 @@ def _where(connection: Connection) -> Any:
 
 
 def _quiet(connection: Connection) -> bool:
-    """Say whether the server has neither closed a connection nor sent what nobody asked for."""
-    # Without a wait: where hiredis is missing, redis-py asks by receiving.
+    """Return True if the server has neither closed a connection nor sent data without a request."""
+    # Without a wait: redis-py without hiredis checks by receiving.
     connection.until(time.monotonic())
     try:
         return not connection.can_read()
@@ -274,7 +277,7 @@ def _quiet(connection: Connection) -> bool:
 
 
 class AsyncPool:
-    """`Pool` for the tasks of one event loop; who takes bounds the wait."""
+    """`Pool` for the tasks of one event loop. The caller bounds the wait."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]], size: int) -> None:
         self._connect = connect
@@ -284,17 +287,17 @@ class AsyncPool:
         self._opening: list[AsyncBackground[Connection]] = []
         self._where: Any = None
 
-    async def acquire(
+    async def lend(
         self, permits: list[asyncio.Semaphore], limit: asyncio.Timeout, seconds: float
     ) -> Connection:
-        """See `Pool.take`; `limit` is the caller's own, and the caller releases each of `permits`."""
+        """See `Pool.lend`. `limit` is the caller's deadline, and the caller releases each of `permits`."""
         await self.room.acquire()
         permits.append(self.room)
         _settle(self._opening, self._idle)
         return await self._idle_one() or await self._opened_one(limit, seconds)
 
     async def release(self, connection: Connection) -> None:
-        """See `Pool.keep`."""
+        """See `Pool.release`."""
         if connection.is_connected and not self.closed:
             self._idle.append(connection)
         else:
@@ -307,17 +310,17 @@ class AsyncPool:
             await connection.disconnect(nowait=True)
 
     async def close(self) -> None:
-        """See `Pool.close`; what is being opened is given up."""
+        """See `Pool.close`; connections that are being opened are cancelled."""
         self.closed = True
         while self._opening:
             opening = self._opening[-1]
             connection = await opening.cancel()
-            # Another task may close it, too.
+            # Another task may close the pool, too.
             if opening in self._opening:
                 self._opening.remove(opening)
                 if connection is not None:
                     self._idle.append(connection)
-        # Taken out first: nobody is lent what is being ended.
+        # Taken out first, so that no call gets a connection that is being closed.
         idle, self._idle = self._idle, []
         try:
             await asyncio.gather(*map(ended, idle))
@@ -334,7 +337,7 @@ class AsyncPool:
             except (RedisConnectionError, RedisTimeoutError, OSError):
                 pass
             finally:
-                # Where this task was cancelled, too.
+                # After a cancellation of this task, too.
                 if not quiet:
                     await connection.disconnect(nowait=True)
             if quiet:

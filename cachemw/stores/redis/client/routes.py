@@ -1,6 +1,7 @@
-"""Where commands go, and where they go next when a server says that it did not run them.
+"""The server of each command, and the next server after a refusal to run it.
 
-Lives here: a cluster's slots, and what NOSCRIPT, MOVED and ASK ask for. Must not know: connections.
+Contains: the slots of a cluster, and the reactions to NOSCRIPT, MOVED and ASK. Must not depend on:
+connections.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from redis.exceptions import AskError, MovedError, NoScriptError, ResponseError
 from cachemw.stores.redis.commands import Command, with_text
 from cachemw.stores.url import Address
 
-# A script, a move, an asking and a script again: more is a cluster that does not know itself.
+# NOSCRIPT, MOVED, ASK and NOSCRIPT again. With more, the nodes of the cluster disagree.
 MAX_REDIRECTS = 5
 
 
 class PendingCommand(NamedTuple):
-    """One command on its way: which of the call's it is, and to whom, where a server named one."""
+    """One command without a reply: its place in the call, and its server if another server named it."""
 
     place: int
     command: Command
@@ -27,41 +28,41 @@ class PendingCommand(NamedTuple):
     asking: bool = False
 
     def after(self, error: Exception, asked: Address) -> PendingCommand | None:
-        """Return how it goes on after an error that says it was not run; None where that is the answer."""
+        """Return the command to send after a refusal to run it, None if the error is its reply."""
         if isinstance(error, NoScriptError) and self.command[0] == "EVALSHA":
             return self._replace(command=with_text(self.command))
         if isinstance(error, AskError):
-            # Without a name, it is the host that was asked.
+            # Without a host name, the host of the asked server is meant.
             to = (error.host or asked[0], error.port)
             return self._replace(to=to, asking=not isinstance(error, MovedError))
         return None
 
 
 class CommandBatch:
-    """The commands of one call: what is still to be sent, and what was answered."""
+    """The commands of one call: those still to send, and the replies so far."""
 
     def __init__(self, commands: Sequence[Command]) -> None:
         self.replies: list[Any] = [None] * len(commands)
-        self.errands = [PendingCommand(index, command) for index, command in enumerate(commands)]
+        self.pending = [PendingCommand(index, command) for index, command in enumerate(commands)]
 
     def answered(
         self, groups: Mapping[Address, list[PendingCommand]], answers: list[list[Any]]
     ) -> list[tuple[ResponseError, Address]]:
-        """Take the answers to all errands, keep those that go on, and return what was refused, and by whom."""
+        """Take the replies, keep the commands to send again, and return each refusal with its server."""
         refusals = []
-        self.errands = []
+        self.pending = []
         for (address, group), replies in zip(groups.items(), answers, strict=True):
-            for errand, reply in zip(group, replies, strict=True):
-                self.replies[errand.place] = reply
+            for command, reply in zip(group, replies, strict=True):
+                self.replies[command.place] = reply
                 if isinstance(reply, ResponseError):
                     refusals.append((reply, address))
-                    if (further := errand.after(reply, address)) is not None:
-                        self.errands.append(further)
+                    if (further := command.after(reply, address)) is not None:
+                        self.pending.append(further)
         return refusals
 
 
 def slot_of(command: Command) -> int | None:
-    """Return the slot of a command's first key; None where it has none."""
+    """Return the slot of a command's first key, None without a key."""
     place = 3 if command[0] in ("EVAL", "EVALSHA") else 1
     if len(command) <= place:
         return None
@@ -70,7 +71,7 @@ def slot_of(command: Command) -> int | None:
 
 
 class SlotMap:
-    """Know which node of a cluster serves which slot."""
+    """The node of each slot of a cluster."""
 
     def __init__(self, reply: Sequence[Any], asked: Address) -> None:
         self._owners: list[Address | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
@@ -82,21 +83,21 @@ class SlotMap:
             self.nodes.update(named)
 
     def owner(self, command: Command) -> Address:
-        """Return whom to send a command to: the node that told of the slots where nobody is known to serve it."""
+        """Return the node of a command. Without a known one, return the node that reported the slots."""
         slot = slot_of(command)
         return (None if slot is None else self._owners[slot]) or self._asked
 
     def moved(self, slot: int, to: Address) -> None:
-        """Learn where a slot has gone."""
+        """Note the new node of a slot."""
         self._owners[slot] = to
         self.nodes.add(to)
 
 
-def grouped(errands: Iterable[PendingCommand], slots: SlotMap) -> dict[Address, list[PendingCommand]]:
-    """Return errands by whom they go to."""
+def grouped(pending: Iterable[PendingCommand], slots: SlotMap) -> dict[Address, list[PendingCommand]]:
+    """Return commands by their server."""
     groups: dict[Address, list[PendingCommand]] = {}
-    for errand in errands:
-        groups.setdefault(errand.to or slots.owner(errand.command), []).append(errand)
+    for each in pending:
+        groups.setdefault(each.to or slots.owner(each.command), []).append(each)
     return groups
 
 

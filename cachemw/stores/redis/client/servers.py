@@ -1,11 +1,11 @@
-"""The servers of one target: their connections, and, in a cluster, who of them has which slot.
+"""The servers of one target: their connections and, in a cluster, the node of each slot.
 
-Lives here: commands sent together and their answers read, and how a cluster's slots are kept known. Must not
-know: what a call is made of, the retry of what was not run.
+Contains: the exchange of commands and replies, and the refresh of a cluster's slots. Must not depend on: the
+parts of a call, redirects.
 
-A cluster's slots are looked up in the background, at the first call and whenever a server or its silence
-says that they have changed; only the first call waits for them. A node that is gone makes those calls fail
-that need it, at once where it refuses.
+A background thread or task looks up the slots of a cluster at the first call, and again after a refusal or a
+failure that may mean a change. Only the first call waits for them. If a node is unavailable, the calls that
+need it fail, at once if it refuses connections.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Groups = Mapping[Address, list[PendingCommand]]
 _CONNECTIONS = 50
 _ASKING: Command = ("ASKING",)
 _SLOTS: Command = ("CLUSTER", "SLOTS")
-# How long one node is asked for the slots before another is, and how often at most, in seconds.
+# Seconds to wait for the slots from one node, and between two look-ups.
 _SLOTS_PATIENCE = 0.5
 _SLOTS_PAUSE = 0.1
-# Where no node has to be told from another.
+# Stands for the only server of a target without nodes.
 _HERE: Address = ("", 0)
 
 
 class _Topology:
-    """What the twins share: who has which slot, as far as known, and when to look again."""
+    """The slots as far as known, and the time of the next look-up, for both twins."""
 
     def __init__(self, at: Target) -> None:
         self.clustered = at.kind == "cluster"
@@ -59,7 +59,7 @@ class _Topology:
         return time.monotonic() - self._looked >= _SLOTS_PAUSE
 
     def _stale(self, refusal: ResponseError, address: Address) -> bool:
-        """Say whether a refusal means that slots have changed, and learn what it tells."""
+        """Return True if a refusal means that slots have changed, and note the change that it names."""
         if isinstance(refusal, MovedError) and self._slots is not None:
             self._slots.moved(refusal.slot_id, (refusal.host or address[0], refusal.port))
             return True
@@ -76,7 +76,7 @@ class _Topology:
 
 
 class ClusterNodes(_Topology):
-    """The servers of one target, for threads."""
+    """The servers of one target. Any number of threads may use one."""
 
     def __init__(self, at: Target, patience: float) -> None:
         super().__init__(at)
@@ -85,32 +85,34 @@ class ClusterNodes(_Topology):
         self._looking: Background[None] | None = None
         self._one_looks = threading.Lock()
 
-    def grouped(self, errands: list[PendingCommand], deadline: float, seconds: float) -> Groups:
-        """Return errands by the server that each goes to; waits where that is not known yet."""
+    def grouped(self, pending: list[PendingCommand], deadline: float, seconds: float) -> Groups:
+        """Return commands by their server, and wait for the slots if none are known yet."""
         if not self.clustered:
-            return {_HERE: errands}
+            return {_HERE: pending}
         if self._slots is None:
             self._look()
             assert self._looking is not None
             self._looking.result(deadline, seconds)
         assert self._slots is not None
-        return grouped(errands, self._slots)
+        return grouped(pending, self._slots)
 
     def send(self, groups: Groups, deadline: float, seconds: float) -> list[list[Any]]:
-        """Send all errands, then read all answers, in the order of the groups; a refusal is an answer."""
+        """Send all commands, then read all replies in the order of the groups. A refusal is a reply."""
         permits: list[Permit] = []
+        # Made here: after each call in the `finally` block, a signal handler may raise. See `Pool`.
+        returning = map(SimpleQueue.put, permits, permits)
         taken: list[tuple[Pool, Connection]] = []
         unread: list[Connection] = []
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, pool.acquire(permits, deadline, seconds)))
+                taken.append((pool, pool.lend(permits, deadline, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 connection.send_packed_command(_packed(connection, group), check_health=False)
             answers = []
             for (_, connection), group in zip(taken, groups.values(), strict=True):
-                answers.append([_read(connection, errand) for errand in group])
+                answers.append([_read(connection, each) for each in group])
                 unread.remove(connection)
             return answers
         except Exception:
@@ -119,24 +121,24 @@ class ClusterNodes(_Topology):
             raise
         finally:
             try:
-                # What is still to come would be read as the next call's answer.
+                # The next call would read the outstanding replies as its own.
                 for connection in unread:
                     connection.disconnect()
                 for pool, connection in taken:
                     pool.release(connection)
             finally:
-                deque(map(SimpleQueue.put, permits, permits), 0)  # see `Pool`
+                deque(returning, 0)
 
     def note(self, refusal: ResponseError, address: Address) -> None:
-        """Draw the conclusions from a server's refusal."""
+        """React to a server's refusal."""
         if isinstance(refusal, ReadOnlyError):
-            # It was the master: a new connection finds the one that is.
+            # The server is no longer the master, and a new connection finds the new one.
             self._pool(address).forget()
         elif self._stale(refusal, address):
             self._look()
 
     def close(self) -> None:
-        """Disconnect, and keep no connection from here on."""
+        """Close all connections, and keep none from now on."""
         self._closed = True
         for pool in list(self._pools.values()):
             pool.close()
@@ -151,7 +153,7 @@ class ClusterNodes(_Topology):
         return pool
 
     def _look(self) -> None:
-        # Who finds that another may look already must find, too, what that one waits for.
+        # A thread that finds a look-up under way must also find its `Background` to wait for.
         with self._one_looks:
             if (self._looking is None or self._looking.done) and self._may_look():
                 self._looking = Background(self._find)
@@ -175,7 +177,7 @@ class ClusterNodes(_Topology):
 
 
 class AsyncClusterNodes(_Topology):
-    """The servers of one target, for the tasks of one event loop; who calls bounds the wait by `limit`."""
+    """The servers of one target for the tasks of one event loop. The caller's `limit` is the deadline."""
 
     def __init__(self, at: Target, patience: float) -> None:
         super().__init__(at)
@@ -183,32 +185,32 @@ class AsyncClusterNodes(_Topology):
         self._pools: dict[Address, AsyncPool] = {}
         self._looking: AsyncBackground[None] | None = None
 
-    async def grouped(self, errands: list[PendingCommand], limit: asyncio.Timeout, seconds: float) -> Groups:
-        """See `Servers.grouped`."""
+    async def grouped(self, pending: list[PendingCommand], limit: asyncio.Timeout, seconds: float) -> Groups:
+        """See `ClusterNodes.grouped`."""
         if not self.clustered:
-            return {_HERE: errands}
+            return {_HERE: pending}
         if self._slots is None:
             self._look()
             assert self._looking is not None
             await self._looking.result(limit, seconds)
         assert self._slots is not None
-        return grouped(errands, self._slots)
+        return grouped(pending, self._slots)
 
     async def send(self, groups: Groups, limit: asyncio.Timeout, seconds: float) -> list[list[Any]]:
-        """See `Servers.send`."""
+        """See `ClusterNodes.send`."""
         permits: list[asyncio.Semaphore] = []
         taken: list[tuple[AsyncPool, Connection]] = []
         unread: list[Connection] = []
         try:
             for address in groups:
                 pool = self._pool(address)
-                taken.append((pool, await pool.acquire(permits, limit, seconds)))
+                taken.append((pool, await pool.lend(permits, limit, seconds)))
             for (_, connection), group in zip(taken, groups.values(), strict=True):
                 unread.append(connection)
                 await connection.send_packed_command(_packed(connection, group), check_health=False)
             answers = []
             for (_, connection), group in zip(taken, groups.values(), strict=True):
-                answers.append([await _async_read(connection, errand) for errand in group])
+                answers.append([await _async_read(connection, each) for each in group])
                 unread.remove(connection)
             return answers
         except (Exception, asyncio.CancelledError) as error:
@@ -216,7 +218,7 @@ class AsyncClusterNodes(_Topology):
                 self._look()
             raise
         finally:
-            # Without a wait, which a second cancellation could end before all permits are back.
+            # Without an await: a second cancellation there would lose permits.
             for permit in permits:
                 permit.release()
             for connection in unread:
@@ -225,20 +227,20 @@ class AsyncClusterNodes(_Topology):
                 await pool.release(connection)
 
     async def note(self, refusal: ResponseError, address: Address) -> None:
-        """See `Servers.note`."""
+        """See `ClusterNodes.note`."""
         if isinstance(refusal, ReadOnlyError):
             await self._pool(address).forget()
         elif self._stale(refusal, address):
             self._look()
 
     async def close(self) -> None:
-        """See `Servers.close`."""
+        """See `ClusterNodes.close`."""
         self._closed = True
         if self._looking is not None:
             await self._looking.cancel()
         for pool in list(self._pools.values()):
             await pool.close()
-        # A transport that was closed is gone once the loop has come round.
+        # The loop removes a closed transport in its next iteration.
         await asyncio.sleep(0)
 
     def _pool(self, address: Address) -> AsyncPool:
@@ -274,18 +276,18 @@ class AsyncClusterNodes(_Topology):
 
 def _packed(connection: Connection, group: Sequence[PendingCommand]) -> list[bytes]:
     chunks: list[bytes] = []
-    for errand in group:
-        if errand.asking:
+    for each in group:
+        if each.asking:
             chunks += connection.pack_command(*_ASKING)
-        # Numbers as text: hiredis ends the process where a signal handler raises while it converts one.
+        # Numbers as text: hiredis aborts the process if a signal handler raises while it converts one.
         chunks += connection.pack_command(
-            *[part if isinstance(part, (bytes, str)) else repr(part) for part in errand.command]
+            *[part if isinstance(part, (bytes, str)) else repr(part) for part in each.command]
         )
     return chunks if len(chunks) == 1 else [b"".join(chunks)]
 
 
-def _read(connection: Connection, errand: PendingCommand) -> Any:
-    if errand.asking:
+def _read(connection: Connection, command: PendingCommand) -> Any:
+    if command.asking:
         connection.read_response()
     try:
         return connection.read_response()
@@ -293,8 +295,8 @@ def _read(connection: Connection, errand: PendingCommand) -> Any:
         return refusal
 
 
-async def _async_read(connection: Connection, errand: PendingCommand) -> Any:
-    if errand.asking:
+async def _async_read(connection: Connection, command: PendingCommand) -> Any:
+    if command.asking:
         await connection.read_response()
     try:
         return await connection.read_response()

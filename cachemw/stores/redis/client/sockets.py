@@ -1,11 +1,7 @@
-"""redis-py's connections, with a bound on each call as a whole, and with TLS contexts that are made once.
+"""redis-py's connections with a deadline for each whole call, and with shared TLS contexts.
 
-Lives here: the one place that overrides what redis-py has no public name for. Must not know: when a connection
-is opened, what is sent.
-
-`_connect` opens a socket, `_wrap_socket_with_ssl` speaks TLS over it. Overriding the first is the only way to
-bound a whole answer: redis-py bounds each part of one. Tests hold that both are called. `_writer` is what an
-asyncio connection sends by; redis-py itself disconnects without a wait where a call is given up.
+Contains: all uses of private names of redis-py; README.md lists them with the reason and the test of each.
+Must not depend on: the time at which a connection is opened, commands.
 """
 
 from __future__ import annotations
@@ -29,9 +25,9 @@ _NOTHING_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class BoundedSocket:
-    """Be the socket it is given, except that no wait ends later than `until` said.
+    """A socket that waits until a deadline at most.
 
-    What has arrived by then is read, once: a thread that came late to its answer still gets it.
+    After the deadline it still reads once without a wait: a delayed thread gets a reply that has arrived.
     """
 
     def __init__(self, plain: socket.socket, deadline: float) -> None:
@@ -39,7 +35,7 @@ class BoundedSocket:
         self.until(deadline)
 
     def until(self, deadline: float) -> None:
-        """Bound all waits from here on by a time of `time.monotonic`."""
+        """Set the deadline of all later waits, a time of `time.monotonic`."""
         self._deadline, self._last = deadline, False
 
     def recv_into(self, buffer: Any) -> int:
@@ -51,13 +47,13 @@ class BoundedSocket:
         return bytes(self._in_time(self._socket.recv, *arguments))
 
     def sendall(self, packed: bytes) -> None:
-        """Send as a socket does; with TLS, too, all of it within the bound."""
+        """Send as a socket does, with all parts before the deadline, also over TLS."""
         left = memoryview(packed)
         while left:
             left = left[self._in_time(self._socket.send, left) :]
 
     def settimeout(self, seconds: float | None) -> None:
-        """Do nothing: redis-py's own timeouts are longer."""
+        """Ignore redis-py's own timeouts, which are longer."""
 
     def _in_time(self, act: Callable[..., Any], *arguments: Any) -> Any:
         left = self._deadline - time.monotonic()
@@ -85,16 +81,16 @@ class _Bounded:
         return self._socket
 
     def until(self, deadline: float) -> None:
-        """Bound what is sent and read from here on by a time of `time.monotonic`."""
+        """Set the deadline of all later sends and reads, a time of `time.monotonic`."""
         self._socket.until(deadline)
 
 
 class Plain(_Bounded, redis.Connection):
-    """By TCP."""
+    """A TCP connection."""
 
 
 class Tls(_Bounded, redis.SSLConnection):
-    """By TLS, in a context that was made before: making one takes 50 milliseconds."""
+    """A TLS connection with a shared context: making one takes 50 milliseconds."""
 
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
         super().__init__(**options)
@@ -108,22 +104,25 @@ class _Dropping:
     _writer: asyncio.StreamWriter | None
 
     async def disconnect(self, nowait: bool = False, *rest: Any, **named: Any) -> None:
-        """Disconnect; without a wait unsent requests, too, are dropped: who reads nothing would keep it open."""
+        """Disconnect. With `nowait`, drop unsent requests too.
+
+        A server that does not read would keep the socket open.
+        """
         if nowait and self._writer is not None:
             self._writer.transport.abort()
         await super().disconnect(nowait, *rest, **named)  # type: ignore[misc]
 
 
 class AsyncPlain(_Dropping, redis.asyncio.Connection):
-    """By TCP, for asyncio."""
+    """A TCP connection for asyncio."""
 
 
 class AsyncUnix(_Dropping, redis.asyncio.UnixDomainSocketConnection):
-    """By a unix socket, for asyncio."""
+    """A unix socket connection for asyncio."""
 
 
 class AsyncTls(_Dropping, redis.asyncio.SSLConnection):
-    """By TLS, for asyncio, where the loop would stand still while a context is made."""
+    """A TLS connection for asyncio with a shared context: making one would block the loop."""
 
     def __init__(self, *, context: RedisSSLContext, **options: Any) -> None:
         super().__init__(**options)
@@ -131,23 +130,23 @@ class AsyncTls(_Dropping, redis.asyncio.SSLConnection):
 
 
 class Unix(_Bounded, redis.UnixDomainSocketConnection):
-    """By a unix socket."""
+    """A unix socket connection."""
 
 
 def contexts(at: Target) -> Callable[[], RedisSSLContext]:
-    """Return what makes a target's TLS context: once, and again where its files have changed."""
-    told = at.parameters
-    files = [Path(told[name]) for name in FILES if name in told]
+    """Return a function that returns a target's TLS context, a new one after a change of its files."""
+    options = at.parameters
+    files = [Path(options[name]) for name in FILES if name in options]
 
     @lru_cache(1)
     def made(_changed: tuple[int, ...]) -> RedisSSLContext:
         context = RedisSSLContext(
-            ca_certs=told.get("ssl_ca_certs"),
-            certfile=told.get("ssl_certfile"),
-            keyfile=told.get("ssl_keyfile"),
-            password=told.get("ssl_password"),
-            cert_reqs=told.get("ssl_cert_reqs", "required"),
-            check_hostname=told.get("ssl_check_hostname") != "no",
+            ca_certs=options.get("ssl_ca_certs"),
+            certfile=options.get("ssl_certfile"),
+            keyfile=options.get("ssl_keyfile"),
+            password=options.get("ssl_password"),
+            cert_reqs=options.get("ssl_cert_reqs", "required"),
+            check_hostname=options.get("ssl_check_hostname") != "no",
         )
         context.get()
         return context
