@@ -118,12 +118,8 @@ def unsafe(module: ast.Module) -> Iterator[str]:
             if PURE_PYTHON.get(name, set()) & {node.attr, "*"}:
                 yield f"{name}.{node.attr}"
         called = node.func if isinstance(node, ast.Call) and node not in awaited else None
-        if (
-            isinstance(called, ast.Attribute)
-            and called.attr == "acquire"
-            and ast.unparse(called.value) != "pool"
-        ):
-            yield "acquire"  # a pool lends connections, and is no lock
+        if isinstance(called, ast.Attribute) and called.attr == "acquire":
+            yield "acquire"
 
 
 def test_numbers_reach_hiredis_as_text() -> None:

@@ -78,7 +78,7 @@ def test_unreadable_body_passes_as_the_same_object(body: Any, reason: str) -> No
     assert mw.settle(call, usage(uncached=9)).usage is not None
     (row,) = mw.report().rows
     assert (row.calls, row.labels, row.uncached) == (1, {"app": "a"}, 9)
-    assert call.plan.explain() == "No breakpoint: the body can't be read as a chat request."
+    assert call.plan.explain() == "No breakpoint: the body could not be read as a chat request."
     # The next request is planned as usual.
     assert mw.prepare(agent()).plan.added
 
