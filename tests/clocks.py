@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""A clock that tests move, and middlewares on that clock."""
-=======
 """A clock that tests move, and middlewares that use it."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -12,11 +8,7 @@ import cachemw
 
 
 class Clock:
-<<<<<<< HEAD
-    """A clock that moves only when a test sets it."""
-=======
     """A clock that only tests move."""
->>>>>>> main
 
     now = 1_000_000.0
 

@@ -16,40 +16,26 @@ NOWHERE = -2
 _PACKAGE = str(Path(cachemw.__file__).parent)
 # Functions that catch and count failures.
 _CATCHERS = {"failed", "_pass_through", "suppress", "pass_through_call"}
-# The driver of operations and its operations: a bug there cannot be survived, so that they must be short.
+# The driver of operations, and the operations: a bug there is not survived, so they must be short.
 _DRIVERS = ("engine/sync.py", "engine/aio.py", "engine/flow.py", "engine/steps.py")
 
 
 class Boom(Exception):
-<<<<<<< HEAD
-    """A bug of cachemw."""
-=======
     """A bug in cachemw."""
->>>>>>> main
 
 
 @contextmanager
 def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
-<<<<<<< HEAD
-    """Raise `error` at cachemw's call number `at` inside the engine's method `entry`; yield the calls' names.
-
-    At `NOWHERE` no error is raised.
-=======
     """Raise `error` at the given call of cachemw inside the engine's method `entry`; yield the calls' names.
 
     At `NOWHERE` no exception is raised.
->>>>>>> main
     """
     names: list[str] = []
 
     def trace(frame: FrameType, event: str, argument: object) -> None:
         code = frame.f_code
         if event != "call" or not code.co_filename.startswith(_PACKAGE) or code.co_name == "<genexpr>":
-<<<<<<< HEAD
-            return  # the entry may be the close of a generator, which cannot raise
-=======
             return  # a generator is also entered to be closed, where no exception can be raised
->>>>>>> main
         if code.co_filename.endswith(_DRIVERS) or code.co_name in _CATCHERS:
             return
         names.append(code.co_qualname)
@@ -57,11 +43,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
             raise error
 
     before = sys.gettrace()
-<<<<<<< HEAD
-    # A garbage collection may call cachemw, too.
-=======
     # Garbage collection would call functions of cachemw, too.
->>>>>>> main
     gc.disable()
     sys.settrace(trace)
     try:
@@ -72,7 +54,7 @@ def raising(error: BaseException, at: int, entry: str) -> Iterator[list[str]]:
 
 
 def sampled(names: list[str], stride: int) -> list[int]:
-    """Return which calls to break: the first two of each function and the last, or one in `stride` of those."""
+    """Return the calls to break: the first two of each function and the last, or one in `stride` of those."""
     times: Counter[str] = Counter()
     chosen = []
     for at, name in enumerate(names):

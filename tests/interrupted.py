@@ -1,21 +1,11 @@
-<<<<<<< HEAD
-"""A program that interrupts the sync middleware, and checks that no lock and no connection stays in use.
-=======
 """A program that interrupts the sync middleware, and checks that no lock stays held and no connection lent.
->>>>>>> main
 
     python -m tests.interrupted points STORE COALESCE
     python -m tests.interrupted signals STORE COALESCE SEED CLASS
 
-<<<<<<< HEAD
-`points` raises once at each place at which CPython may run a signal handler: at the beginning of a Python function,
-and after the return of a C function. `signals` has a handler raise at random times, while other threads work. Both
-exit 1 with a traceback if a check fails or a thread hangs.
-=======
 `points` raises once at each place at which CPython may run a signal handler: at the entry of a Python
 function, and at the return of a C function. `signals` has a handler raise at random times, while other
 threads work. Both exit 1 with a traceback if a check fails or a thread hangs.
->>>>>>> main
 """
 
 from __future__ import annotations
@@ -52,11 +42,7 @@ class Interrupt(BaseException):
 
 
 class SoftLimit(Exception):
-<<<<<<< HEAD
-    """An interrupt of the class of Celery's soft time limit."""
-=======
     """An exception of the class that Celery's soft time limit has."""
->>>>>>> main
 
 
 def middleware(store: str, coalesce: bool, kind: Any = cachemw.Middleware) -> Any:
@@ -98,7 +84,7 @@ def pools(mw: cachemw.Middleware) -> list[Any]:
 
 
 def check(mw: cachemw.Middleware, number: int, where: object) -> None:
-    """Exit unless calls work as before, all connections can be lent, and the writer is done in time."""
+    """Exit unless calls work as before, all connections can be lent, and the writer finishes in time."""
     before = mw.counts
     cycle(mw, number)
     # After an interrupted flush, two batches of the ledger may wait, and one call sends one.
@@ -115,7 +101,7 @@ def check(mw: cachemw.Middleware, number: int, where: object) -> None:
 
 @contextmanager
 def profiled(hook: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    """Call `hook` where Python functions begin, and where C functions return, in this thread."""
+    """Call `hook` at the entry of Python functions, and at the return of C functions, in this thread."""
     sys.setprofile(hook)
     try:
         yield
@@ -133,7 +119,7 @@ def point(frame: FrameType, event: str) -> Point | None:
 
 
 def recorded(act: Callable[[], object]) -> list[Point]:
-    """Return the points that an act passes."""
+    """Return the points that a call of `act` passes."""
     found: dict[Point, None] = {}
     mine = sys._getframe().f_code.co_filename
 
@@ -147,11 +133,7 @@ def recorded(act: Callable[[], object]) -> list[Point]:
 
 
 def interrupted(act: Callable[[], object], at: Point) -> bool:
-<<<<<<< HEAD
-    """Raise at the first time that an act passes a point; return True if it passed."""
-=======
     """Raise at the first pass of a point; return True if it was passed."""
->>>>>>> main
     raised = False
 
     def interrupt(frame: FrameType, event: str, argument: object) -> None:
@@ -169,13 +151,8 @@ def interrupted(act: Callable[[], object], at: Point) -> bool:
 
 
 def at_each_point(store: str, coalesce: bool) -> int:
-<<<<<<< HEAD
-    """Interrupt a call at each point, once with a pooled connection and once without."""
-    # A garbage collection would pass other points each time.
-=======
     """Interrupt a call at each point, once with a connection at hand and once with none."""
     # Garbage collection would pass other points each time.
->>>>>>> main
     gc.disable()
     mw, number = middleware(store, coalesce), 0
     check(mw, number, "at the start")
@@ -208,11 +185,7 @@ def at_each_point(store: str, coalesce: bool) -> int:
 
 
 def close(mw: cachemw.Middleware) -> None:
-<<<<<<< HEAD
-    """Exit unless a middleware closes in time, with no open connection and no running thread."""
-=======
     """Exit unless a middleware closes in time, and leaves no connection open and no thread at work."""
->>>>>>> main
     started = time.monotonic()
     mw.close()
     assert time.monotonic() - started < PATIENT
@@ -270,11 +243,7 @@ def by_signals(store: str, coalesce: bool, seed: int, kind: type[BaseException])
 
 
 def main() -> None:
-<<<<<<< HEAD
-    """Run the chosen check, and print the number of interrupted calls."""
-=======
     """Run the program that the command line names, and print how often a call was interrupted."""
->>>>>>> main
     parser = argparse.ArgumentParser()
     parser.add_argument("how", choices=["points", "signals"])
     parser.add_argument("store")

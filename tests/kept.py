@@ -1,4 +1,4 @@
-"""Everything that a middleware and its store keep of requests, as plain values that tests compare."""
+"""All data of requests that a middleware and its store keep, as plain values that tests compare."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ _FINAL = (str, bytes, int, float, bool, type(None))
 
 
 def plain(value: Any, leave: Callable[[str], bool] = lambda name: False) -> Any:
-<<<<<<< HEAD
-    """Return a value's content, through all objects of the package, as strings, numbers, lists and dicts.
-=======
     """Return the contents of a value as strings, numbers, lists and dicts, through all package objects.
->>>>>>> main
 
     Attributes whose "Class.name" satisfies `leave` are left out. Locks, functions and other foreign objects
     become the names of their classes.
@@ -54,11 +50,7 @@ def _plain(value: Any, leave: Callable[[str], bool], above: tuple[int, ...]) -> 
 
 
 def in_store(store: Any) -> Any:
-<<<<<<< HEAD
-    """Return the content of a memory store, sync or async: records, in-flight prefixes and sums."""
-=======
     """Return the contents of a memory store, sync or async: records, announcements and sums."""
->>>>>>> main
     return plain(getattr(store, "_store", store), {"MemoryStore._kept", "MemoryStore.local"}.__contains__)
 
 
@@ -68,11 +60,7 @@ def announcements(store: Any) -> int:
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:
-<<<<<<< HEAD
-    """Return the paths at which two plain values differ."""
-=======
     """Return the places at which two plain values differ."""
->>>>>>> main
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
         return [found for name in one for found in differences(one[name], other[name], f"{where}.{name}")]
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and len(one) == len(other):
