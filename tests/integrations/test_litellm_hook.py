@@ -216,7 +216,7 @@ def test_missing_litellm_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> N
     """Importing the hook without litellm names the package to install; `import cachemw` needs none."""
     monkeypatch.setitem(sys.modules, "litellm", None)
     monkeypatch.delitem(sys.modules, "cachemw.integrations.litellm", raising=False)
-    with pytest.raises(ConfigError, match=r"pip install 'cachemw\[litellm\]'"):
+    with pytest.raises(ConfigError, match=r"package litellm is missing. Run `pip install '\.\[litellm\]'`"):
         importlib.import_module("cachemw.integrations.litellm")
 
 

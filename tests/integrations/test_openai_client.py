@@ -112,9 +112,9 @@ def test_second_wrap_is_refused(endpoint: Endpoint) -> None:
 
 
 def test_missing_package_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without `openai` the error says which package to install."""
+    """Without `openai` the error names the missing package and the command that installs it."""
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(ConfigError, match=r"pip install 'cachemw\[openai\]'"):
+    with pytest.raises(ConfigError, match=r"package openai is missing. Run `pip install '\.\[openai\]'`"):
         wrap(object())
 
 
