@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 NAME = f"cachemw-{PROJECT['version']}"
 BUILT = (f"{NAME}-py3-none-any.whl", f"{NAME}.tar.gz")
-SHIPPED = {".py", ".lua", ".html"}
+SHIPPED = {".py", ".lua", ".html", ".md"}
 _BUILD = (
     "import sys; from flit_core import buildapi as b; b.build_wheel(sys.argv[1]); b.build_sdist(sys.argv[1])"
 )

@@ -26,7 +26,9 @@ _CLIENTS = [
     "tests/clients/test_styles.py",
     "tests/clients/test_transports.py",
     "tests/integrations/test_openai_client.py",
+    "tests/integrations/test_openai_answers.py",
     "tests/integrations/test_transport.py",
+    "tests/integrations/test_transport_answers.py",
 ]
 
 

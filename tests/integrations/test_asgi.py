@@ -25,9 +25,7 @@ from cachemw.core.request.equality import canonical
 from tests.apps.proxy.proxied import until
 from tests.clients.endpoint import USAGE, chunks, completion, event
 from tests.clients.recorder import AsyncRecorder, conversation, marks
-from tests.integrations.asgi_apps import PATH, App, Asked, answer, asking, event_names, part, start
-
-__all__ = ["App", "Asked", "answer", "part", "start"]  # for the tests of the proxy
+from tests.integrations.asgi_apps import PATH, App, Asked, asking, event_names, part, start
 
 
 async def test_chat_request_gets_markers_and_its_answer_settles() -> None:

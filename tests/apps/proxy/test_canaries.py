@@ -25,7 +25,7 @@ import cachemw
 from cachemw import AsyncCacheTransport, AsyncMiddleware, CacheMiddleware, CacheTransport, Middleware
 from tests.apps.proxy.proxied import PATIENCE, QUICK, proxying, raw
 from tests.clients.endpoint import Endpoint, completion, events
-from tests.integrations.test_asgi import App, Asked, answer, part, start
+from tests.integrations.asgi_apps import App, Asked, answer, part, start
 from tests.stores.redis.test_secrets import found
 
 MODEL = "databricks-claude-sonnet-4-6"

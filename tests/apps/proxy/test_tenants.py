@@ -99,6 +99,6 @@ def test_credentials_are_neither_kept_nor_logged(
         with raw(b"") as broken, proxying(broken.url) as failing:
             http.request(**chat({"authorization": f"Bearer {key}"}, failing.url + CHAT))
         assert key not in repr(running.mw._shared.__dict__)
-        assert key not in repr(vars(running.mw._store))
+        assert key not in repr(vars(running.mw._shell.store))
     out, err = capfd.readouterr()
     assert key not in out + err
