@@ -4,14 +4,15 @@ Contains: constants. Must not depend on: the rest of the package. Facts about pr
 tuning; they stand in `core.rules`.
 
 Sensitivity is the change of the mean share of the clairvoyant saving, in percentage points, if a constant is
-halved / doubled. The largest loss of one stream follows the semicolon. `make bench-sensitivity` prints it. The
-figures beside the constants are of seed 1 on few streams:
+halved / doubled. The largest loss of one stream follows the semicolon. `make bench-sensitivity` prints it.
+The figures beside the constants are of seed 1, from
 
     python -m benchmarks.sensitivity --only GROUP --workloads STREAMS
 
 with "document blocks,dated with tools,fan-out,four levels,five tenants" for the planner, cohorts, records and
-forecasts, and "dated with tools,four levels" for the other groups. "Judgement" as a source means that no
-measurement chose the value. `tests/core/test_tuning.py` holds each constant by a decision at its boundary.
+forecasts, and "dated with tools,four levels" for the other groups. A constant without a figure is not
+measured yet. "Judgement" as a source means that no measurement chose the value. `tests/core/test_tuning.py`
+holds each constant by a decision at its boundary.
 """
 
 from __future__ import annotations
