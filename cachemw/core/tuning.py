@@ -225,7 +225,7 @@ class RecordTuning:
 
 @dataclass(frozen=True, slots=True)
 class SharingTuning:
-    """Cohort counts that workers exchange (`core.reuse.cohort_sharing`); no stream of one worker depends on them."""
+    """Cohort counts exchanged by workers (`core.reuse.cohort_sharing`); streams of one worker do not use them."""
 
     slot: float = 600.0
     """Seconds of counts in one table.
