@@ -4,14 +4,15 @@ Contains: constants. Must not depend on: the rest of the package. Facts about pr
 tuning; they stand in `core.rules`.
 
 Sensitivity is the change of the mean share of the clairvoyant saving, in percentage points, if a constant is
-halved / doubled. The largest loss of one stream follows the semicolon. `make bench-sensitivity` prints it. The
-figures beside the constants are of seed 1 on few streams:
+halved / doubled. The largest loss of one stream follows the semicolon. `make bench-sensitivity` prints it.
+The figures beside the constants are of seed 1, from
 
     python -m benchmarks.sensitivity --only GROUP --workloads STREAMS
 
 with "document blocks,dated with tools,fan-out,four levels,five tenants" for the planner, cohorts, records and
-forecasts, and "dated with tools,four levels" for the other groups. "Judgement" as a source means that no
-measurement chose the value. `tests/core/test_tuning.py` holds each constant by a decision at its boundary.
+forecasts, and "dated with tools,four levels" for the other groups. A constant without a figure is not
+measured yet. "Judgement" as a source means that no measurement chose the value. `tests/core/test_tuning.py`
+holds each constant by a decision at its boundary.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class PlannerTuning:
     margin_1h: float = 0.18
     """The same for a 1h write.
 
-    Higher, since the estimate of late reuse is noisier.
+     Higher, since the estimate of late reuse is noisier.
     Source: judgement; 0.05 was enough in placement experiments, November 2026.
     Sensitivity: +0.04; +0.00 / -0.03; -0.18 five tenants (cachemw 1h).
     """
@@ -45,7 +46,7 @@ class PlannerTuning:
     max_candidates: int = 24
     """Breakpoints that are compared with each other.
 
-    Planning time grows with its square.
+     Planning time grows with its square.
     Source: judgement.
     Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
@@ -65,73 +66,87 @@ class ForecastTuning:
     """Probability that an agent with tools, or a conversation in progress, continues.
 
     Source: placement experiments, November 2026.
+    Sensitivity: +0.00; -0.01 five tenants (cachemw 1h) / -0.04; -0.11 dated with tools (cachemw 1h).
     """
     prior_single: float = 0.1
     """Probability that a single turn without tools comes again.
 
     Source: placement experiments, November 2026.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     prior_single_shared: float = 0.3
     """Probability that the shared prefix of such a turn comes again.
 
     Source: placement experiments, November 2026.
+    Sensitivity: -0.36; -0.81 four levels (cachemw) / -0.00; -0.07 four levels (cachemw).
     """
     prior_repeat: float = 0.2
     """Probability that a whole prompt that came twice comes a third time: most are retries.
 
     Source: placement experiments, November 2026.
+    Sensitivity: +0.00; +0.00 / -0.00; -0.00 four levels (cachemw).
     """
     own_prior: float = 0.5
     """Probability that a prefix with a long record comes again, before its record counts.
 
     Source: judgement.
+    Sensitivity: +0.02; -0.13 four levels (cachemw) / -0.01; -0.08 four levels (cachemw 1h).
     """
     own_prior_weight: float = 4.0
     """Arrivals that the cohort's probability is worth beside the prefix's own record.
 
     Source: judgement.
+    Sensitivity: +0.01; -0.15 four levels (cachemw 1h) / +0.02; -0.08 five tenants (cachemw).
     """
     own_late_prior_weight: float = 16.0
     """The same for late reuse.
 
-    A record holds only returns, so the cohort counts more.
+     A record holds only returns, so the cohort counts more.
     Source: judgement.
+    Sensitivity: +0.01; +0.00 / +0.00; +0.00.
     """
     blend_from_arrival: int = 4
     """Arrival from which a prefix's own history counts.
 
-    A first reuse proves nothing.
+     A first reuse proves nothing.
     Source: placement experiments, November 2026.
+    Sensitivity: +0.00; -0.06 fan-out (cachemw 1h) / -0.02; -0.22 four levels (cachemw).
     """
     own_only_from_arrival: int = 8
     """Arrival from which the cohort no longer counts, nor the prefix in its cohort.
 
     Source: judgement.
+    Sensitivity: +0.04; +0.00 / +0.03; -0.00 five tenants (cachemw).
     """
     max_certainty: float = 0.98
     """Highest probability of one more read; it bounds the expected number of reads.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     middle_gap: float = 1020.0
     """Seconds between the second and the third gap class (5 min, 17 min, 1 h).
 
     Source: placement experiments, November 2026.
+    Sensitivity: +0.01; -0.00 five tenants (cachemw) / -0.01; -0.05 four levels (cachemw).
     """
     distinct_positions: int = 3
     """Blocks of a section that have cohorts of their own; later ones share one.
 
     Source: judgement.
+    Sensitivity: -0.01; -0.08 fan-out (cachemw 1h) / -0.05; -0.19 dated with tools (cachemw 1h).
     """
     distinct_stages: int = 2
     """Stages of a conversation that have cohorts of their own.
 
     Source: judgement.
+    Sensitivity: -0.00; -0.02 fan-out (cachemw 1h) / -0.02; -0.11 five tenants (cachemw 1h).
     """
     distinct_turns: int = 16
     """Turns that have cohorts of their own under one system prompt.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / -0.00; -0.00 five tenants (cachemw).
     """
 
 
@@ -202,7 +217,7 @@ class RecordTuning:
     decay: float = 31 / 32
     """Weight of a trial relative to the next one: some sixty arrivals make a record.
 
-    `record.lua` repeats it.
+     `record.lua` repeats it.
     Source: judgement.
     Sensitivity: +0.01; -0.13 four levels (cachemw) / +0.00; +0.00.
     """
@@ -210,12 +225,12 @@ class RecordTuning:
 
 @dataclass(frozen=True, slots=True)
 class SharingTuning:
-    """Cohort counts that workers exchange (`core.reuse.cohort_sharing`); no stream of one worker depends on them."""
+    """Cohort counts exchanged by workers (`core.reuse.cohort_sharing`); streams of one worker do not use them."""
 
     slot: float = 600.0
     """Seconds of counts in one table.
 
-    All workers of a store must agree.
+     All workers of a store must agree.
     Source: judgement.
     """
     slots_read_back: int = 6
@@ -248,31 +263,37 @@ class TrackingTuning:
     """Blocks of the system section, half from each end.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     opening_blocks: int = 8
     """First blocks of the messages; shorter requests are tracked whole.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     latest_ends: int = 24
     """Latest ends of runs of one role, each tracked.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     run_blocks: int = 8
     """Blocks at each side of the last run of one role.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     older_ends: int = 16
     """Older ends, at a stride that doubles.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     first_stride: int = 4
     """Smallest stride of older ends.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
 
 
@@ -284,46 +305,55 @@ class SplitTextTuning:
     """Bytes of a text, and of its first part, below which it is not split.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     piece_bytes: int = 256
     """Bytes of the shortest piece.
 
     Source: judgement.
+    Sensitivity: -0.04; -0.07 dated with tools (cachemw / -0.19; -0.38 dated with tools (cachemw.
     """
     piece_share: int = 128
     """A piece is at least the text before it divided by this.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     line_bytes: int = 1_024
     """Bytes within which a piece is extended to the end of a line or word.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     max_cuts: int = 15
     """Cuts of one text.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     window: int = 32
     """Latest texts whose tails are remembered.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     least_branched: int = 2
     """Texts that must have branched near their ends before a new one is cut in advance.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     least_branched_share: float = 0.2
     """Share of the latest texts that must have branched.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
     in_flight: float = 60.0
     """Seconds for which the text of a request without a response counts.
 
     Source: judgement.
+    Sensitivity: +0.00; +0.00 / +0.00; +0.00.
     """
 
 
