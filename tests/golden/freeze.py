@@ -167,7 +167,7 @@ def _text(node: ast.expr) -> str | None:
 
 
 def demo_output() -> list[str]:
-    """Return what the demo prints, except the name of its page."""
+    """Return the demo's text without progress bars and the name of its page."""
     return _printed(lambda console, page: demo(console, page, limit=20, seed=3))
 
 
@@ -184,7 +184,7 @@ def _printed(run: Callable[[Console, Path], object]) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         run(Console(file=printed, width=100), Path(folder) / "page.html")
     lines = [line.rstrip() for line in printed.getvalue().splitlines()]
-    return [line for line in lines if line and "page.html" not in line]
+    return [line for line in lines if line and "page.html" not in line and "━" not in line]
 
 
 if __name__ == "__main__":
