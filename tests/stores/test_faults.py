@@ -226,11 +226,12 @@ def test_evicted_records_are_restored(twin: str) -> None:
         begin, go_on = talk(2)
         (written,) = worker.send([begin])
         worker.flush()
-        limit = client.info("memory")["used_memory"] + 300_000
+        # Room for the workers' own buffers, and values so large that each one evicts many of the small keys.
+        limit = client.info("memory")["used_memory"] + 4_000_000
         client.config_set("maxmemory-policy", "allkeys-lru")
         client.config_set("maxmemory", limit)
         for number in range(100):
-            client.set(f"other {number}", b"x" * 20_000)
+            client.set(f"other {number}", b"x" * 400_000)
         assert client.info("stats")["evicted_keys"] > 0
         assert not [name for name in client.keys("cachemw:*") if b"}:p:" in name]
         (read,) = worker.send([go_on])
