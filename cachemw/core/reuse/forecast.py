@@ -20,13 +20,14 @@ from the eighth   the prefix's own history; the prefix no longer counts in its c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 from cachemw.core.hash_types import PrefixHash
 from cachemw.core.request.parser import ParsedRequest
+from cachemw.core.reuse.cohort_names import bucket_of_gap, cohort_path, known_shared_prefixes, position
 from cachemw.core.reuse.cohorts import CohortName, CohortTable, TrialEnd
 from cachemw.core.reuse.record import FIVE_MINUTES, ONE_HOUR, PrefixRecord
 from cachemw.core.rules.types import Ttl
@@ -145,7 +146,7 @@ class _Trials:
         pairs = pairwise([False, *by_assistant])
         self._turns = list(accumulate(after and not before for before, after in pairs))
         self._running = self.parsed.tools_end > 0 or self._turns[-1] > 0
-        self._shared = _known_shared_prefixes(self.parsed, request.prefix_hashes, self.known_records)
+        self._shared = known_shared_prefixes(self.parsed, request.prefix_hashes, self.known_records)
         self._paths: dict[int, list[CohortName]] = {}
         self.last_block = len(self.parsed.blocks) - 1
 
@@ -157,7 +158,7 @@ class _Trials:
         turns = self._turns[index]
         path = self._paths.get(turns)
         if path is None:
-            path = self._paths[turns] = _cohort_path(self._shared, turns)
+            path = self._paths[turns] = cohort_path(self._shared, turns)
         return path
 
     def cohort_key(self, index: int) -> _CohortKey:
@@ -170,10 +171,10 @@ class _Trials:
             prior = FORECAST.prior_single if ends_here else FORECAST.prior_single_shared
         if ends_here and record is not None and record.request_ended_here:
             prior, kind = FORECAST.prior_repeat, _REPEAT
-        name, path = (*_position(self.parsed, index), kind), self._path(index)
+        name, path = (*position(self.parsed, index), kind), self._path(index)
         if record is None:
             return _CohortKey(index, name, 1, _FIRST_ARRIVAL, path, prior)
-        gap_bucket = _gap_bucket(self.seconds_since(record))
+        gap_bucket = bucket_of_gap(self.seconds_since(record))
         return _CohortKey(index, name, record.arrivals + 1, gap_bucket, path, prior)
 
     def ended(self, cohorts: CohortTable) -> list[TrialEnd]:
@@ -182,10 +183,10 @@ class _Trials:
         for index, record in self.known_records.items():
             if record is None or record.arrivals >= FORECAST.own_only_from_arrival:
                 continue
-            gap_bucket = _gap_bucket(record.last_gap) if record.arrivals > 1 else _FIRST_ARRIVAL
+            gap_bucket = bucket_of_gap(record.last_gap) if record.arrivals > 1 else _FIRST_ARRIVAL
             kind: CohortKind = _END if record.request_ended_here else _INNER
             ends += cohorts.trials_ended(
-                (*_position(self.parsed, index), kind),
+                (*position(self.parsed, index), kind),
                 min(record.arrivals, FORECAST.blend_from_arrival),
                 gap_bucket,
                 self._path(index),
@@ -345,53 +346,6 @@ def _entry_state(record: PrefixRecord, now: float, *, answered: bool) -> tuple[T
 
 
 # -- names and numbers ------------------------------------------------------------------------
-
-
-def _known_shared_prefixes(
-    parsed: ParsedRequest,
-    prefix_hashes: Sequence[PrefixHash],
-    known: Mapping[int, PrefixRecord | None],
-) -> list[bytes]:
-    """Return the hashes of tools and system for which a cohort may be kept: those that arrived before.
-
-    Tools or a system prompt that change with every request would fill the table with cohorts of one request.
-    """
-    tools, system = parsed.tools_end, parsed.system_end
-    if tools and known.get(tools - 1) is None:
-        return []
-    shared: list[bytes] = [prefix_hashes[tools - 1] if tools else b""]
-    if system > tools and known.get(system - 1) is not None:
-        shared.append(prefix_hashes[system - 1])
-    return shared
-
-
-def _cohort_path(shared: Sequence[bytes], turns: int) -> list[CohortName]:
-    """Return the levels of a cohort: all traffic, its stage, tools, system and exact turn."""
-    stage = min(turns, FORECAST.distinct_stages)
-    path: list[CohortName] = [(), (stage,)]
-    if shared:
-        path.append((stage, shared[0]))
-    if len(shared) > 1:
-        path += [(stage, *shared), (stage, *shared, min(turns, FORECAST.distinct_turns))]
-    return path
-
-
-def _gap_bucket(seconds: float) -> int:
-    if seconds <= FIVE_MINUTES:
-        return 0
-    if seconds <= FORECAST.middle_gap:
-        return 1
-    return 2 if seconds <= ONE_HOUR else 3
-
-
-def _position(parsed: ParsedRequest, index: int) -> CohortName:
-    """Return the position of a prefix's end: its section, its place among the first blocks, its role."""
-    block, most = parsed.blocks[index], FORECAST.distinct_positions
-    if index < parsed.tools_end:
-        return ("tools",)
-    if index < parsed.system_end:
-        return ("system", min(index - parsed.tools_end, most), index + 1 == parsed.system_end)
-    return ("messages", min(index - parsed.system_end, most), block.role, block.kind)
 
 
 def _reads_in_a_row(p_reuse: float) -> float:
