@@ -20,8 +20,16 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def roomy() -> Iterator[Server]:
+def _roomy_server() -> Iterator[Server]:
     """Run a server with memory, an eviction policy and the ACL users."""
     options = ["--maxmemory", "64mb", "--maxmemory-policy", "volatile-lru", *ACL]
     with redis_servers.standalone("valkey", *options) as server:
         yield server
+
+
+@pytest.fixture
+def roomy(_roomy_server: Server) -> Server:
+    """Return that server without the keys of other tests."""
+    with _roomy_server.client() as client:
+        client.flushall()
+    return _roomy_server
