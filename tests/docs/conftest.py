@@ -57,6 +57,8 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     make.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(commands), str(programs), os.environ["PATH"]]))
     monkeypatch.setenv("COLUMNS", "80")
+    # A busy machine may need longer than the default of 20 ms to open a page's first connection.
+    monkeypatch.setenv("CACHEMW_STORE_TIMEOUT_MS", "5000")
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else LiteLLM asks the network
     work.mkdir()
     monkeypatch.chdir(work)
