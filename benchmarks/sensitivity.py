@@ -26,6 +26,7 @@ from rich.table import Table
 from benchmarks.checks import WORTH
 from benchmarks.measure import CACHEMW_POLICIES, Row, measure
 from benchmarks.policies import CachemwPolicy
+from benchmarks.tuned import tuned
 from benchmarks.workloads import WORKLOADS
 from cachemw.core.rules.model_names import find_model
 from cachemw.core.tuning import GROUPS
@@ -169,17 +170,9 @@ def baseline(stream: StreamName) -> tuple[Row, float]:
 
 
 def varied_total(stream: StreamName, variation: Variation) -> float:
-    """Return the total cost of a stream with one constant changed.
-
-    The groups are frozen, so that no code changes a constant by accident; a benchmark goes around that.
-    """
-    group, _, field = variation.name.partition(".")
-    before = getattr(GROUPS[group], field)
-    object.__setattr__(GROUPS[group], field, variation.value)
-    try:
+    """Return the total cost of a stream with one constant changed."""
+    with tuned(variation.name, variation.value):
         return _total(stream)
-    finally:
-        object.__setattr__(GROUPS[group], field, before)
 
 
 def _total(stream: StreamName) -> float:

@@ -30,6 +30,13 @@ class ConfigError(CachemwError, ValueError):
         super().__init__(printable(message))
 
 
+def missing_package(user: str, package: str | None, extra: str) -> ConfigError:
+    """Return the error of a part of cachemw whose optional package is not installed."""
+    return ConfigError(
+        f"{user}: the package {package} is missing. Run `pip install '.[{extra}]'` in a clone of cachemw."
+    )
+
+
 class BodyError(CachemwError):
     """A body that cannot be read as a chat request.
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 import cachemw
 from cachemw.apps import cli_options as options
-from cachemw.errors import CachemwError, ConfigError
+from cachemw.errors import CachemwError, ConfigError, missing_package
 from cachemw.printable import printable
 from cachemw.simulation.options import Options
 
@@ -142,9 +142,7 @@ def proxy(
         from cachemw.apps.proxy import server as served
         from cachemw.apps.proxy.reverse_proxy import Limits
     except ImportError as error:
-        raise ConfigError(
-            f"proxy: the package {error.name} is missing. Run `pip install '.[proxy]'` in a clone of cachemw."
-        ) from None
+        raise missing_package("proxy", error.name, "proxy") from None
     given = {"store": store, "provider": provider}
     proxy_options = served.ProxyOptions(
         upstream,

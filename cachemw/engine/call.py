@@ -34,7 +34,7 @@ class ParsedPrompt:
 
     `outgoing_body` is the body without added markers, as the opt-ins leave it. `prefix_hashes` has one hash a block;
     `tracked_blocks` are the indexes whose prefixes have records, the same prefixes as in `arrival`. `estimated_size`
-    is in the unit of `core.request.tokens`, before calibration. `observed` is True if the request is only watched.
+    is in the unit of `core.request.tokens`, before calibration.
     """
 
     outgoing_body: Json
@@ -51,7 +51,7 @@ class ParsedCall:
     """A request as it came. Its `repr` shows no field, since the body holds text.
 
     `started` is in seconds by the middleware's clock. `model` is the name under which the ledger counts the call.
-    `rules` is None for an unknown model or provider. `prompt` is None if the request passes unread; `skipped` says why.
+    `rules` is None for an unknown model or provider. `prompt` is None if the request passes unread; the plan's `skipped` says why.
     """
 
     body: Json
@@ -62,7 +62,6 @@ class ParsedCall:
     facts: NamespaceFacts
     rules: Rules | None = None
     prompt: ParsedPrompt | None = None
-    skipped: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class RequestPlanner:
         name = self._provider_name(provider)
         rules = None if name == "auto" else parsed.facts.rules(name, model_name(parsed.body))
         skipped = Reason.PROVIDER_UNKNOWN if name == "auto" else self._reason_to_skip(rules, wire)
-        lifecycle.parsed = parsed = replace(parsed, rules=rules, skipped=skipped)
+        lifecycle.parsed = parsed = replace(parsed, rules=rules)
         if skipped is not None:
             lifecycle.planned = PlannedCall(Plan(skipped=skipped))
         elif rules is not None:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary, ref
 
 from cachemw.engine import AsyncMiddleware
-from cachemw.errors import ConfigError
+from cachemw.errors import ConfigError, missing_package
 from cachemw.integrations._async_flow import AsyncExchangeFlow
 from cachemw.integrations.guard import Guard
 from cachemw.integrations.litellm_request import Request, labels, namespace, read, rewritten
@@ -43,9 +43,7 @@ try:
     import litellm
     from litellm.integrations.custom_logger import CustomLogger
 except ImportError:
-    raise ConfigError(
-        "litellm: the package litellm is missing. Run `pip install '.[litellm]'` in a clone of cachemw."
-    ) from None
+    raise missing_package("litellm", "litellm", "litellm") from None
 
 if TYPE_CHECKING:
     hook: CacheHook

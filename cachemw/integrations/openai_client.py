@@ -26,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
 from cachemw.engine import AsyncMiddleware, Middleware
-from cachemw.errors import ConfigError
+from cachemw.errors import ConfigError, missing_package
 from cachemw.integrations._async_openai import hook_async
 from cachemw.integrations._sync_openai import hook_sync
 from cachemw.integrations.resolve_middleware import name_of, resolve_middleware
@@ -81,9 +81,7 @@ def _middleware_kind(client: object) -> type[Middleware | AsyncMiddleware]:
     try:
         import openai
     except ImportError:
-        raise ConfigError(
-            "wrap: the package openai is missing. Run `pip install '.[openai]'` in a clone of cachemw."
-        ) from None
+        raise missing_package("wrap", "openai", "openai") from None
     if isinstance(client, openai.OpenAI):
         return Middleware
     if isinstance(client, openai.AsyncOpenAI):

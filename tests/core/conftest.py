@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.tuned import tuned
+from benchmarks.tuned import tuned
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.tuned import tuned
 from cachemw.core.opt_ins import split_text
 from cachemw.core.opt_ins.openai_hints import PromptCacheKeys
 from cachemw.core.opt_ins.split_text import Splitter
@@ -28,7 +29,6 @@ from cachemw.core.reuse.record import PrefixRecord, new_record, record_arrival
 from cachemw.core.rules.resolve import resolve
 from cachemw.core.rules.types import Kind, MarkPolicy, Rules, Ttl
 from cachemw.core.tuning import GROUPS
-from tests.tuned import tuned
 
 Probe = Callable[[], Any]
 ON: dict[Kind, MarkPolicy] = dict.fromkeys(Kind, "on")

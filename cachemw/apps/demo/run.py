@@ -27,7 +27,7 @@ from cachemw.apps.demo.page import page
 from cachemw.apps.demo.policies import POLICIES, Policy
 from cachemw.core.rules.resolve import resolve
 from cachemw.core.rules.types import Model
-from cachemw.errors import ConfigError
+from cachemw.errors import ConfigError, missing_package
 from cachemw.events import Event, Settled
 from cachemw.printable import printable
 from cachemw.simulation import conversation_families
@@ -91,9 +91,7 @@ def run(
     try:
         from openai import BadRequestError, DefaultHttpxClient, OpenAI
     except ImportError:
-        raise ConfigError(
-            "demo: the package openai is missing. Run `pip install '.[openai]'` in a clone of cachemw."
-        ) from None
+        raise missing_package("demo", "openai", "openai") from None
     arrival = arrivals[0]
     points: list[Point] = []
 

@@ -90,7 +90,9 @@ def _same(came: Any, leaves: Any, split_text: bool) -> bool:
             if value is not leaves[key] and not (value is None and key in _MAY_BE_ADDED)
         )
     if isinstance(came, (list, tuple)):
-        return _is_list_of(leaves, len(came)) and all(
+        if not isinstance(leaves, (list, tuple)) or len(leaves) != len(came):
+            return False
+        return all(
             one is other or _same(one, other, split_text) for one, other in zip(came, leaves, strict=True)
         )
     return type(came) is type(leaves) and bool(came == leaves)
@@ -131,7 +133,3 @@ def _is_text(part: Any) -> bool:
         and isinstance(part.get("text"), str)
         and part.keys() <= _TEXT_FIELDS
     )
-
-
-def _is_list_of(value: Any, length: int) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == length

@@ -19,8 +19,7 @@ def find_model(name: str, provider: str | None = None) -> Model | None:
     Args:
         name: the model as a request names it, such as "databricks-claude-sonnet-4-5".
         provider: the provider that serves it. The model has `caching="none"` if it needs breakpoints and the
-            provider
-            ignores them.
+            provider ignores them.
 
     Raises:
         ConfigError: if there is no such provider.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from cachemw.core.request.parser import WireFormat
-from cachemw.core.rules.providers import find_provider
+from cachemw.core.rules.lookup import provider_of
 
 # Clients choose URLs: a longer one is cut before it is searched for a provider, and kept in the memo.
 _LONGEST = 1_024
@@ -42,7 +42,4 @@ def provider_at(url: str) -> str | None:
     return _provider_at(url.partition("?")[0][:_LONGEST])
 
 
-@lru_cache(maxsize=256)
-def _provider_at(url: str) -> str | None:
-    found = find_provider(url)
-    return None if found is None else found.name
+_provider_at = lru_cache(maxsize=256)(provider_of)

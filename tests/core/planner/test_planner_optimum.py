@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.tuned import tuned
 from cachemw.core.planner import planner as module
 from cachemw.core.planner.economics import RequestEconomics
 from cachemw.core.planner.planner import Choice, plan
@@ -21,7 +22,6 @@ from cachemw.core.reuse.forecast import PrefixForecast
 from cachemw.core.rules.types import Kind, MarkPolicy, Model, Rules, Ttl
 from cachemw.core.tuning import PLANNER
 from tests.core.planner.cases import EXACT, ON, B, case, planned, rules
-from tests.tuned import tuned
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "100"))
 MARGIN: dict[Ttl, float] = {"5m": PLANNER.margin_5m, "1h": PLANNER.margin_1h}
